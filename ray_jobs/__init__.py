@@ -1,0 +1,1 @@
+"""One thin module per job that a cluster runs."""

@@ -1,0 +1,20 @@
+"""TerraFM: pretrain an Earth-observation foundation model, from archive to usable weights."""
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from terrafm.models.weights import load_model as load_model
+
+__version__ = importlib.metadata.version("terrafm")
+__all__ = ["__version__", "load_model"]
+
+# torch and timm take seconds to import: a command that needs neither must not wait for them.
+_LAZY = {"load_model": "terrafm.models.weights"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

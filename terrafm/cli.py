@@ -1,0 +1,237 @@
+"""The command line: one verb per thing a user does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from terrafm.config import load_config, recipe_names, settings
+from terrafm.errors import TerraFMError
+from terrafm.modalities import MODALITIES
+from terrafm.progress import progress_bar
+
+# Each verb imports what it needs when it runs: torch and Ray take seconds to load, and --help or
+# a mistyped key should answer at once.
+
+console = Console()
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+app = typer.Typer(
+    help="Pretrain TerraFM, from satellite archive to usable weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+evaluate_app = typer.Typer(help="Score weights on a labelled set.", no_args_is_help=True)
+app.add_typer(evaluate_app, name="evaluate")
+
+
+class SourceName(StrEnum):
+    """Archive layouts."""
+
+    GEOTIFF = "geotiff"
+    MAJOR_TOM = "major-tom"
+    SYNTHETIC = "synthetic"
+
+
+class ExportFormat(StrEnum):
+    """Weight files."""
+
+    SAFETENSORS = "safetensors"
+    RELEASED = "released"
+
+
+def _settings_help() -> str:
+    """Every configuration key, for --help."""
+    # The backspace keeps click from refilling the lines.
+    rows = [
+        f"  {key} ({kind}) = {json.dumps(default)}\n      {description}"
+        for key, kind, default, description in settings()
+    ]
+    return "\b\nKeys of --set and YAML, with their defaults:\n" + "\n".join(rows)
+
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable."),
+]
+ConfigOption = Annotated[
+    str, typer.Option("--config", help=f"Recipe ({', '.join(recipe_names())}) or YAML file.")
+]
+DataOption = Annotated[str, typer.Option("--data", help="URI of a dataset made by ingest.")]
+OutputOption = Annotated[str, typer.Option("--output", help="URI of the folder to write.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def demo(
+    output: OutputOption = "terrafm-demo",
+) -> None:
+    """Walk the whole road on a small synthetic Earth, in minutes on a laptop."""
+    from terrafm.demo import run_demo
+
+    run_demo(output, console)
+
+
+@app.command(epilog=_settings_help())
+def ingest(
+    source: Annotated[SourceName, typer.Option(help="Layout of the archive.")],
+    input_uri: Annotated[str, typer.Option("--input", help="URI of the archive.")],
+    output: OutputOption,
+    worldcover: Annotated[
+        str | None, typer.Option(help="ESA WorldCover folder or bucket, for tiles without one.")
+    ] = None,
+    tile_size: Annotated[
+        int, typer.Option(help="Side of a tile on the finest grid, pixels.")
+    ] = 534,
+    modalities: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(MODALITIES),
+    overrides: SetOption = None,
+) -> None:
+    """Cut an archive into tiles and pack them into Parquet shards."""
+    config = load_config(None, overrides or [])
+    from terrafm.data.ingest import ingest as run_ingest
+
+    with progress_bar(console, "cells") as advance:
+        report = run_ingest(
+            source.value,
+            input_uri,
+            output,
+            worldcover=worldcover,
+            tile_size=tile_size,
+            modalities=tuple(m.strip() for m in modalities.split(",") if m.strip()),
+            config=config.ingest,
+            progress=advance,
+        )
+    console.print(report.render())
+
+
+@app.command(epilog=_settings_help())
+def inspect(
+    uri: Annotated[str, typer.Argument(help="URI of a dataset made by ingest.")],
+    as_json: JsonOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Show what a dataset holds and how it will be resampled."""
+    config = load_config(None, overrides or [])
+    from terrafm.data.inspect import inspect as run_inspect
+    from terrafm.data.inspect import render
+
+    _report(run_inspect(uri, config), as_json, render)
+
+
+@app.command(epilog=_settings_help())
+def pretrain(
+    config: ConfigOption,
+    data: DataOption,
+    output: OutputOption,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost.")] = False,
+    as_json: JsonOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Pretrain, or go on with the run that lies in --output."""
+    tree = load_config(config, overrides or [])
+    if dry_run:
+        from terrafm.train.run import dry_run as run_dry
+
+        _report(run_dry(tree, data), as_json, _render_figures)
+        return
+    from terrafm.train.run import describe
+    from terrafm.train.run import pretrain as run_pretrain
+
+    with progress_bar(console, "steps") as advance:
+        result = run_pretrain(tree, data, output, progress=advance)
+    console.print(describe(result), soft_wrap=True, highlight=False)
+
+
+@evaluate_app.command("knn")
+def evaluate_knn(
+    weights: Annotated[str, typer.Option("--weights", help="URI of exported weights.")],
+    data: Annotated[str, typer.Option("--data", help="EuroSAT folder or dataset of ingest.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Nearest neighbours of frozen features, beside untrained and spectral baselines."""
+    from terrafm.eval.knn import evaluate_knn as run_knn
+    from terrafm.eval.knn import render
+
+    with console.status("computing features") if not as_json else _nothing():
+        result = run_knn(weights, data)
+    _report(result, as_json, render)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="URI of a checkpoint folder.")],
+    output: Annotated[str, typer.Option("--output", help="URI of the weight file or its folder.")],
+    file_format: Annotated[ExportFormat, typer.Option("--format", help="Kind of file.")],
+) -> None:
+    """Write a checkpoint's teacher as weights in the released layout."""
+    from terrafm.export import export_checkpoint
+
+    written, snippet = export_checkpoint(checkpoint, output, file_format.value)
+    for uri in written:
+        console.print(f"wrote {uri}", soft_wrap=True, highlight=False)
+    console.print("\nLoad it with:\n", highlight=False)
+    console.print(snippet, soft_wrap=True, highlight=False, markup=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command; ends the process with 0 done, 1 failed, 2 wrong usage."""
+    logging.basicConfig(level=logging.WARNING, format="terrafm: %(message)s")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=arguments and list(arguments), standalone_mode=False)
+    except TerraFMError as error:
+        errors.print(f"terrafm: error: {error}", markup=False)
+        code = error.exit_code
+    except click.exceptions.Abort:
+        errors.print("terrafm: interrupted")
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.exceptions.Exit as request:
+        code = request.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _report(result: dict[str, Any], as_json: bool, render: Any) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    else:
+        console.print(render(result))
+
+
+def _render_figures(figures: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for name, value in figures.items():
+        table.add_row(name.replace("_", " "), _human(name, value))
+    return table
+
+
+def _human(name: str, value: Any) -> str:
+    if not ("bytes" in name or "memory" in name):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    size = float(value)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -1,0 +1,309 @@
+"""One typed tree of settings: YAML in, dotted overrides, errors that name the key.
+
+The tree is the single place of every default. A run saves the tree it used as `config.yaml`,
+which is enough to run it again. Defaults follow the paper (arXiv 2506.06281) where it gives a
+number, and DINO (arXiv 2104.14294) where it does not.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from terrafm.errors import UsageError
+from terrafm.modalities import MODALITIES
+from terrafm.storage import exists, read_bytes
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A branch of the tree: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """The encoder."""
+
+    name: Literal["terrafm_tiny", "terrafm_small", "terrafm_base", "terrafm_large"] = Field(
+        "terrafm_base", description="architecture"
+    )
+    init: str | None = Field(None, description="URI of weights to start from, released or own")
+    drop_path: Fraction = Field(
+        0.1, description="stochastic depth of the last block; linear in depth"
+    )
+    num_queries: Count = Field(5, description="fusion queries per position (N_q)")
+
+
+class HeadConfig(Section):
+    """DINO's projection head."""
+
+    num_prototypes: Count = Field(65536, description="outputs of the head (K)")
+    hidden_dim: Count = Field(2048, description="width of the MLP")
+    bottleneck_dim: Count = Field(256, description="width before the prototypes")
+
+
+class LossConfig(Section):
+    """Self-distillation with dual centering."""
+
+    student_temp: Positive = Field(0.1, description="student temperature")
+    teacher_temp: Positive = Field(0.06, description="teacher temperature after the warm-up")
+    warmup_teacher_temp: Positive = Field(0.04, description="teacher temperature at step 0")
+    alpha: Fraction = Field(0.8, description="weight of the global center; 1 is DINO")
+    center_momentum: Fraction = Field(0.9, description="EMA momentum of both centers")
+    high_frequency_classes: tuple[int, ...] | None = Field(
+        None, description="land-cover codes of c_h; by default those above 1 / classes present"
+    )
+
+
+class DataConfig(Section):
+    """What a sample is: sampling, modality augmentation, crops."""
+
+    modalities: tuple[str, ...] = Field(tuple(MODALITIES), description="modalities to train on")
+    resample_exponent: Fraction = Field(
+        0.5, description="0 keeps the archive's classes, 1 equalises"
+    )
+    resample_cap: Positive | None = Field(None, description="most copies of a tile in one epoch")
+    epoch_length: Count | None = Field(
+        None, description="samples of an epoch; by default all tiles"
+    )
+    keep_probability: Fraction = Field(0.5, description="chance of each modality to be in a view")
+    fusion: bool = Field(True, description="false: every view draws exactly one modality")
+    global_crops: Count = Field(2, description="crops that teacher and student see")
+    local_crops: Annotated[int, Field(ge=0)] = Field(8, description="crops that the student sees")
+    global_size: Count = Field(224, description="side of a global crop, pixels")
+    local_size: Count = Field(96, description="side of a local crop, pixels")
+    global_scale: tuple[Positive, Fraction] = Field((0.25, 1.0), description="area share, global")
+    local_scale: tuple[Positive, Fraction] = Field((0.05, 0.25), description="area share, local")
+    aspect_ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="width / height")
+    rows_per_block: Count = Field(64, description="most samples of one Ray Data task")
+    prefetch_batches: Annotated[int, Field(ge=0)] = Field(2, description="batches made ahead")
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        unknown = [m for m in self.modalities if m not in MODALITIES]
+        if unknown or not self.modalities or len(set(self.modalities)) < len(self.modalities):
+            raise ValueError(f"modalities must be distinct names out of {', '.join(MODALITIES)}")
+        for name in ("global_scale", "local_scale", "aspect_ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must be ordered (smaller, larger), not ({low}, {high})")
+        for name in ("global_size", "local_size"):
+            if getattr(self, name) % 16:
+                raise ValueError(f"{name} must be a multiple of the patch size 16")
+        if self.global_crops + self.local_crops < 2:
+            raise ValueError("at least two views are needed: raise global_crops or local_crops")
+        return self
+
+
+class OptimConfig(Section):
+    """AdamW and its schedules."""
+
+    base_lr: Positive = Field(5e-4, description="peak learning rate at a global batch of 256")
+    min_lr: Annotated[float, Field(ge=0)] = Field(1e-6, description="learning rate at the end")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.04, description="weight decay at the start"
+    )
+    weight_decay_end: Annotated[float, Field(ge=0)] = Field(
+        0.4, description="weight decay at the end"
+    )
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW moments")
+    clip_grad: Positive = Field(3.0, description="largest global gradient norm")
+    warmup_epochs: Annotated[float, Field(ge=0)] = Field(10, description="warm-up, epochs at most")
+    warmup_fraction: Fraction = Field(0.1, description="warm-up, share of the steps at most")
+    freeze_last_layer_epochs: Annotated[float, Field(ge=0)] = Field(
+        1, description="prototypes frozen, epochs at most"
+    )
+    freeze_last_layer_fraction: Fraction = Field(
+        0.1, description="prototypes frozen, share of the steps at most"
+    )
+    teacher_momentum: Fraction = Field(0.996, description="EMA momentum at step 0; cosine to 1")
+
+
+class TrainConfig(Section):
+    """How the run is carried out."""
+
+    steps: Count | None = Field(None, description="optimizer steps; overrides epochs")
+    epochs: Positive = Field(150, description="passes over the epoch length")
+    workers: Count = Field(1, description="training workers (ranks)")
+    global_batch: Count = Field(1024, description="samples of one step, all workers together")
+    micro_batch: Count = Field(64, description="most samples a worker holds at once")
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    precision: Literal["float32", "bf16"] = Field("bf16", description="compute precision")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="seed of everything random")
+    checkpoint_every: Count = Field(1000, description="steps between checkpoints")
+    keep_checkpoints: Count = Field(3, description="newest checkpoints kept")
+    log_every: Count = Field(10, description="steps between lines of metrics.jsonl")
+    audit_samples: bool = Field(
+        False, description="record every sample consumed in samples.parquet"
+    )
+    max_failures: Annotated[int, Field(ge=0)] = Field(8, description="worker failures survived")
+    max_skipped_steps: Annotated[int, Field(ge=0)] = Field(
+        16, description="non-finite steps skipped in a row before the run stops"
+    )
+    cpus_per_worker: Positive = Field(1, description="logical CPUs of a worker")
+    gpu: Literal["auto", "yes", "no"] = Field("auto", description="one GPU per worker")
+
+
+class IngestConfig(Section):
+    """Archive to shards."""
+
+    require_modalities: tuple[str, ...] = Field(
+        tuple(MODALITIES), description="modalities whose absence is a fault of the tile"
+    )
+    max_bad_fraction: Fraction = Field(0.5, description="share of bad tiles that fails the job")
+    max_nodata: Fraction = Field(0.5, description="largest share of nodata pixels in a tile")
+    ocean_drop: Fraction | None = Field(
+        None, description="share of water-only tiles dropped; by default 0.98, geotiff: 0"
+    )
+    tiles_per_shard: Count = Field(256, description="tiles of one Parquet shard")
+    codec: Literal["blosc2"] = Field("blosc2", description="codec of the pixel cells")
+    workers: Count | None = Field(None, description="parallel readers; by default all CPUs")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the ocean rule")
+
+
+class Config(Section):
+    """The whole tree."""
+
+    model: ModelConfig = ModelConfig()
+    head: HeadConfig = HeadConfig()
+    loss: LossConfig = LossConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    ingest: IngestConfig = IngestConfig()
+
+    def to_yaml(self) -> str:
+        """The tree as YAML that `load_config` reads back to an equal tree."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def recipe_names() -> list[str]:
+    """Names of the configurations that come with the package."""
+    folder = resources.files("terrafm") / "recipes"
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def load_config(source: str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Builds the tree from a recipe's name or a YAML file, then dotted overrides.
+
+    Args:
+        source: a recipe's name, the URI of a YAML file, or None for the defaults.
+        overrides: "section.key=value" strings; the value is read as YAML.
+
+    Raises:
+        UsageError: no such recipe or file, an unknown key, or a value out of its bounds.
+    """
+    tree = _read_tree(source) if source is not None else {}
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(_explain(error)) from None
+
+
+def settings() -> Iterator[tuple[str, str, Any, str]]:
+    """Every key of the tree as (dotted key, type, default, description)."""
+    for section, field in Config.model_fields.items():
+        section_type = field.annotation
+        assert isinstance(section_type, type)
+        assert issubclass(section_type, Section)
+        schema = section_type.model_json_schema()["properties"]
+        for key, setting in section_type.model_fields.items():
+            yield (
+                f"{section}.{key}",
+                _type_name(schema[key]),
+                setting.default,
+                setting.description or "",
+            )
+
+
+def _type_name(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return " | ".join(str(value) for value in schema["enum"])
+    if "anyOf" in schema:
+        return " | ".join(_type_name(option) for option in schema["anyOf"])
+    return {"array": "list", "null": "none"}.get(schema["type"], str(schema["type"]))
+
+
+def _read_tree(source: str) -> dict[str, Any]:
+    if source in recipe_names():
+        text = (resources.files("terrafm") / "recipes" / f"{source}.yaml").read_text("utf-8")
+    elif Path(source).suffix in (".yaml", ".yml"):
+        if not exists(source):
+            raise UsageError(f"configuration file {source} does not exist")
+        text = read_bytes(source).decode("utf-8")
+    else:
+        near = _nearest(source, recipe_names())
+        raise UsageError(
+            f"no recipe named {source!r}{near}; recipes: {', '.join(recipe_names())}; "
+            "or give the path of a .yaml file"
+        )
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"configuration {source} is not valid YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict) or not all(isinstance(v, dict) for v in tree.values() if v):
+        raise UsageError(f"configuration {source} must map sections to settings")
+    return {section: dict(values or {}) for section, values in tree.items()}
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not separator or not dot or not name:
+        raise UsageError(f"--set takes section.key=value, not {override!r}")
+    try:
+        value = _yaml_number(yaml.safe_load(text))
+    except yaml.YAMLError:
+        raise UsageError(f"--set {key}: {text!r} is not a YAML value") from None
+    tree.setdefault(section, {})[name] = value
+
+
+def _yaml_number(value: Any) -> Any:
+    # YAML 1.1 reads 1e-3 as a string, a person means a number.
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(error: ValidationError) -> str:
+    keys = [key for key, *_ in settings()]
+    parts = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"] if not isinstance(part, int))
+        if fault["type"] == "extra_forbidden":
+            candidates = keys if "." in where else list(Config.model_fields)
+            parts.append(f"unknown configuration key {where}{_nearest(where, candidates)}")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            message = message[:1].lower() + message[1:]
+            given = "" if fault["type"] == "value_error" else f", not {fault['input']!r}"
+            parts.append(f"configuration key {where}: {message}{given}")
+    return "; ".join(parts)
+
+
+def _nearest(word: str, candidates: Sequence[str]) -> str:
+    by_name = {c.rpartition(".")[2]: c for c in candidates}
+    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
+    near = near or [
+        by_name[n] for n in difflib.get_close_matches(word.rpartition(".")[2], by_name, n=1)
+    ]
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -1,0 +1,1 @@
+"""From archive to crops: sources, ingest, shards, sampling, stream."""

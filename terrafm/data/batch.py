@@ -1,0 +1,160 @@
+"""One micro-batch: crops gathered by size and modality, ready for the device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from terrafm.data.crops import Views
+from terrafm.modalities import MODALITIES
+
+
+@dataclass
+class Crops:
+    """All crops of one size of a micro-batch of B samples; image index = crop * B + sample.
+
+    Attributes:
+        size: number of images.
+        pixels: modality -> (n_m, C_m, S, S) storage integers; n_m may be 0.
+        image: modality -> (n_m,) int64 index of the image that each belongs to, ascending.
+        student: modality -> (n_m,) bool, drawn by the student's view of that image.
+        teacher: modality -> (n_m,) bool, drawn by the teacher's view; None for local crops.
+    """
+
+    size: int
+    pixels: dict[str, Tensor]
+    image: dict[str, Tensor]
+    student: dict[str, Tensor]
+    teacher: dict[str, Tensor] | None
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one rank, B rows.
+
+    Attributes:
+        global_crops: crops that teacher and student see.
+        local_crops: crops that only the student sees; None where none are configured.
+        drop_path_key: (V, B) int64, the global crops first.
+        high_frequency: (B,) bool, the tile's class is a high-frequency class.
+        sample_weight: (B,) float32; 0 for rows that only pad the micro-batch.
+        tile_id: of each row.
+        epoch: (B,) of each row.
+        position: (B,) in the epoch.
+    """
+
+    global_crops: Crops
+    local_crops: Crops | None
+    drop_path_key: Tensor
+    high_frequency: Tensor
+    sample_weight: Tensor
+    tile_id: list[str]
+    epoch: NDArray[np.int64]
+    position: NDArray[np.int64]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch with its tensors on a device; copies from pinned memory do not block."""
+        moved: Batch = _move(self, torch.device(device))
+        return moved
+
+
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor, modality: str) -> Tensor:
+    """Storage integers to model input: (physical value - mean) / std, nodata exactly 0.
+
+    Args:
+        pixels: (n, C, H, W) storage integers.
+        mean: (C,) in physical units (dB, reflectance), float32.
+        std: (C,) likewise.
+        modality: key of `MODALITIES`.
+
+    Returns:
+        (n, C, H, W) float32 on the device of `pixels`.
+    """
+    sensor = MODALITIES[modality]
+    values = pixels.to(torch.float32)
+    missing = values == sensor.nodata
+    values = values.mul_(sensor.scale).sub_(mean[:, None, None]).div_(std[:, None, None])
+    return values.masked_fill_(missing, 0.0)
+
+
+def assemble(
+    views: Views,
+    buffers: Sequence[NDArray[np.uint16]],
+    *,
+    high_frequency: NDArray[np.bool_],
+    sample_weight: NDArray[np.float32],
+    tile_id: list[str],
+    epoch: NDArray[np.int64],
+    position: NDArray[np.int64],
+) -> Batch:
+    """Gathers the crops of B samples into a batch.
+
+    Args:
+        views: of the B samples.
+        buffers: per sample the flat buffer that `Cropper.crop` filled.
+        high_frequency: (B,).
+        sample_weight: (B,).
+        tile_id: of each row.
+        epoch: (B,).
+        position: (B,).
+    """
+    n_global = views.teacher.shape[1]
+    n_views = len(views.sizes)
+    return Batch(
+        global_crops=_gather(views, buffers, range(n_global), views.teacher),
+        local_crops=(
+            _gather(views, buffers, range(n_global, n_views), None) if n_views > n_global else None
+        ),
+        drop_path_key=torch.from_numpy(np.ascontiguousarray(views.drop_path_key.T)),
+        high_frequency=torch.from_numpy(high_frequency),
+        sample_weight=torch.from_numpy(sample_weight),
+        tile_id=tile_id,
+        epoch=epoch,
+        position=position,
+    )
+
+
+def _gather(
+    views: Views,
+    buffers: Sequence[NDArray[np.uint16]],
+    crops: range,
+    teacher: NDArray[np.bool_] | None,
+) -> Crops:
+    batch = len(buffers)
+    side = int(views.sizes[crops.start])
+    gathered = Crops(batch * len(crops), {}, {}, {}, None if teacher is None else {})
+    for m, name in enumerate(views.modalities):
+        modality = MODALITIES[name]
+        crop, sample = np.nonzero(views.drawn[:, crops.start : crops.stop, m].T)
+        ends = views.ends[sample, crops.start + crop, m].tolist()
+        shape = (len(ends), modality.channels, side, side)
+        # Pinned memory, where there is a GPU, lets the copy to it run beside the computation.
+        pixels = torch.empty(
+            shape, dtype=getattr(torch, modality.dtype), pin_memory=torch.cuda.is_available()
+        )
+        length = modality.channels * side**2
+        flat = pixels.numpy().view(np.uint16).reshape(len(ends), length)
+        for i, (row, end) in enumerate(zip(sample.tolist(), ends, strict=True)):
+            flat[i] = buffers[row][end - length : end]
+        gathered.pixels[name] = pixels
+        gathered.image[name] = torch.from_numpy(crop * batch + sample)
+        student = views.student[sample, crops.start + crop, m]
+        gathered.student[name] = torch.from_numpy(student)
+        if teacher is not None and gathered.teacher is not None:
+            gathered.teacher[name] = torch.from_numpy(teacher[sample, crop, m])
+    return gathered
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _move(item, device) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        moved = {f.name: _move(getattr(value, f.name), device) for f in fields(value)}
+        return replace(value, **moved)
+    return value

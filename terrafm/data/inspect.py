@@ -1,0 +1,174 @@
+"""What a dataset holds, how it was made, and how it will be resampled."""
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from terrafm.config import Config
+from terrafm.data.dataset import Dataset
+from terrafm.data.sampling import high_frequency_classes, resampled_counts
+from terrafm.modalities import MODALITIES
+
+
+def inspect(uri: str, config: Config) -> dict[str, Any]:
+    """Describes a dataset from its manifest and index, without reading a shard.
+
+    Args:
+        uri: the dataset's folder.
+        config: settings of the resampling.
+
+    Returns:
+        JSON-able: uri, tiles, modalities, tiles_with (per modality), tile_size, gsd, groups,
+        class_counts, class_counts_before_selection, resampled_class_counts,
+        high_frequency_classes, legend, statistics (physical units), selection, decisions (offset
+        and unit per product), archive (pairing, repeated cells), quarantine, settings,
+        fingerprint, version, bytes.
+
+    Raises:
+        UsageError: there is no readable dataset, or the resampling settings cannot be met.
+    """
+    dataset = Dataset.open(uri)
+    report = dataset.report
+    before = report.get("class_counts_before_selection", {})
+    with_modality = dataset.available.sum(axis=0)
+    return {
+        "uri": dataset.uri,
+        "tiles": len(dataset),
+        "modalities": list(dataset.modalities),
+        "tiles_with": {
+            name: int(count) for name, count in zip(dataset.modalities, with_modality, strict=True)
+        },
+        "tile_size": dataset.tile_size,
+        "gsd": dataset.gsd,
+        "groups": {group.name: list(group.bands) for group in dataset.groups},
+        "class_counts": dataset.class_counts(),
+        "class_counts_before_selection": {int(code): count for code, count in before.items()},
+        "resampled_class_counts": resampled_counts(
+            dataset.land_cover,
+            exponent=config.data.resample_exponent,
+            length=config.data.epoch_length,
+            cap=config.data.resample_cap,
+        ),
+        "high_frequency_classes": list(
+            high_frequency_classes(dataset.land_cover, config.loss.high_frequency_classes)
+        ),
+        "legend": dataset.legend,
+        "statistics": dataset.statistics,
+        "selection": report.get("selection", {}),
+        "decisions": report.get("decisions", {}),
+        "archive": report.get("archive", {}),
+        "quarantine": report.get("quarantine", {}),
+        "settings": report.get("settings", {}),
+        "fingerprint": dataset.fingerprint,
+        "version": dataset.manifest.version,
+        "bytes": dataset.bytes,
+    }
+
+
+def render(description: dict[str, Any]) -> RenderableType:
+    """The result of `inspect` for the terminal."""
+    parts: list[RenderableType] = [
+        _overview(description),
+        _classes(description),
+        _sensors(description),
+    ]
+    if description["selection"]:
+        parts.append(_origin(description))
+    return Group(*parts)
+
+
+def _overview(d: dict[str, Any]) -> Text:
+    side = d["tile_size"]
+    return Text.assemble(
+        (f"{d['uri']}\n", "bold"),
+        f"{d['tiles']:,} tiles of {side} x {side} px at {d['gsd']} m "
+        f"({side * d['gsd'] / 1000:g} km), {_size(d['bytes'])}, version {d['version']}\n",
+        (f"fingerprint {d['fingerprint']}\n", "dim"),
+    )
+
+
+def _classes(d: dict[str, Any]) -> Table:
+    table = Table(title="Land cover (majority class of a tile)", title_justify="left")
+    table.add_column("code", justify="right")
+    table.add_column("class")
+    for name in ("archive", "tiles", "share", "one epoch"):
+        table.add_column(name, justify="right")
+    before, after = d["class_counts_before_selection"], d["class_counts"]
+    for code in sorted(set(before) | set(after)):
+        count = after.get(code, 0)
+        frequent = code in d["high_frequency_classes"]
+        table.add_row(
+            str(code),
+            d["legend"].get(code, f"class {code}") + (" *" if frequent else ""),
+            f"{before[code]:,}" if code in before else "",
+            f"{count:,}",
+            f"{count / d['tiles']:.1%}",
+            f"{d['resampled_class_counts'].get(code, 0):,}",
+        )
+    if d["high_frequency_classes"]:
+        table.caption = "* high-frequency class of dual centering"
+        table.caption_justify = "left"
+    return table
+
+
+def _sensors(d: dict[str, Any]) -> Table:
+    table = Table(title="Sensors", title_justify="left")
+    for name in ("modality", "tiles", "band", "mean", "std", "unit"):
+        table.add_column(name, justify="right" if name in ("tiles", "mean", "std") else "left")
+    for name in d["modalities"]:
+        statistics = d["statistics"][name]
+        for i, band in enumerate(statistics["bands"]):
+            digits = 2 if MODALITIES[name].unit == "dB" else 4
+            table.add_row(
+                name if i == 0 else "",
+                f"{d['tiles_with'][name]:,}" if i == 0 else "",
+                band,
+                f"{statistics['mean'][i]:.{digits}f}",
+                f"{statistics['std'][i]:.{digits}f}",
+                MODALITIES[name].unit,
+                end_section=i == len(statistics["bands"]) - 1,
+            )
+    return table
+
+
+def _origin(d: dict[str, Any]) -> Table:
+    table = Table(title="How it was made", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    settings, counts = d["settings"], d["selection"]
+    table.add_row("archive", f"{settings['source']} {settings['input']}")
+    table.add_row("cells", f"{counts['cells']:,}, {counts['tiles_seen']:,} tiles")
+    table.add_row(
+        "open sea", f"{counts['water_only']:,} tiles, {counts['water_only_dropped']:,} dropped"
+    )
+    table.add_row("edges", f"{counts['edge_pixels_dropped']:,} pixels that fill no tile, dropped")
+    faults = d["quarantine"]
+    table.add_row("quarantine", f"{faults['tiles']:,} tiles, {faults['faults']:,} faults")
+    for modality, decisions in d["decisions"].items():
+        lines = [
+            f"{x['products']:,} x {x['unit']}"
+            + ("" if modality == "s1" else f", offset {x['offset']} by {x['reason']}")
+            for x in decisions
+        ]
+        table.add_row(f"{modality} products", "\n".join(lines))
+    for modality, pairs in d["archive"].get("pairing", {}).items():
+        shares = [
+            f"{pairs[key] / pairs['cells']:.0%} within {key.split('_')[1]} d"
+            for key in pairs
+            if key != "cells"
+        ]
+        table.add_row(f"{modality} pairs", f"{pairs['cells']:,}: " + ", ".join(shares))
+    repeated = d["archive"].get("repeated_cells", {})
+    if any(repeated.values()):
+        table.add_row("repeated cells", ", ".join(f"{m} {n:,}" for m, n in repeated.items()))
+    return table
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

@@ -1,0 +1,158 @@
+"""What a dataset of shards says about itself: `manifest.json` and the cell groups in it.
+
+The manifest is written last, so that a dataset without one is an unfinished ingest. Each commit
+that changes the content writes a new version beside the old ones: `manifest-<version>.json` and
+`index-<version>.parquet` never change, `manifest.json` is a copy of the newest.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from terrafm.data.codec import CODEC
+from terrafm.errors import UsageError
+from terrafm.modalities import MODALITIES
+from terrafm.storage import exists, join, read_bytes
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CellGroup:
+    """The bands of one modality that share a ground sampling distance: one array per tile.
+
+    Attributes:
+        modality: key of `terrafm.modalities.MODALITIES`.
+        gsd: ground sampling distance, metres.
+        bands: band names, in the array's first axis.
+        height: rows of the array.
+        width: columns of the array.
+    """
+
+    modality: str
+    gsd: int
+    bands: tuple[str, ...]
+    height: int
+    width: int
+
+    @property
+    def name(self) -> str:
+        """Column name, such as "s2_l2a_20m"."""
+        return f"{self.modality}_{self.gsd}m"
+
+    @property
+    def dtype(self) -> str:
+        """Storage type of a pixel."""
+        return MODALITIES[self.modality].dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(bands, height, width)."""
+        return len(self.bands), self.height, self.width
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoredFile(_Part):
+    """A file of the dataset with what proves that it is whole."""
+
+    name: str
+    tiles: int
+    bytes: int
+    sha256: str
+
+
+class BandStatistics(_Part):
+    """Mean and standard deviation per band in physical units (dB, reflectance)."""
+
+    bands: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Manifest(_Part):
+    """Everything about a dataset that does not grow with its tiles, the shard list apart.
+
+    Attributes:
+        version: counts the commits that changed the content, from 1.
+        fingerprint: SHA-256 over tiles, cell checksums, statistics and legend; independent of
+            time, machine and the division into shards.
+        tile_size: side of a tile at the finest GSD, pixels.
+        gsd: finest ground sampling distance, metres.
+        legend: land-cover code -> name.
+        class_counts: land-cover code -> tiles with that majority class.
+        report: what ingest counted and decided.
+    """
+
+    format: Literal["terrafm-dataset"] = "terrafm-dataset"
+    format_version: int = FORMAT_VERSION
+    version: Annotated[int, Field(ge=1)]
+    fingerprint: str
+    tiles: int
+    tile_size: Annotated[int, Field(ge=1)]
+    gsd: Annotated[int, Field(ge=1)]
+    groups: tuple[CellGroup, ...]
+    codec: str = CODEC
+    statistics: dict[str, BandStatistics]
+    legend: dict[int, str]
+    class_counts: dict[int, int]
+    index: StoredFile
+    shards: tuple[StoredFile, ...]
+    report: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`."""
+        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+
+
+def manifest_name(version: int | None = None) -> str:
+    """File name of a version's manifest; of the newest without a version."""
+    return "manifest.json" if version is None else f"manifest-{version}.json"
+
+
+def read_manifest(uri: str, version: int | None = None) -> Manifest:
+    """Reads and checks a dataset's manifest.
+
+    Raises:
+        UsageError: nothing there, not a dataset, an unfinished one, or one of another format.
+    """
+    where = join(uri, manifest_name(version))
+    try:
+        text = read_bytes(where)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(_why_missing(uri, version)) from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {where}: {error}") from None
+    try:
+        fields = json.loads(text)
+        if isinstance(fields, dict) and fields.get("format_version", 0) > FORMAT_VERSION:
+            raise UsageError(
+                f"{where} has format version {fields['format_version']}, "
+                f"this TerraFM reads up to {FORMAT_VERSION}: upgrade TerraFM"
+            )
+        manifest = Manifest.model_validate(fields)
+    except (ValueError, ValidationError, TypeError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"{where} is not the manifest of a TerraFM dataset: {first}") from None
+    if manifest.codec != CODEC:
+        raise UsageError(f"{where} names codec {manifest.codec}, this TerraFM reads {CODEC}")
+    return manifest
+
+
+def _why_missing(uri: str, version: int | None) -> str:
+    if not exists(uri):
+        return f"dataset {uri} does not exist"
+    if version is not None and exists(join(uri, manifest_name())):
+        return f"dataset {uri} has no version {version}"
+    if exists(join(uri, "shards")) or exists(join(uri, "entries")):
+        return f"dataset {uri} is unfinished (no manifest.json): run the same ingest again"
+    return f"{uri} is not a TerraFM dataset (no manifest.json): make one with terrafm ingest"

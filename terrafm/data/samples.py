@@ -1,0 +1,121 @@
+"""Instruction rows to crops: what a data worker does. Imports no torch, so that one starts fast.
+
+An instruction is a small row: (epoch, position) of a sample, and where its tile's cells lie.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from terrafm.data.crops import Cropper, Views
+from terrafm.data.dataset import CellReader
+from terrafm.errors import TerraFMError
+
+# Tiles read with one call. From a disk one by one, so that a tile is cropped while it lies in the
+# processor's cache; from a store some at once, so that their requests overlap.
+_TILES_PER_READ = {True: 1, False: 8}
+# mallopt: parameter numbers of glibc's malloc.h, and the largest threshold that it takes.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST_MMAP_THRESHOLD = 32 << 20
+
+
+@dataclass(frozen=True)
+class SampleMaker:
+    """Rows of instructions to crops: reads, decodes, crops. Small and picklable.
+
+    Attributes:
+        uri: the dataset's folder.
+        cropper: cuts the crops.
+    """
+
+    uri: str
+    cropper: Cropper
+
+    def views(self, instructions: pa.Table) -> Views:
+        """What each row's crops show; pure, so that maker and receiver agree on the layout."""
+        columns = []
+        for name in self.cropper.modalities:
+            lengths = [
+                instructions[f"{g.name}.length"].to_numpy() > 0
+                for g in self.cropper.groups
+                if g.modality == name
+            ]
+            columns.append(np.all(lengths, axis=0))
+        return self.cropper.draw(
+            instructions["epoch"].to_numpy(),
+            instructions["position"].to_numpy(),
+            np.stack(columns, axis=1),
+        )
+
+    def make(self, instructions: pa.Table) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+        """The crops of all rows in one buffer, and the (n + 1,) bounds of each row's part.
+
+        Raises:
+            TerraFMError: a cell cannot be read; names shard and tile.
+        """
+        reader = CellReader(self.uri, self.cropper.groups)
+        views = self.views(instructions)
+        bounds = np.concatenate([[0], np.cumsum(views.ends[:, -1, -1])])
+        out = np.empty(bounds[-1], dtype=np.uint16)
+        needed: NDArray[np.bool_] = np.any(views.drawn, axis=1)
+        wanted = [
+            [
+                g.name
+                for g in self.cropper.groups
+                if needed[row, self.cropper.modalities.index(g.modality)]
+            ]
+            for row in range(len(needed))
+        ]
+        at_once = _TILES_PER_READ[reader.local]
+        for first in range(0, len(needed), at_once):
+            chunk = wanted[first : first + at_once]
+            tiles = reader.read(instructions.slice(first, at_once), chunk)
+            for row, pixels in enumerate(tiles, start=first):
+                self.cropper.crop(pixels, views, row, out[bounds[row] : bounds[row + 1]])
+        return out, bounds
+
+
+def make_block(instructions: pa.Table, samples: SampleMaker) -> pa.Table:
+    """A block of instructions to a block of crops, one flat buffer per row.
+
+    One buffer holds the block's crops and is never copied on the way into Arrow. An unreadable
+    cell comes back as data (column "error"), so that it reaches the rank in its order and in its
+    own words.
+    """
+    _keep_freed_memory()
+    try:
+        crops, bounds = samples.make(instructions)
+    except TerraFMError as error:
+        columns = [pa.array([None], pa.large_binary()), pa.array([str(error)])]
+        return pa.table(columns, names=["crops", "error"])
+    buffers = [None, pa.py_buffer(2 * bounds), pa.py_buffer(crops)]
+    rows = pa.Array.from_buffers(pa.large_binary(), len(bounds) - 1, buffers)
+    return pa.table([rows, pa.nulls(len(rows), pa.string())], names=["crops", "error"])
+
+
+def open_block(block: pa.Table) -> list[NDArray[np.uint16]]:
+    """Each row's flat buffer, without a copy.
+
+    Raises:
+        TerraFMError: the block says that a cell could not be read.
+    """
+    if block.num_rows and (message := block["error"][0].as_py()) is not None:
+        raise TerraFMError(message)
+    return [np.frombuffer(row.as_buffer(), dtype=np.uint16) for row in block["crops"]]
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Lets this worker's malloc reuse memory instead of returning it after every tile.
+
+    A tile passes through some 30 MB of buffers of a few MB each. By default glibc maps each of
+    them afresh, and the page faults cost a third of the time of a tile.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,0 +1,204 @@
+"""Which tile is the sample at (epoch, position): class-frequency resampling and the epoch plan.
+
+Pure and small: land-cover classes in, tile rows out. No pixels, no Ray, no global random state.
+A plan depends on nothing but the classes, the seed and three numbers, so every worker of any
+world computes the same one.
+"""
+
+import hashlib
+import json
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terrafm.errors import UsageError
+
+Integers = NDArray[np.integer[Any]]
+
+# Part of every plan's hash: a change of the algorithm below must change it.
+_ALGORITHM = "stratified-copies-1"
+# Of a copy's share of the epoch, the part within which it moves freely; the rest keeps copies of
+# one tile apart.
+_JITTER = 0.5
+
+
+def class_frequencies(land_cover: Integers) -> tuple[Integers, NDArray[np.float64]]:
+    """The classes present, ascending, and each one's share f_c of the tiles."""
+    codes, counts = np.unique(land_cover, return_counts=True)
+    return codes, counts / len(land_cover)
+
+
+def high_frequency_classes(
+    land_cover: Integers, override: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
+    """The classes that the second center of dual centering averages over.
+
+    Those with a share above 1 / (number of classes present): none where there is one class, or
+    where all are equally frequent.
+
+    Args:
+        land_cover: (N,) class code of each tile.
+        override: takes the rule's place; codes that no tile has are ignored.
+
+    Raises:
+        UsageError: no tile has any of the overriding codes.
+    """
+    codes, counts = np.unique(land_cover, return_counts=True)
+    if override is not None:
+        kept = tuple(sorted(set(override) & set(codes.tolist())))
+        if override and not kept:
+            raise UsageError(
+                f"loss.high_frequency_classes {list(override)}: no tile has any of these classes; "
+                f"the dataset has {codes.tolist()}"
+            )
+        return kept
+    # In integers: f_c > 1 / n without rounding.
+    return tuple(codes[counts * len(codes) > len(land_cover)].tolist())
+
+
+def resampled_counts(
+    land_cover: Integers, *, exponent: float, length: int | None = None, cap: float | None = None
+) -> dict[int, int]:
+    """Samples of each class in one epoch: n_c with sum L.
+
+    p_c is proportional to f_c^(1 - exponent), n_c = L p_c by largest remainder (ties to the lower
+    code). With a cap of r copies per tile, n_c <= r N_c; what that cuts off goes to the uncapped
+    classes in proportion to p_c.
+
+    Args:
+        land_cover: (N,) class code of each tile.
+        exponent: 0 keeps the shares, 1 makes classes equal.
+        length: samples of the epoch (L); as many as tiles by default.
+        cap: most copies of a tile (r); no limit by default.
+
+    Raises:
+        UsageError: the cap leaves no room for L samples.
+    """
+    codes, sizes = np.unique(land_cover, return_counts=True)
+    length = len(land_cover) if length is None else length
+    room = np.full(len(codes), length) if cap is None else np.floor(cap * sizes).astype(np.int64)
+    if length > room.sum():
+        raise UsageError(
+            f"data.epoch_length {length} needs more than data.resample_cap {cap:g} copies of "
+            f"{len(land_cover)} tiles: raise the cap or shorten the epoch"
+        )
+    weights = sizes.astype(np.float64) ** (1.0 - exponent)
+    targets = np.zeros(len(codes))
+    free = np.ones(len(codes), dtype=bool)
+    while free.any():
+        left = length - room[~free].sum()
+        targets[free] = left * weights[free] / weights[free].sum()
+        over = free & (targets > room + 1e-9)
+        if not over.any():
+            break
+        targets[over] = room[over]
+        free &= ~over
+    counts = _largest_remainder(targets, length)
+    return {int(code): int(n) for code, n in zip(codes, counts, strict=True)}
+
+
+class Plan:
+    """The endless sequence of samples: epochs of L tile rows, one after the other.
+
+    Each tile of class c occurs floor or ceil of n_c / N_c times in an epoch; (seed, epoch) draw
+    which ones occur once more and where. The copies of a tile share the epoch evenly: k copies
+    keep a distance of at least 1 / (2 k) of the epoch, so that a batch rarely sees a tile twice.
+
+    Args:
+        land_cover: (N,) class code of each tile.
+        seed: of the run.
+        exponent: see `resampled_counts`.
+        epoch_length: L; as many as tiles by default.
+        cap: see `resampled_counts`.
+
+    Raises:
+        UsageError: no tiles, or the cap leaves no room for L samples.
+    """
+
+    def __init__(
+        self,
+        land_cover: Integers,
+        *,
+        seed: int,
+        exponent: float,
+        epoch_length: int | None = None,
+        cap: float | None = None,
+    ) -> None:
+        if len(land_cover) == 0:
+            raise UsageError("cannot plan an epoch without tiles")
+        self.seed = seed
+        self.length = len(land_cover) if epoch_length is None else epoch_length
+        self.counts = resampled_counts(land_cover, exponent=exponent, length=self.length, cap=cap)
+        self._land_cover = np.asarray(land_cover)
+        settings = [_ALGORITHM, seed, float(exponent), self.length, cap and float(cap)]
+        digest = hashlib.sha256(json.dumps(settings).encode())
+        digest.update(np.ascontiguousarray(self._land_cover, dtype="<i4").tobytes())
+        self.hash = digest.hexdigest()
+        self._epoch = lru_cache(maxsize=2)(self._draw)
+
+    def epoch(self, epoch: int) -> NDArray[np.int64]:
+        """(L,) tile row at each position of an epoch; read-only."""
+        return self._epoch(epoch)
+
+    def samples(
+        self, start: int, stop: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """A stretch of the endless concatenation of epochs.
+
+        Args:
+            start: index of the first sample; step s of global batch B begins at s B.
+            stop: index after the last one.
+
+        Returns:
+            (n,) epoch, (n,) position in the epoch, and (n,) tile row of each sample.
+        """
+        return self.lookup(np.arange(start, stop, dtype=np.int64))
+
+    def lookup(
+        self, indices: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """As `samples`, for any indices into the endless concatenation of epochs."""
+        epochs, positions = np.divmod(indices, self.length)
+        rows = np.empty_like(indices)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            rows[here] = self.epoch(epoch)[positions[here]]
+        return epochs, positions, rows
+
+    def _draw(self, epoch: int) -> NDArray[np.int64]:
+        bits = np.random.Philox(key=[self.seed, 0], counter=[0, 0, 0, epoch])
+        generator = np.random.Generator(bits)
+        copies = np.empty(len(self._land_cover), dtype=np.int32)
+        for code, count in self.counts.items():
+            rows = np.flatnonzero(self._land_cover == code)
+            each, once_more = divmod(count, len(rows))
+            copies[rows] = each
+            if once_more:
+                lottery = generator.random(len(rows))
+                copies[rows[np.argpartition(lottery, once_more - 1)[:once_more]]] += 1
+
+        order = np.repeat(np.arange(len(copies), dtype=np.int32), copies)
+        number = np.arange(self.length, dtype=np.int32)
+        number -= np.repeat(np.cumsum(copies, dtype=np.int32) - copies, copies)
+        # Time in the epoch, a circle of length 1: a tile's copies stand at equal distances from a
+        # random start, then each moves on by up to half of that distance.
+        time = generator.random(self.length)
+        time *= _JITTER
+        time += np.repeat(generator.random(len(copies)), copies)
+        time += number
+        time /= np.repeat(copies, copies)
+        time %= 1.0
+        rows = order[np.argsort(time, kind="stable")].astype(np.int64)
+        rows.flags.writeable = False
+        return rows
+
+
+def _largest_remainder(targets: NDArray[np.float64], total: int) -> NDArray[np.int64]:
+    # Rounded, so that equal remainders stay equal whatever the last bits say.
+    floors = np.floor(targets + 1e-9).astype(np.int64)
+    remainders = np.round(targets - floors, 9)
+    order = np.argsort(-remainders, kind="stable")
+    floors[order[: total - floors.sum()]] += 1
+    return floors

@@ -1,0 +1,222 @@
+"""Major-TOM Core: one folder for each sensor, products of grid cells as rows of Parquet files.
+
+    ARCHIVE/Core-S2L2A/metadata.parquet          one row per product: cell, time, clouds, place
+    ARCHIVE/Core-S2L2A/images/part_00001.parquet one row group per product, bands as GeoTIFFs
+    ARCHIVE/Core-S2L1C/...  ARCHIVE/Core-S1RTC/...
+
+`terrafm.data.sources.pairing` says which products of a cell belong together.
+"""
+
+from collections import OrderedDict
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Product
+from terrafm.data.sources.folders import WORLDCOVER, content_of, find_folders
+from terrafm.data.sources.pairing import ANCHORS, MetadataRow, pair_products, read_metadata
+from terrafm.data.sources.raster import Grid, decode_geotiff, reference_grid
+from terrafm.errors import UsageError
+from terrafm.modalities import MODALITIES
+from terrafm.storage import exists, join, resolve
+
+_SHAPE = (1068, 1068)
+_GSD = 10
+_CIRRUS = "B10"
+_S1_NODATA = -32768.0
+_OPEN_FILES = 6
+_PROBES = 4
+
+
+class MajorTom:
+    """The `major-tom` source."""
+
+    def __init__(self, uri: str, modalities: tuple[str, ...]) -> None:
+        self._uri = uri
+        self._modalities = modalities
+        self._listing: tuple[list[CellRef], dict[str, Any]] | None = None
+        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A reading task gets neither the listing nor open files."""
+        return self.__dict__ | {"_listing": None, "_files": OrderedDict()}
+
+    def layout(self) -> Layout:
+        """Major-TOM's grid: 1068 x 1068 px at 10 m (or what the first cells have instead).
+
+        Raises:
+            UsageError: no such archive, or its metadata cannot be read.
+        """
+        refs, notes = self._list()
+        return Layout(
+            gsd=_GSD,
+            shape=self._shape(refs[:_PROBES]),
+            band_gsd={m: MODALITIES[m].gsd for m in self._modalities},
+            worldcover=find_folders(self._uri).get(WORLDCOVER),
+            notes=notes,
+        )
+
+    def cells(self) -> list[CellRef]:
+        """Grid cells in the order in which their anchors lie in the archive's files.
+
+        Raises:
+            UsageError: no such archive, or its metadata cannot be read.
+        """
+        return self._list()[0]
+
+    def read(self, ref: CellRef) -> Cell:
+        """Reads the rows and bands of one cell.
+
+        Raises:
+            BadCellError: no product of the cell can be read.
+        """
+        products: dict[str, Product] = {}
+        grids: dict[str, Grid] = {}
+        faults: dict[str, BadCellError] = {}
+        for modality, row in ref.location.items():
+            try:
+                products[modality], grids[modality] = self._product(modality, row, ref.cell_id)
+            except BadCellError as fault:
+                faults[modality] = fault
+        if not products:
+            raise next(iter(faults.values()))
+        reference, differences = reference_grid(grids)
+        for modality, why in differences.items():
+            faults[modality] = BadCellError(_where(ref.location[modality]), why)
+            del products[modality]
+        grid = grids[reference]
+        return Cell(
+            cell_id=ref.cell_id,
+            crs=grid.crs,
+            transform=grid.transform,
+            shape=grid.shape,
+            gsd=grid.gsd,
+            products=products,
+            faults=faults,
+        )
+
+    def _shape(self, refs: list[CellRef]) -> tuple[int, int]:
+        for ref in refs:
+            try:
+                return self.read(ref).shape
+            except BadCellError:
+                continue
+        return _SHAPE
+
+    def _list(self) -> tuple[list[CellRef], dict[str, Any]]:
+        if self._listing is None:
+            folders = self._folders()
+            tables = {m: read_metadata(folders[m]) for m in ANCHORS if m in folders}
+            self._listing = pair_products(tables)
+        return self._listing
+
+    def _folders(self) -> dict[str, str]:
+        if not exists(self._uri):
+            raise UsageError(f"archive {self._uri} does not exist")
+        folders = find_folders(self._uri)
+        own = content_of(self._uri.rstrip("/").rpartition("/")[2])
+        if own is not None:
+            folders = {own: self._uri, **folders}
+        folders = {
+            content: folder
+            for content, folder in folders.items()
+            if content in self._modalities and exists(join(folder, "metadata.parquet"))
+        }
+        if not folders:
+            raise UsageError(
+                f"{self._uri} holds no Major-TOM dataset of {', '.join(self._modalities)}: "
+                "expected folders such as Core-S2L2A/ with metadata.parquet and images/"
+            )
+        return folders
+
+    def _product(self, modality: str, row: MetadataRow, cell_id: str) -> tuple[Product, Grid]:
+        spec = MODALITIES[modality]
+        bands = {b: b.lower() if modality == "s1" else b for b in spec.bands}
+        columns = ["grid_cell", *bands.values()]
+        # Without a processing baseline in the name, the cirrus band tells the offset.
+        if modality == "s2_l1c" and "_N" not in row.product_id:
+            columns.append(_CIRRUS)
+        cells = self._row(row, columns)
+        if cells["grid_cell"] != cell_id:
+            raise BadCellError(
+                _where(row), f"holds cell {cells['grid_cell']}, metadata says {cell_id}"
+            )
+        rasters = {}
+        for name in columns[1:]:
+            where = f"{_where(row)}, band {name}"
+            if cells[name] is None:
+                raise BadCellError(where, "no pixels")
+            rasters[name] = decode_geotiff(cells[name], where)
+            if len(rasters[name].pixels) != 1:
+                raise BadCellError(where, f"{len(rasters[name].pixels)} bands, not 1")
+        finest = min((rasters[c].grid for c in bands.values()), key=lambda grid: grid.gsd)
+        for (band, name), gsd in zip(bands.items(), spec.gsd, strict=True):
+            grid = rasters[name].grid
+            why = grid.difference(finest) if grid.gsd == gsd else f"{grid.gsd} m, not {gsd} m"
+            if why is not None:
+                raise BadCellError(
+                    f"{_where(row)}, band {band}", f"grid does not match the cell: {why}"
+                )
+        nodata = rasters[columns[1]].nodata
+        if nodata is None and modality == "s1":
+            nodata = _S1_NODATA
+        product = Product(
+            modality=modality,
+            bands={band: rasters[name].pixels[0] for band, name in bands.items()},
+            gsd=dict(zip(spec.bands, spec.gsd, strict=True)),
+            nodata=nodata,
+            product_id=row.product_id,
+            time=row.time,
+            cloud_cover=row.cloud_cover,
+            cirrus=rasters[_CIRRUS].pixels[0] if _CIRRUS in rasters else None,
+        )
+        return product, finest
+
+    def _row(self, row: MetadataRow, columns: list[str]) -> dict[str, Any]:
+        try:
+            file = self._open(row.uri)
+            present = {name.lower(): name for name in file.schema_arrow.names}
+            absent = [name for name in columns if name.lower() not in present]
+            if absent:
+                raise BadCellError(row.uri, f"no column {', '.join(absent)}")
+            names = [present[name.lower()] for name in columns]
+            group, index = _row_group(file, row)
+            table = file.read_row_group(group, columns=names).slice(index, 1)
+        except (OSError, pa.ArrowException) as error:
+            reason = "file not found" if isinstance(error, FileNotFoundError) else "unreadable"
+            detail = " ".join(str(error).split())[:200]
+            raise BadCellError(
+                _where(row),
+                f"Parquet row is {reason} (damaged or cut short?): {detail}"
+                if reason == "unreadable"
+                else f"Parquet {reason}",
+            ) from None
+        values = table.to_pylist()[0]
+        return {column: values[name] for column, name in zip(columns, names, strict=True)}
+
+    def _open(self, uri: str) -> pq.ParquetFile:
+        if uri not in self._files:
+            filesystem, path = resolve(uri)
+            self._files[uri] = pq.ParquetFile(filesystem.open(path, "rb"))
+            if len(self._files) > _OPEN_FILES:
+                self._files.popitem(last=False)[1].close(force=True)
+        return self._files[uri]
+
+
+def _row_group(file: pq.ParquetFile, row: MetadataRow) -> tuple[int, int]:
+    """The row group that holds a row, and the row's place in it."""
+    remaining = row.row
+    if 0 <= remaining < file.metadata.num_rows:
+        if file.metadata.num_row_groups == file.metadata.num_rows:
+            return remaining, 0
+        for group in range(file.metadata.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if remaining < rows:
+                return group, remaining
+            remaining -= rows
+    raise BadCellError(_where(row), f"the file has {file.metadata.num_rows} rows")
+
+
+def _where(row: MetadataRow) -> str:
+    return f"{row.uri} row {row.row}"

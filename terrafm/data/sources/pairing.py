@@ -1,0 +1,152 @@
+"""Which products of a Major-TOM grid cell belong together.
+
+Products are joined by the name of the grid cell. Level-2A is the anchor: where a cell has
+several, the one with least cloud is taken, then with least nodata, then the latest, then the
+first by product name. Of every other sensor the product nearest in time to the anchor is taken,
+which for Level-1C is the one of the same datatake where there is one; ties go by the same rule.
+A cell without Level-2A takes Level-1C, and without that Sentinel-1, as its anchor.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from terrafm.data.sources.base import CellRef
+from terrafm.errors import UsageError
+from terrafm.storage import join, list_names, resolve
+
+ANCHORS = ("s2_l2a", "s2_l1c", "s1")
+_REQUIRED = ("grid_cell", "product_id", "parquet_url", "parquet_row")
+_OPTIONAL = ("timestamp", "cloud_cover", "nodata")
+_RANKING = {
+    "grid_cell": True,
+    "gap": True,
+    "cloud_cover": True,
+    "nodata": True,
+    "time": False,
+    "product_id": True,
+    "parquet_row": True,
+}
+_REPORTED_DAYS = (1, 4, 7, 30)
+
+
+@dataclass(frozen=True)
+class MetadataRow:
+    """Where one product lies, and what metadata.parquet says of it.
+
+    Attributes:
+        uri: of the Parquet file with its pixels.
+        row: row number in that file.
+        product_id: name of the product.
+        time: acquisition time, ISO 8601, or "".
+        cloud_cover: 0..100, or None.
+    """
+
+    uri: str
+    row: int
+    product_id: str
+    time: str
+    cloud_cover: float | None
+
+
+def read_metadata(folder: str) -> pd.DataFrame:
+    """Reads metadata.parquet of one sensor, only the columns that matter.
+
+    Returns:
+        One row per product: grid_cell, product_id, parquet_row, uri, time (UTC), cloud_cover,
+        nodata.
+
+    Raises:
+        UsageError: the file is damaged, empty, or lacks a column.
+    """
+    uri = join(folder, "metadata.parquet")
+    filesystem, path = resolve(uri)
+    try:
+        names = pq.read_schema(path, filesystem=filesystem).names
+        absent = [name for name in _REQUIRED if name not in names]
+        if absent:
+            raise UsageError(f"{uri} has no column {', '.join(absent)}")
+        wanted = [name for name in (*_REQUIRED, *_OPTIONAL) if name in names]
+        table = pq.read_table(path, filesystem=filesystem, columns=wanted)
+    except (OSError, pa.ArrowException) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise UsageError(f"cannot read {uri} (damaged or cut short?): {detail}") from None
+    if not table.num_rows:
+        raise UsageError(f"{uri} lists no product")
+    frame = pd.DataFrame(table.to_pandas())
+    frame["time"] = _times(frame)
+    for name in ("cloud_cover", "nodata"):
+        frame[name] = frame[name].astype(float) if name in frame else float("nan")
+    parts = set(list_names(join(folder, "images")))
+    located = {url: _locate(url, folder, parts) for url in frame["parquet_url"].unique()}
+    frame["uri"] = frame["parquet_url"].map(located)
+    return frame
+
+
+def pair_products(tables: dict[str, pd.DataFrame]) -> tuple[list[CellRef], dict[str, Any]]:
+    """Chooses one product per cell and sensor.
+
+    Args:
+        tables: modality -> result of `read_metadata`, in the order of `ANCHORS`.
+
+    Returns:
+        The cells in the order in which their anchors lie in the archive's files, with a
+        `MetadataRow` per modality as location; and for the report, how many cells occurred more
+        than once and how far apart in time the pairs are.
+    """
+    anchors: dict[str, pd.Timestamp] = {}
+    chosen: dict[str, dict[str, MetadataRow]] = {}
+    order: list[tuple[str, int, str]] = []
+    notes: dict[str, Any] = {"repeated_cells": {}, "pairing": {}}
+    for modality, table in tables.items():
+        anchor = pd.to_datetime(table["grid_cell"].map(anchors), utc=True)
+        ranked = table.assign(gap=(table["time"] - anchor).abs()).sort_values(
+            list(_RANKING), ascending=list(_RANKING.values()), na_position="last"
+        )
+        picked = ranked.drop_duplicates("grid_cell")
+        repeated = ranked.loc[ranked["grid_cell"].duplicated(), "grid_cell"]
+        notes["repeated_cells"][modality] = int(repeated.nunique())
+        days = picked["gap"].dropna().dt.total_seconds() / 86400
+        if len(days):
+            notes["pairing"][modality] = {"cells": len(days)} | {
+                f"within_{limit}_days": int((days <= limit).sum()) for limit in _REPORTED_DAYS
+            }
+        for row in picked.to_dict("records"):
+            cell = row["grid_cell"]
+            if cell not in chosen:
+                chosen[cell] = {}
+                anchors[cell] = row["time"]
+                order.append((row["uri"], int(row["parquet_row"]), cell))
+            chosen[cell][modality] = MetadataRow(
+                uri=row["uri"],
+                row=int(row["parquet_row"]),
+                product_id=str(row["product_id"]),
+                time="" if pd.isna(row["time"]) else row["time"].isoformat(),
+                cloud_cover=None if pd.isna(row["cloud_cover"]) else row["cloud_cover"],
+            )
+    refs = [CellRef(cell, chosen[cell], tuple(chosen[cell])) for *_, cell in sorted(order)]
+    return refs, notes
+
+
+def _times(table: pd.DataFrame) -> "pd.Series[pd.Timestamp]":
+    """Acquisition times: the timestamp in whatever format it is, else from the product's name."""
+    times = pd.Series(pd.NaT, index=table.index, dtype="datetime64[us, UTC]")
+    sensing = table["product_id"].astype(str).str.extract(r"_(\d{8}T\d{6})", expand=False)
+    for texts in (table.get("timestamp"), sensing):
+        for form in ("ISO8601", "mixed"):
+            if texts is not None and times.isna().any():
+                unknown = texts[times.isna()]
+                read = pd.to_datetime(unknown, format=form, utc=True, errors="coerce")
+                times.loc[unknown.index] = read.astype("datetime64[us, UTC]")
+    return times
+
+
+def _locate(url: str, folder: str, parts: set[str]) -> str:
+    # metadata.parquet names files where they were published; a copy in the archive is preferred.
+    name = url.rpartition("/")[2]
+    if name in parts or "://" not in url:
+        return join(folder, "images", name)
+    return url

@@ -1,0 +1,173 @@
+"""GeoTIFF bytes to arrays, and the grid they lie on."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+
+from terrafm.data.sources.base import BadCellError
+from terrafm.storage import read_bytes
+
+Affine = tuple[float, float, float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the pixels of a raster lie.
+
+    Attributes:
+        crs: authority string, such as "EPSG:32633"; projected, in metres.
+        transform: affine coefficients (a, b, c, d, e, f); north-up.
+        shape: rows and columns.
+        gsd: side of a pixel, whole metres.
+    """
+
+    crs: str
+    transform: Affine
+    shape: tuple[int, int]
+    gsd: int
+
+    def difference(self, other: "Grid") -> str | None:
+        """What tells two grids apart, in words; None where the footprints coincide.
+
+        Grids of another GSD match when they cover the same ground. The corner may differ by a
+        hundredth of the finer pixel, which is rounding.
+        """
+        if self.crs != other.crs:
+            return f"coordinate system {self.crs}, not {other.crs}"
+        tolerance = 0.01 * min(self.gsd, other.gsd)
+        for axis, mine, yours in (
+            ("x", self.transform[2], other.transform[2]),
+            ("y", self.transform[5], other.transform[5]),
+        ):
+            if abs(mine - yours) > tolerance:
+                return f"corner {axis} {mine:.2f} m, not {yours:.2f} m"
+        if any(a * self.gsd != b * other.gsd for a, b in zip(self.shape, other.shape, strict=True)):
+            return f"{_describe(self)}, not {_describe(other)}"
+        return None
+
+
+@dataclass(frozen=True)
+class Raster:
+    """A GeoTIFF in memory.
+
+    Attributes:
+        pixels: (C, H, W), as stored in the file.
+        grid: where they lie.
+        nodata: the file's nodata value, or None.
+        names: the file's band descriptions, "" where it has none.
+        tags: the file's metadata.
+    """
+
+    pixels: NDArray[Any]
+    grid: Grid
+    nodata: float | None
+    names: tuple[str, ...]
+    tags: dict[str, str]
+
+
+def read_grid(uri: str) -> Grid:
+    """The grid of a GeoTIFF without its pixels.
+
+    Raises:
+        BadCellError: the file is missing, is no GeoTIFF, or its grid cannot be used.
+    """
+    with _opened(_fetch(uri), uri) as dataset:
+        return _grid(dataset, uri)
+
+
+def read_geotiff(uri: str) -> Raster:
+    """Reads a GeoTIFF from any file system.
+
+    Raises:
+        BadCellError: the file is missing, damaged, cut short, or its grid cannot be used.
+    """
+    return decode_geotiff(_fetch(uri), uri)
+
+
+def decode_geotiff(content: bytes, where: str) -> Raster:
+    """Decodes the bytes of a GeoTIFF.
+
+    Args:
+        content: the whole file.
+        where: what an error names.
+
+    Raises:
+        BadCellError: the bytes are damaged, cut short, or the grid cannot be used.
+    """
+    with _opened(content, where) as dataset:
+        return Raster(
+            pixels=dataset.read(),
+            grid=_grid(dataset, where),
+            nodata=dataset.nodata,
+            names=tuple(name or "" for name in dataset.descriptions),
+            tags=dataset.tags(),
+        )
+
+
+def reference_grid(grids: Mapping[str, Grid]) -> tuple[str, dict[str, str]]:
+    """The grid that most rasters of a cell share; a tie goes to the first named.
+
+    Returns:
+        The name of a raster on that grid, and for each raster that does not match it, why.
+    """
+    matches = {
+        name: sum(grid.difference(other) is None for other in grids.values())
+        for name, grid in grids.items()
+    }
+    reference = max(matches, key=lambda name: matches[name])
+    differences = {n: g.difference(grids[reference]) for n, g in grids.items()}
+    return reference, {
+        name: f"grid does not match that of {reference}: {why}"
+        for name, why in differences.items()
+        if why is not None
+    }
+
+
+@contextmanager
+def _opened(content: bytes, where: str) -> Iterator[Any]:
+    """An open GeoTIFF; everything GDAL finds wrong with it leaves as a BadCellError."""
+    if not content:
+        raise BadCellError(where, "the file is empty")
+    try:
+        with warnings.catch_warnings(), MemoryFile(content) as memory:
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with memory.open() as dataset:
+                yield dataset
+    except RasterioError:
+        raise BadCellError(where, "not a readable GeoTIFF (damaged or cut short)") from None
+
+
+def _fetch(uri: str) -> bytes:
+    try:
+        return read_bytes(uri)
+    except OSError as error:
+        reason = "file not found" if isinstance(error, FileNotFoundError) else str(error)
+        raise BadCellError(uri, reason) from None
+
+
+def _grid(dataset: Any, where: str) -> Grid:
+    crs = dataset.crs
+    if crs is None:
+        raise BadCellError(where, "the GeoTIFF has no coordinate system")
+    if not crs.is_projected or crs.linear_units_factor[1] != 1.0:
+        raise BadCellError(
+            where, f"the coordinate system {crs.to_string()[:40]} is not projected in metres"
+        )
+    a, b, c, d, e, f = (float(value) for value in tuple(dataset.transform)[:6])
+    gsd = round(a)
+    if b or d or gsd < 1 or abs(a - gsd) > 1e-6 or abs(e + gsd) > 1e-6:
+        raise BadCellError(
+            where, f"pixels must be north-up squares of whole metres, not {a:g} x {e:g}"
+        )
+    return Grid(crs.to_string(), (a, b, c, d, e, f), (dataset.height, dataset.width), gsd)
+
+
+def _describe(grid: Grid) -> str:
+    rows, columns = grid.shape
+    return f"{rows} x {columns} px at {grid.gsd} m"

@@ -1,0 +1,199 @@
+"""The plan as a Ray Data stream: crops are made in tasks, micro-batches on the training rank.
+
+Each rank streams its own datasets: its instructions (a small row per sample, made from the plan)
+go to tasks that read, decode and crop, and come back in order as one flat buffer per sample. No
+split between ranks, no barrier, no shuffle: the plan has decided everything before. What a rank
+gets is bit for bit what `make_batches` makes in one process.
+"""
+
+import logging
+import queue
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from numpy.typing import NDArray
+from ray.util.annotations import RayDeprecationWarning
+
+from terrafm.config import DataConfig
+from terrafm.data.batch import Batch
+from terrafm.data.dataset import Dataset
+from terrafm.data.loader import BatchMaker, RankLayout, make_batches
+from terrafm.data.samples import make_block, open_block
+from terrafm.data.sampling import Plan
+
+__all__ = ["RankLayout", "make_batches", "stream_batches"]
+
+# Rows of one Ray dataset: bounds the driver's lists of blocks in runs of any length.
+_SEGMENT_ROWS = 100_000
+# Rows of the first blocks; they double from there, so that the first batch does not wait for a
+# whole block and the later ones do not pay a task's fixed cost for a few tiles.
+_FIRST_ROWS = 8
+# All ranks of a node share its object store: together they take no more than this part of it.
+_STORE_SHARE = 0.5
+
+
+def stream_batches(
+    dataset: Dataset,
+    plan: Plan,
+    config: DataConfig,
+    *,
+    seed: int,
+    layout: RankLayout,
+    start_step: int,
+    stop_step: int,
+    high_frequency: Sequence[int],
+    cpus: float,
+) -> Iterator[Batch]:
+    """The micro-batches of a rank, made by Ray Data tasks; equal to those of `make_batches`.
+
+    Closing the iterator stops the tasks. Ray must be initialised.
+
+    Args:
+        dataset: an open dataset whose URI every node can read.
+        plan: over all of its tiles.
+        config: crops, modality augmentation, rows per task, batches made ahead.
+        seed: of the run.
+        layout: this rank's share.
+        start_step: first step.
+        stop_step: step after the last one.
+        high_frequency: classes that the second center averages over.
+        cpus: logical CPUs that this rank's tasks may hold at once; at least one is used.
+
+    Yields:
+        `layout.n_micro` batches per step.
+
+    Raises:
+        UsageError: the dataset does not fit the plan or the configuration.
+        TerraFMError: a cell cannot be read; names shard and tile.
+    """
+    maker = BatchMaker(
+        dataset, plan, config, seed=seed, layout=layout, high_frequency=high_frequency
+    )
+    steps = max(1, _SEGMENT_ROWS // layout.rows_per_rank)
+
+    def produce() -> Generator[Batch, None, None]:
+        for start in range(start_step, stop_step, steps):
+            instructions = maker.instructions(start, min(start + steps, stop_step))
+            yield from _stream_segment(maker, instructions, config, max(1.0, cpus))
+
+    return _ahead(produce, config.prefetch_batches)
+
+
+def _stream_segment(
+    maker: BatchMaker, instructions: pa.Table, config: DataConfig, cpus: float
+) -> Iterator[Batch]:
+    row_bytes = 2 * int(maker.samples.views(instructions.slice(0, 64)).ends[:, -1, -1].mean())
+    block_bytes = row_bytes * config.rows_per_block
+    context = _context(cpus, block_bytes, maker.layout.world_size)
+    blocks = []
+    first = 0
+    for rows in _block_rows(instructions.num_rows, config.rows_per_block, int(cpus)):
+        blocks.append(instructions.slice(first, rows))
+        first += rows
+    with ray.data.DataContext.current(context):
+        made = ray.data.from_blocks(blocks).map_batches(
+            make_block,
+            fn_args=(maker.samples,),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            num_cpus=1,
+        )
+    ready = iter(made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+    buffers: deque[NDArray[np.uint16]] = deque()
+    taken, micro_rows = 0, maker.layout.micro_rows
+    try:
+        for block in ready:
+            buffers.extend(open_block(block))
+            while len(buffers) >= micro_rows:
+                samples = [buffers.popleft() for _ in range(micro_rows)]
+                yield maker.batch(instructions.slice(taken, micro_rows), samples)
+                taken += micro_rows
+    finally:
+        # Ends the execution now: tasks and their blocks would live until garbage collection.
+        ready.close()
+
+
+def _block_rows(total: int, limit: int, width: int) -> Iterator[int]:
+    number = 0
+    while total:
+        rows = min(limit, _FIRST_ROWS << min(number // width, 30), total)
+        yield rows
+        total -= rows
+        number += 1
+
+
+def _context(cpus: float, block_bytes: int, ranks: int) -> ray.data.DataContext:
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.enable_auto_log_stats = False
+    # A block stays whole: its rows are cut to measure already.
+    context.target_max_block_size = 2 * block_bytes
+    with warnings.catch_warnings():
+        # Near the rank while there is room, never inside its placement group. Deprecated, but
+        # Ray 2.60 has nothing in its place: left alone, tasks and their blocks go to all nodes.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        context.scheduling_strategy = "DEFAULT"
+    store = ray.cluster_resources().get("object_store_memory", 0.0) * _STORE_SHARE / ranks
+    wanted = block_bytes * (2 * cpus + 2)
+    options = context.execution_options
+    options.preserve_order = True
+    options.verbose_progress = False
+    options.resource_limits = options.resource_limits.for_limits(
+        cpu=cpus, object_store_memory=min(wanted, store)
+    )
+    # Ray Data announces every execution, and once that its progress bars are off.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    return context
+
+
+def _ahead(produce: Callable[[], Generator[Batch, None, None]], depth: int) -> Iterator[Batch]:
+    """Runs a generator in a thread, `depth` items ahead; closing this one closes that one."""
+    if depth == 0:
+        yield from produce()
+        return
+    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+    end = object()
+
+    def offer(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return
+
+    def run() -> None:
+        batches = produce()
+        try:
+            for batch in batches:
+                offer(batch)
+                if stop.is_set():
+                    return
+            offer(end)
+        except BaseException as error:  # noqa: BLE001
+            # Whatever it is, it belongs to the consumer.
+            offer(error)
+        finally:
+            batches.close()
+
+    thread = threading.Thread(target=run, name="terrafm-stream", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not end:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

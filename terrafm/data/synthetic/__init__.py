@@ -1,0 +1,1 @@
+"""A small believable Earth: landscapes, what optics and radar see of them, seeded."""

@@ -1,0 +1,140 @@
+"""What ingest counts while it works, in integers: the sum does not depend on the order."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terrafm.modalities import MODALITIES
+
+_COUNTS = (
+    "cells",
+    "tiles_seen",
+    "tiles_quarantined",
+    "water_only",
+    "water_only_dropped",
+    "edge_pixels_dropped",
+    "tiles",
+)
+
+
+@dataclass
+class Tally:
+    """Counts of one shard, or of all.
+
+    Attributes:
+        counts: cells; tiles seen; of these quarantined, water-only, dropped as water-only, and
+            kept; pixels of the finest grid at the cells' edges that fill no tile.
+        classes_before: majority class -> tiles seen whose land cover is known.
+        codes: all land-cover codes that occur in kept tiles.
+        decisions: (modality, unit, offset, reason) -> products.
+        sums: modality -> band -> (pixels, sum, sum of squares) of the storage integers.
+        quarantine: one entry for each fault: tile or cell, modality, where, why, and whether
+            tiles were lost by it.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    classes_before: Counter[int] = field(default_factory=Counter)
+    codes: set[int] = field(default_factory=set)
+    decisions: Counter[tuple[str, str, int, str]] = field(default_factory=Counter)
+    sums: dict[str, dict[str, tuple[int, int, int]]] = field(default_factory=dict)
+    quarantine: list[dict[str, Any]] = field(default_factory=list)
+
+    def fault(self, what: str, modality: str, where: str, why: str, *, fatal: bool) -> None:
+        """Records one fault; `fatal` says that the tile, or the cell's tiles, are lost."""
+        self.quarantine.append(
+            {"what": what, "modality": modality, "where": where, "why": why, "quarantined": fatal}
+        )
+
+    def add_pixels(self, modality: str, bands: Iterable[str], stored: NDArray[Any]) -> None:
+        """Adds (bands, h, w) storage integers to the sums; nodata is left out."""
+        sums = self.sums.setdefault(modality, {})
+        for band, pixels in zip(bands, stored, strict=True):
+            valid = pixels[pixels != MODALITIES[modality].nodata].astype(np.int64)
+            new = (valid.size, int(valid.sum()), int(np.dot(valid, valid)))
+            old = sums.get(band, (0, 0, 0))
+            sums[band] = (old[0] + new[0], old[1] + new[1], old[2] + new[2])
+
+    def merge(self, other: "Tally") -> None:
+        """Adds another tally; entries of the quarantine list are appended."""
+        self.counts.update(other.counts)
+        self.classes_before.update(other.classes_before)
+        self.codes |= other.codes
+        self.decisions.update(other.decisions)
+        for modality, bands in other.sums.items():
+            mine = self.sums.setdefault(modality, {})
+            for band, (count, total, squares) in bands.items():
+                old = mine.get(band, (0, 0, 0))
+                mine[band] = (old[0] + count, old[1] + total, old[2] + squares)
+        self.quarantine += other.quarantine
+
+    def statistics(self, modalities: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
+        """Mean and standard deviation per band in physical units, in model band order.
+
+        A band without spread (or without pixels) gets a standard deviation of 1, so that
+        normalisation stays defined.
+        """
+        result: dict[str, dict[str, list[Any]]] = {}
+        for name in modalities:
+            modality = MODALITIES[name]
+            means, deviations = [], []
+            for band in modality.bands:
+                count, total, squares = self.sums.get(name, {}).get(band, (0, 0, 0))
+                # Exact until the last division: integers of any length, as Python has them.
+                spread = count * squares - total * total
+                means.append(total / count * modality.scale if count else 0.0)
+                deviations.append(sqrt(spread / count**2) * modality.scale if spread else 1.0)
+            result[name] = {"bands": list(modality.bands), "mean": means, "std": deviations}
+        return result
+
+    def summary(self) -> dict[str, Any]:
+        """The counts and decisions for the dataset's report, ready for JSON."""
+        decisions: dict[str, list[dict[str, Any]]] = {}
+        for (modality, unit, offset, reason), products in sorted(self.decisions.items()):
+            decisions.setdefault(modality, []).append(
+                {"unit": unit, "offset": offset, "reason": reason, "products": products}
+            )
+        return {
+            "selection": {name: self.counts[name] for name in _COUNTS},
+            "class_counts_before_selection": {
+                str(code): count for code, count in sorted(self.classes_before.items())
+            },
+            "decisions": decisions,
+            "quarantine": {
+                "tiles": self.counts["tiles_quarantined"],
+                "faults": len(self.quarantine),
+                "by_modality": dict(
+                    sorted(Counter(q["modality"] for q in self.quarantine).items())
+                ),
+            },
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {
+            "counts": dict(sorted(self.counts.items())),
+            "classes_before": sorted(self.classes_before.items()),
+            "codes": sorted(self.codes),
+            "decisions": [[*key, count] for key, count in sorted(self.decisions.items())],
+            "sums": {m: {b: list(s) for b, s in bands.items()} for m, bands in self.sums.items()},
+            "quarantine": self.quarantine,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Tally":
+        """Restores what `to_json` gave."""
+        return cls(
+            counts=Counter(values["counts"]),
+            classes_before=Counter({int(c): n for c, n in values["classes_before"]}),
+            codes=set(values["codes"]),
+            decisions=Counter({tuple(key): count for *key, count in values["decisions"]}),
+            sums={
+                m: {b: (s[0], s[1], s[2]) for b, s in bands.items()}
+                for m, bands in values["sums"].items()
+            },
+            quarantine=list(values["quarantine"]),
+        )

@@ -1,0 +1,277 @@
+"""One grid cell to tiles: radiometry, land cover, selection, quarantine."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pyproj import Transformer
+
+from terrafm.data.landcover import WATER, WorldCover, histogram, majority
+from terrafm.data.manifest import CellGroup
+from terrafm.data.radiometry import S1_FLOOR, Decision, decide, to_storage
+from terrafm.data.shards import TileRecord
+from terrafm.data.sources.base import BadCellError, Cell, CellRef, Product, Source
+from terrafm.data.sources.pairing import ANCHORS
+from terrafm.data.tally import Tally
+from terrafm.errors import UsageError
+from terrafm.modalities import MODALITIES
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """Cuts cells into tiles.
+
+    Attributes:
+        tile_size: side of a tile, pixels of the finest grid.
+        gsd: metres of the finest grid.
+        cell_shape: rows and columns of a usual cell: how many tiles a cell that cannot be read
+            counts for.
+        groups: arrays of a tile.
+        required: modalities without which a tile is quarantined.
+        max_nodata: largest share of pixels without measurement in a modality's worst band.
+        ocean_drop: share of water-only tiles to drop, chosen by the hash of their ids.
+        seed: of the ocean rule.
+        worldcover: land cover of cells that bring no raster of their own.
+    """
+
+    tile_size: int
+    gsd: int
+    cell_shape: tuple[int, int]
+    groups: tuple[CellGroup, ...]
+    required: tuple[str, ...]
+    max_nodata: float
+    ocean_drop: float
+    seed: int
+    worldcover: WorldCover | None
+
+    def tiles(self, source: Source, ref: CellRef, tally: Tally) -> Iterator[TileRecord]:
+        """Reads a cell and yields its usable tiles; everything else goes into the tally."""
+        tally.counts["cells"] += 1
+        absent = [m for m in self.required if m not in ref.modalities]
+        if absent:
+            for modality in absent:
+                why = f"the archive has no {modality} for this cell"
+                tally.fault(ref.cell_id, modality, ref.cell_id, why, fatal=True)
+            self._lose(self.cell_shape, tally)
+            return
+        try:
+            cell = source.read(ref)
+            if cell.gsd != self.gsd:
+                raise BadCellError(
+                    ref.cell_id, f"grid of {cell.gsd} m; the archive's first cell has {self.gsd} m"
+                )
+            cover = self._land_cover(cell)
+        except BadCellError as fault:
+            tally.fault(ref.cell_id, "", fault.where, fault.why, fatal=True)
+            self._lose(self.cell_shape, tally)
+            return
+        lost = False
+        for modality, reason in sorted(cell.faults.items()):
+            fatal = modality in self.required
+            tally.fault(ref.cell_id, modality, reason.where, reason.why, fatal=fatal)
+            lost |= fatal
+        if lost:
+            self._lose(cell.shape, tally)
+            return
+        yield from self._cut(cell, cover, tally)
+
+    def tiles_per_cell(self, shape: tuple[int, int]) -> int:
+        """Whole tiles in a cell."""
+        return (shape[0] // self.tile_size) * (shape[1] // self.tile_size)
+
+    def _lose(self, shape: tuple[int, int], tally: Tally) -> None:
+        count = self.tiles_per_cell(shape)
+        tally.counts["tiles_seen"] += count
+        tally.counts["tiles_quarantined"] += count
+
+    def _land_cover(self, cell: Cell) -> NDArray[np.integer[Any]]:
+        if cell.land_cover is not None:
+            return cell.land_cover
+        if self.worldcover is None:
+            raise BadCellError(
+                cell.cell_id, "no land-cover raster, though other cells of the archive have one"
+            )
+        return self.worldcover.codes(cell.crs, cell.transform, cell.shape)
+
+    def _cut(
+        self, cell: Cell, cover: NDArray[np.integer[Any]], tally: Tally
+    ) -> Iterator[TileRecord]:
+        decisions = decide(cell.products)
+        for name, decision in decisions.items():
+            tally.decisions[name, decision.unit, decision.offset, decision.reason] += 1
+        stored = self._stored(cell.products, decisions)
+        notes = _notes(cell.products, decisions)
+        size = self.tile_size
+        rows, columns = (side // size for side in cell.shape)
+        tally.counts["edge_pixels_dropped"] += (
+            cell.shape[0] * cell.shape[1] - rows * columns * size * size
+        )
+        to_degrees = Transformer.from_crs(cell.crs, "EPSG:4326", always_xy=True)
+        for row, column in np.ndindex(rows, columns):
+            tally.counts["tiles_seen"] += 1
+            tile_id = f"{cell.cell_id}_{row}_{column}"
+            counts = histogram(_window(cover, row, column, size, size))
+            tally.classes_before[majority(counts)] += 1
+            if set(counts) == {WATER}:
+                tally.counts["water_only"] += 1
+                if self._drops(tile_id):
+                    tally.counts["water_only_dropped"] += 1
+                    continue
+            arrays = self._arrays(stored, cell, row, column, tile_id, tally)
+            if not arrays:
+                tally.counts["tiles_quarantined"] += 1
+                continue
+            modalities = {group.modality for group in arrays}
+            for group, pixels in arrays.items():
+                tally.add_pixels(group.modality, group.bands, pixels)
+            tally.counts["tiles"] += 1
+            tally.codes |= set(counts)
+            a, b, c, d, e, f = cell.transform
+            left, top = c + a * column * size, f + e * row * size
+            longitude, latitude = to_degrees.transform(left + a * size / 2, top + e * size / 2)
+            yield TileRecord(
+                tile_id=tile_id,
+                arrays={group.name: pixels for group, pixels in arrays.items()},
+                land_cover=majority(counts),
+                histogram=counts,
+                crs=cell.crs,
+                transform=(a, b, left, d, e, top),
+                latitude=latitude,
+                longitude=longitude,
+                products={name: notes[name] for name in sorted(modalities)},
+            )
+
+    def _stored(
+        self, products: dict[str, Product], decisions: dict[str, Decision]
+    ) -> dict[CellGroup, NDArray[Any]]:
+        """The whole cell's pixels as storage integers, (bands, H, W) for each group."""
+        stored = {}
+        for group in self.groups:
+            if group.modality in products:
+                product, decision = products[group.modality], decisions[group.modality]
+                stored[group] = np.stack(
+                    [
+                        to_storage(product.bands[band], group.modality, product.nodata, decision)
+                        for band in group.bands
+                    ]
+                )
+        return stored
+
+    def _arrays(
+        self,
+        stored: dict[CellGroup, NDArray[Any]],
+        cell: Cell,
+        row: int,
+        column: int,
+        tile_id: str,
+        tally: Tally,
+    ) -> dict[CellGroup, NDArray[Any]]:
+        """Arrays of the tile's usable modalities; none where a required one is not usable."""
+        arrays = {
+            group: np.ascontiguousarray(_window(pixels, row, column, group.height, group.width))
+            for group, pixels in stored.items()
+        }
+        usable = set(cell.products)
+        for modality in sorted(cell.products):
+            band, share = _worst_band(arrays, modality)
+            if share > self.max_nodata:
+                fatal = modality in self.required
+                why = f"{share:.0%} of {band} is without a measurement (nodata, NaN or zero)"
+                tally.fault(
+                    tile_id, modality, f"{cell.cell_id} row {row} column {column}", why, fatal=fatal
+                )
+                usable.discard(modality)
+        if not usable >= set(self.required):
+            return {}
+        return {group: pixels for group, pixels in arrays.items() if group.modality in usable}
+
+    def _drops(self, tile_id: str) -> bool:
+        digest = hashlib.sha256(f"{self.seed}:{tile_id}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") < self.ocean_drop * 2**64
+
+
+def make_groups(
+    band_gsd: dict[str, tuple[int, ...]], gsd: int, tile_size: int
+) -> tuple[CellGroup, ...]:
+    """The arrays of a tile: for each modality, the bands that share a ground sampling distance.
+
+    Args:
+        band_gsd: modality -> GSD of each band in model order, metres.
+        gsd: finest GSD, metres.
+        tile_size: side of a tile at the finest GSD, pixels.
+
+    Raises:
+        UsageError: a tile of this size would split a pixel of the coarsest band.
+    """
+    coarsest = max(max(values) for values in band_gsd.values())
+    if tile_size < 1 or tile_size * gsd % coarsest:
+        raise UsageError(
+            f"a tile size of {tile_size} px at {gsd} m would split a pixel of {coarsest} m: "
+            f"take a multiple of {coarsest // gsd}"
+        )
+    groups = []
+    for name in MODALITIES:
+        if name in band_gsd:
+            for value in sorted(set(band_gsd[name])):
+                bands = [
+                    band
+                    for band, g in zip(MODALITIES[name].bands, band_gsd[name], strict=True)
+                    if g == value
+                ]
+                side = tile_size * gsd // value
+                groups.append(CellGroup(name, value, tuple(bands), side, side))
+    return tuple(groups)
+
+
+def _window(pixels: NDArray[Any], row: int, column: int, height: int, width: int) -> NDArray[Any]:
+    return pixels[..., row * height : (row + 1) * height, column * width : (column + 1) * width]
+
+
+def _worst_band(arrays: dict[CellGroup, NDArray[Any]], modality: str) -> tuple[str, float]:
+    # No ground is as dark as the floor: zeros fill the edges of radar products without a nodata
+    # value.
+    darkest = S1_FLOOR if modality == "s1" else MODALITIES[modality].nodata
+    shares = {
+        band: float(np.mean(pixels <= darkest))
+        for group, stack in arrays.items()
+        if group.modality == modality
+        for band, pixels in zip(group.bands, stack, strict=True)
+    }
+    worst = max(shares, key=lambda band: shares[band])
+    return worst, shares[worst]
+
+
+def _notes(
+    products: dict[str, Product], decisions: dict[str, Decision]
+) -> dict[str, dict[str, Any]]:
+    """What is kept of every product: its name, time, and what was decided."""
+    times = {name: _parse_time(product.time) for name, product in products.items()}
+    anchor = next((times[name] for name in ANCHORS if times.get(name)), None)
+    notes: dict[str, dict[str, Any]] = {}
+    for name, product in products.items():
+        notes[name] = {
+            "product_id": product.product_id,
+            "time": product.time,
+            "offset": decisions[name].offset,
+            "offset_reason": decisions[name].reason,
+            "input_unit": decisions[name].unit,
+        }
+        if product.cloud_cover is not None:
+            notes[name]["cloud_cover"] = product.cloud_cover
+        time = times[name]
+        if anchor is not None and time is not None:
+            days = abs((time - anchor).total_seconds()) / 86400
+            notes[name]["days_from_anchor"] = round(days, 4)
+    return notes
+
+
+def _parse_time(text: str) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -1,0 +1,140 @@
+"""The whole road on a small synthetic Earth: archive to tiles to weights to a score."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from terrafm.config import load_config
+from terrafm.data.dataset import Dataset
+from terrafm.data.ingest import ingest
+from terrafm.eval.knn import evaluate_knn
+from terrafm.export import export_checkpoint
+from terrafm.progress import progress_bar
+from terrafm.ray_runtime import ensure_ray
+from terrafm.report import class_histogram, loss_curve, quicklook, tile_map
+from terrafm.storage import join, write_bytes
+from terrafm.train.run import pretrain
+
+TRAINING_ARCHIVE = "synthetic:cells=32,seed=0"
+HELD_OUT_ARCHIVE = "synthetic:cells=32,seed=1"
+# Two training CPUs are not asked for: reading and cropping runs beside one worker.
+_LOGICAL_CPUS = 4
+
+
+@dataclass
+class _Stages:
+    """What was done, how long it took, and what came out."""
+
+    console: Console
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[dict[str, Any]]:
+        began = time.perf_counter()
+        row: dict[str, Any] = {"stage": name, "seconds": 0.0, "result": ""}
+        with self.console.status(name):
+            yield row
+        row["seconds"] = round(time.perf_counter() - began, 1)
+        self.rows.append(row)
+        self.console.print(f"  {name:<10} {row['seconds']:>6.1f} s   {row['result']}")
+
+    def table(self) -> Table:
+        table = Table(title="TerraFM demo", title_justify="left")
+        table.add_column("stage")
+        table.add_column("seconds", justify="right")
+        table.add_column("result")
+        for row in self.rows:
+            table.add_row(row["stage"], f"{row['seconds']:.1f}", row["result"])
+        total = sum(row["seconds"] for row in self.rows)
+        table.add_section()
+        table.add_row("all", f"{total:.1f}", "")
+        return table
+
+
+def run_demo(output: str, console: Console, *, seed: int = 0) -> dict[str, Any]:
+    """Runs every stage once and writes `summary.json` and pictures; a repeat goes on.
+
+    Args:
+        output: URI of the demo's folder.
+        console: where the stages and the closing table go.
+        seed: of the training run; the two archives are always the same.
+
+    Returns:
+        The content of `summary.json`: stages with seconds, kNN accuracies (0..1) of the trained
+        encoder, of the same encoder untrained, and of mean spectra.
+    """
+    config = load_config("demo", [f"train.seed={seed}"])
+    stages = _Stages(console)
+    train_uri, held_out_uri = join(output, "data", "train"), join(output, "data", "held-out")
+    run_uri, pictures = join(output, "run"), join(output, "pictures")
+    console.print(f"TerraFM demo in {output}\n", highlight=False)
+    with stages.stage("start") as row:
+        ensure_ray(_LOGICAL_CPUS)
+        row["result"] = f"Ray with {_LOGICAL_CPUS} logical CPUs on this machine"
+    for name, archive, uri in (
+        ("ingest", TRAINING_ARCHIVE, train_uri),
+        ("held out", HELD_OUT_ARCHIVE, held_out_uri),
+    ):
+        with stages.stage(name) as row:
+            report = ingest("synthetic", archive, uri, config=config.ingest)
+            row["result"] = f"{report.tiles} tiles of {archive}"
+    with stages.stage("pretrain") as row:
+        with progress_bar(console, "steps") as advance:
+            run = pretrain(config, train_uri, run_uri, progress=advance)
+        row["result"] = f"{run.steps} steps, loss {run.metrics['loss']:.3f}"
+    with stages.stage("export") as row:
+        written, _ = export_checkpoint(run.checkpoint, join(output, "weights"), "safetensors")
+        export_checkpoint(run.checkpoint, join(output, "weights"), "released")
+        row["result"] = written[0]
+    with stages.stage("evaluate") as row:
+        score = evaluate_knn(
+            written[0], held_out_uri, size=config.data.global_size, leave_out="cell"
+        )
+        row["result"] = (
+            f"kNN {score['knn20']:.1%}, untrained {score['untrained']['knn20']:.1%}, "
+            f"mean spectrum {score['mean_spectrum']['knn20']:.1%}"
+        )
+    with stages.stage("pictures") as row:
+        dataset = Dataset.open(train_uri)
+        tile_map(dataset, join(pictures, "tiles.png"))
+        class_histogram(dataset, config, join(pictures, "classes.png"))
+        quicklook(dataset, _most_varied(dataset), config, join(pictures, "tile.png"))
+        loss_curve(join(run_uri, "metrics.jsonl"), join(pictures, "loss.png"))
+        row["result"] = pictures
+    summary = {
+        "stages": stages.rows,
+        "seconds": round(sum(row["seconds"] for row in stages.rows), 1),
+        "knn": {
+            key: {"knn20": values["knn20"], "knn5": values["knn5"]}
+            for key, values in (
+                ("trained", score),
+                ("untrained", score["untrained"]),
+                ("mean_spectrum", score["mean_spectrum"]),
+            )
+        },
+        "held_out_tiles": score["n"],
+        "seed": seed,
+    }
+    write_bytes(join(output, "summary.json"), (json.dumps(summary, indent=1) + "\n").encode())
+    console.print()
+    console.print(stages.table())
+    return summary
+
+
+def _most_varied(dataset: Dataset) -> int:
+    """The tile with all modalities whose land cover is most mixed: the one to look at."""
+    entropy = np.full(len(dataset), -1.0)
+    for row in np.flatnonzero(dataset.available.all(axis=1)).tolist():
+        pixels = np.array(list(dataset.histogram(row).values()), dtype=float)
+        share = pixels / pixels.sum()
+        entropy[row] = -(share * np.log(share)).sum()
+    return int(entropy.argmax())

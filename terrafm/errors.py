@@ -1,0 +1,13 @@
+"""Errors that a user sees as one line, and the exit code each one ends a command with."""
+
+
+class TerraFMError(Exception):
+    """The run failed: exit code 1. The message says what was wrong, where, and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(TerraFMError):
+    """Wrong usage, configuration or input, found before any work was done: exit code 2."""
+
+    exit_code = 2

@@ -1,0 +1,1 @@
+"""How good the encoder is: datasets, protocols, baselines."""

@@ -1,0 +1,157 @@
+"""One vector per image: the frozen encoder's CLS token, or the mean spectrum as a baseline."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from terrafm.errors import UsageError
+from terrafm.eval.datasets import Image, LabelledSet
+from terrafm.modalities import MODALITIES
+from terrafm.models.encoder import Encoder, build_encoder
+
+Normalisation = Mapping[str, Mapping[str, Any]]  # modality -> {"mean", "std"}, physical units
+UNTRAINED_SEED = 0
+
+
+def untrained_like(name: str) -> Encoder:
+    """An encoder of the same architecture with fresh weights from a fixed seed, in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(UNTRAINED_SEED)
+        return build_encoder(name).eval()
+
+
+def model_input(image: Image, normalisation: Normalisation, size: int) -> dict[str, Tensor]:
+    """Normalises and resizes one image.
+
+    (x - mean) / std per band, nodata 0, then bicubic resampling of every native grid straight to
+    the model's size, with antialiasing where it shrinks.
+
+    Args:
+        image: grids per modality, physical units.
+        normalisation: mean and std per modality, in model band order.
+        size: side of the result, pixels.
+
+    Returns:
+        modality -> (C, size, size) float32.
+    """
+    result = {}
+    for modality, grids in image.items():
+        mean = np.asarray(normalisation[modality]["mean"], np.float32)[:, None, None]
+        std = np.asarray(normalisation[modality]["std"], np.float32)[:, None, None]
+        channels = torch.zeros(MODALITIES[modality].channels, size, size)
+        for grid in grids:
+            at = list(grid.channels)
+            normed = np.nan_to_num((grid.pixels - mean[at]) / std[at], nan=0.0)
+            channels[at] = functional.interpolate(
+                torch.from_numpy(normed)[None],
+                size=(size, size),
+                mode="bicubic",
+                antialias=True,
+                align_corners=False,
+            )[0]
+        result[modality] = channels
+    return result
+
+
+def cls_features(
+    encoders: Sequence[Encoder],
+    images: LabelledSet,
+    modalities: Sequence[str],
+    normalisation: Normalisation,
+    *,
+    size: int,
+    batch: int,
+    device: torch.device,
+) -> list[NDArray[np.float32]]:
+    """L2-normalised CLS tokens of all images, for several encoders in one pass over the pixels.
+
+    Args:
+        encoders: in eval mode; all see the same input.
+        images: the labelled set.
+        modalities: those to use; an image with several is fused.
+        normalisation: mean and std per modality.
+        size: side to which images are resized, pixels.
+        batch: most images at once.
+        device: where to compute.
+
+    Returns:
+        Per encoder (N, D) float32, rows of unit length, in the order of the images.
+
+    Raises:
+        UsageError: an image has none of the modalities.
+    """
+    encoders = [encoder.to(device) for encoder in encoders]
+    features = [
+        np.zeros((len(images.labels), encoder.embed_dim), np.float32) for encoder in encoders
+    ]
+    with torch.inference_mode():
+        for rows, pixels in _batches(images, modalities, normalisation, size, batch):
+            moved = {name: tensor.to(device) for name, tensor in pixels.items()}
+            for encoder, held in zip(encoders, features, strict=True):
+                tokens = functional.normalize(encoder(moved).float(), dim=-1)
+                held[rows] = tokens.cpu().numpy()
+    return features
+
+
+def _batches(
+    images: LabelledSet,
+    modalities: Sequence[str],
+    normalisation: Normalisation,
+    size: int,
+    batch: int,
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    # Images of a batch have the same modalities: those with others wait for their own batch.
+    waiting: dict[tuple[str, ...], list[tuple[int, dict[str, Tensor]]]] = {}
+    for row in range(len(images.labels)):
+        pixels = model_input(images.read(row, modalities), normalisation, size)
+        if not pixels:
+            raise UsageError(
+                f"image {row} of {images.uri} has none of the modalities {', '.join(modalities)}"
+            )
+        same = waiting.setdefault(tuple(pixels), [])
+        same.append((row, pixels))
+        if len(same) == batch:
+            yield _stack(waiting.pop(tuple(pixels)))
+    for same in waiting.values():
+        yield _stack(same)
+
+
+def _stack(same: list[tuple[int, dict[str, Tensor]]]) -> tuple[list[int], dict[str, Tensor]]:
+    names = same[0][1]
+    rows = [row for row, _ in same]
+    return rows, {name: torch.stack([pixels[name] for _, pixels in same]) for name in names}
+
+
+def mean_spectra(images: LabelledSet, modalities: Sequence[str]) -> NDArray[np.float32]:
+    """Baseline without a model: every band's mean, standardised over the set, L2-normalised.
+
+    Args:
+        images: the labelled set.
+        modalities: those to use, side by side. A missing one counts as the set's mean.
+
+    Returns:
+        (N, bands) float32, rows of unit length.
+    """
+    total = sum(MODALITIES[name].channels for name in modalities)
+    spectra = np.full((len(images.labels), total), np.nan)
+    for row in range(len(spectra)):
+        image = images.read(row, modalities)
+        start = 0
+        for name in modalities:
+            for grid in image.get(name, []):
+                for channel, pixels in zip(grid.channels, grid.pixels, strict=True):
+                    valid = pixels[np.isfinite(pixels)]
+                    if valid.size:
+                        spectra[row, start + channel] = valid.mean(dtype=np.float64)
+            start += MODALITIES[name].channels
+    seen = np.maximum(np.isfinite(spectra).sum(0), 1)
+    centred = np.nan_to_num(spectra - np.nansum(spectra, 0) / seen, nan=0.0)
+    spread = np.sqrt((centred**2).sum(0) / seen)
+    standard = centred / np.where(spread > 0, spread, 1.0)
+    length = np.linalg.norm(standard, axis=1, keepdims=True)
+    return np.asarray(standard / np.maximum(length, 1e-12), np.float32)

@@ -1,0 +1,109 @@
+"""Dual centering of teacher logits: one center of all samples, one of the frequent classes."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class DualCentering(nn.Module):
+    """Centers teacher logits g: g - alpha * c - (1 - alpha) * c_h (TerraFM, arXiv 2506.06281).
+
+    c is the EMA of the global-batch mean of teacher logits, c_h the same over only the samples
+    of a high-frequency land-cover class. alpha = 1 is DINO's centering.
+
+    The EMA takes sums and counts, not means: they add up over micro-batches and ranks whatever
+    their sizes. Sums are float64, so that the order of adding does not show.
+
+    Args:
+        num_prototypes: K.
+        alpha: weight of the global center.
+        center_momentum: EMA momentum of both centers.
+
+    Attributes:
+        center: (K,) float32, c.
+        center_high_frequency: (K,) float32, c_h.
+    """
+
+    center: Tensor
+    center_high_frequency: Tensor
+
+    def __init__(self, num_prototypes: int, alpha: float, center_momentum: float) -> None:
+        super().__init__()
+        if not (0 <= alpha <= 1 and 0 <= center_momentum <= 1):
+            raise ValueError("alpha and center_momentum must be in [0, 1]")
+        self.alpha = alpha
+        self.center_momentum = center_momentum
+        self.register_buffer("center", torch.zeros(num_prototypes))
+        self.register_buffer("center_high_frequency", torch.zeros(num_prototypes))
+        self._pending: Tensor | None = None
+
+    def centered(self, teacher_logits: Tensor) -> Tensor:
+        """Teacher logits (..., K) minus both centers, float32."""
+        shift = self.alpha * self.center + (1 - self.alpha) * self.center_high_frequency
+        return teacher_logits.float() - shift
+
+    @torch.no_grad()
+    def accumulate(
+        self,
+        teacher_logits: Tensor,
+        high_frequency: Tensor | None,
+        sample_weight: Tensor | None = None,
+    ) -> None:
+        """Adds a micro-batch to the pending sums.
+
+        Args:
+            teacher_logits: (G, B, K).
+            high_frequency: (B,) bool, whether the sample's class is a high-frequency one; None
+                where alpha is 1, and c_h is not used.
+            sample_weight: (B,) 0 for padding; by default 1.
+        """
+        weight = self._weights(teacher_logits, high_frequency, sample_weight)
+        crops = teacher_logits.shape[0]
+        sums = weight @ teacher_logits.sum(0, dtype=torch.float64)
+        counts = crops * weight.sum(1, keepdim=True)
+        batch = torch.cat([sums, counts], dim=1)
+        self._pending = batch if self._pending is None else self._pending + batch
+
+    @torch.no_grad()
+    def update_centers(self) -> None:
+        """Moves both centers by the pending sums of all ranks, and clears them.
+
+        A collective call where torch.distributed is in use: every rank makes it equally often.
+        A center without a single sample in the global batch stays.
+        """
+        pending = self._pending
+        if pending is None:
+            pending = torch.zeros(
+                (2, len(self.center) + 1), dtype=torch.float64, device=self.center.device
+            )
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(pending)
+        self.discard_pending()
+        sums, counts = pending[:, :-1], pending[:, -1:]
+        old = torch.stack([self.center, self.center_high_frequency]).double()
+        mean = sums / counts.clamp(min=torch.finfo(torch.float64).tiny)
+        new = torch.where(counts > 0, old.lerp(mean, 1 - self.center_momentum), old)
+        self.center.copy_(new[0])
+        self.center_high_frequency.copy_(new[1])
+
+    def discard_pending(self) -> None:
+        """Forgets the pending sums, as after a step that was not finite."""
+        self._pending = None
+
+    def _weights(
+        self, teacher_logits: Tensor, high_frequency: Tensor | None, sample_weight: Tensor | None
+    ) -> Tensor:
+        """Weights of the samples in both means, (2, B) float64."""
+        samples = teacher_logits.shape[1]
+        everyone = teacher_logits.new_ones(samples, dtype=torch.float64)
+        if sample_weight is not None:
+            everyone = sample_weight.double()
+        if high_frequency is None:
+            if self.alpha < 1:
+                raise ValueError("high_frequency is needed where alpha is below 1")
+            return torch.stack([everyone, torch.zeros_like(everyone)])
+        if high_frequency.shape != (samples,):
+            raise ValueError(
+                f"high_frequency must be ({samples},), not {tuple(high_frequency.shape)}"
+            )
+        return torch.stack([everyone, everyone * high_frequency])

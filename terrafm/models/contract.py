@@ -1,0 +1,139 @@
+"""What weights expect of their input and where they come from: the data contract of a file."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
+from torch import Tensor
+
+import terrafm
+from terrafm.modalities import MODALITIES
+from terrafm.models.encoder import IMAGE_SIZE, PATCH_SIZE
+
+
+class ModalityContract(BaseModel):
+    """What one modality's input must be: bands in channel order, unit, normalisation.
+
+    The model sees (x - mean) / std per band, with x in `unit`, and 0 where there is no data.
+    `storage_scale` turns the usual integers into `unit`: reflectance = digital number * 1e-4
+    after offset removal, dB = hundredths of a dB * 0.01.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    bands: tuple[str, ...]
+    unit: str
+    storage_scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not len(self.bands) == len(self.mean) == len(self.std):
+            raise ValueError("bands, mean and std must be equally long")
+        if not all(math.isfinite(v) for v in self.mean + self.std) or min(self.std) <= 0:
+            raise ValueError("mean must be finite and std above 0")
+        return self
+
+
+class WeightsContract(BaseModel):
+    """What weights expect of their input, and where they come from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal["terrafm-weights"] = "terrafm-weights"
+    version: Literal[1] = 1
+    model: str
+    modalities: dict[str, ModalityContract]
+    image_size: PositiveInt
+    patch_size: PositiveInt = PATCH_SIZE
+    dataset_fingerprint: str | None = None
+    terrafm_version: str = terrafm.__version__
+    commit: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, modality in self.modalities.items():
+            if name not in MODALITIES or modality.bands != MODALITIES[name].bands:
+                raise ValueError(f"modality {name} with bands {' '.join(modality.bands)}")
+        return self
+
+    @classmethod
+    def build(
+        cls,
+        model: str,
+        statistics: Mapping[str, Mapping[str, Any]],
+        *,
+        image_size: int = IMAGE_SIZE,
+        dataset_fingerprint: str | None = None,
+        commit: str | None = None,
+    ) -> Self:
+        """The contract of weights trained on a dataset.
+
+        Args:
+            model: a key of `ARCHITECTURES`.
+            statistics: modality -> {"mean": ..., "std": ...} in model band order, physical
+                units, as a dataset's manifest has them.
+            image_size: side of a global crop, pixels.
+            dataset_fingerprint: the dataset's.
+            commit: of the code that trained.
+        """
+        modalities = {
+            name: ModalityContract(
+                bands=MODALITIES[name].bands,
+                unit=MODALITIES[name].unit,
+                storage_scale=MODALITIES[name].scale,
+                mean=tuple(values["mean"]),
+                std=tuple(values["std"]),
+            )
+            for name, values in statistics.items()
+        }
+        return cls(
+            model=model,
+            modalities=modalities,
+            image_size=image_size,
+            dataset_fingerprint=dataset_fingerprint,
+            commit=commit,
+        )
+
+    def to_json(self) -> str:
+        """JSON that `from_json` reads back to an equal contract."""
+        return self.model_dump_json(indent=2)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Reads a contract.
+
+        Raises:
+            ValueError: not JSON, or not a contract; the message is one line.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(str(part) for part in fault["loc"])
+            raise ValueError(f"{where}: {fault['msg']}".removeprefix(": ")) from None
+
+    def normalise(self, images: Tensor, modality: str) -> Tensor:
+        """Physical values to model input: (x - mean) / std, and 0 where there is no data.
+
+        Args:
+            images: (B, C, H, W) in the modality's unit, NaN where there is no data.
+            modality: which one.
+
+        Raises:
+            ValueError: the weights were not trained on this modality, or wrong bands.
+        """
+        if modality not in self.modalities:
+            known = ", ".join(self.modalities)
+            raise ValueError(f"these weights know no modality {modality!r}, but {known}")
+        contract = self.modalities[modality]
+        if images.ndim != 4 or images.shape[1] != len(contract.bands):
+            raise ValueError(
+                f"{modality} images must be (B, {len(contract.bands)}, H, W), bands "
+                f"{' '.join(contract.bands)}; these are {tuple(images.shape)}"
+            )
+        mean = images.new_tensor(contract.mean).view(-1, 1, 1)
+        std = images.new_tensor(contract.std).view(-1, 1, 1)
+        return ((images - mean) / std).nan_to_num(nan=0.0)

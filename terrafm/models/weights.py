@@ -1,0 +1,260 @@
+"""Weights files: released names in and out, with the contract of their input.
+
+Two formats, at any fsspec URI. `safetensors` holds every encoder parameter and the contract in
+its metadata. `released` is a plain `.pth` state dict with exactly the released names, which the
+released inference code loads strictly, and the contract in a `.json` beside it; it leaves out
+the fusion parameters. A `.pth` is never unpickled beyond tensors.
+"""
+
+import io
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from terrafm.errors import UsageError
+from terrafm.models.contract import WeightsContract as WeightsContract
+from terrafm.models.encoder import ARCHITECTURES, Encoder, build_encoder
+from terrafm.storage import exists, join, list_names, read_bytes, resolve, write_bytes
+
+TRAINING_ONLY = "patch_embed.fusion."
+_QUERIES = TRAINING_ONLY + "queries"
+_METADATA_KEY = "terrafm_contract"
+_SUFFIXES = (".safetensors", ".pth", ".pt")
+
+
+def save_safetensors(uri: str, state: Mapping[str, Tensor], contract: WeightsContract) -> list[str]:
+    """Writes all parameters, with the contract in the metadata. Returns the URI written."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    # One key only: the library writes several in random order, and the file must be a function
+    # of the weights.
+    metadata = {_METADATA_KEY: contract.to_json()}
+    write_bytes(uri, safetensors.torch.save(tensors, metadata))
+    return [uri]
+
+
+def save_released(uri: str, state: Mapping[str, Tensor], contract: WeightsContract) -> list[str]:
+    """Writes the released names as a plain state dict, and the contract beside it.
+
+    Returns:
+        The URIs written: the `.pth` and the `.json`.
+    """
+    tensors = {
+        # A view would drag its whole storage into the file.
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+        if not name.startswith(TRAINING_ONLY)
+    }
+    buffer = io.BytesIO()
+    torch.save(tensors, buffer)
+    beside = _contract_uri(uri)
+    # The contract first: weights that can be seen always have theirs.
+    write_bytes(beside, (contract.to_json() + "\n").encode())
+    write_bytes(uri, buffer.getvalue())
+    return [uri, beside]
+
+
+def load_weights(
+    uri: str | os.PathLike[str],
+) -> tuple[dict[str, Tensor], WeightsContract | None]:
+    """Reads a weights file, ours or released, recognised by its content.
+
+    Args:
+        uri: a `.safetensors` or `.pth` file, or a folder that holds one of them.
+
+    Returns:
+        The state dict on the CPU, and its contract; None for weights that state none, whose
+        band order and statistics the caller has to assume.
+
+    Raises:
+        UsageError: there is no such file, or it is unreadable, unsafe, not a state dict of
+            finite numbers, or its contract is broken.
+    """
+    uri = _find(os.fspath(uri))
+    try:
+        content = read_bytes(uri)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read weights {uri}: {_first_line(error)}") from None
+    if content.startswith((b"PK", b"\x80")):
+        state = _unpickle(uri, content)
+        beside = _contract_uri(uri)
+        text: str | bytes | None = read_bytes(beside) if exists(beside) else None
+        source = beside
+    else:
+        state, text = _read_safetensors(uri, content)
+        source = uri
+    _check_tensors(uri, state)
+    try:
+        contract = None if text is None else WeightsContract.from_json(text)
+    except ValueError as error:
+        raise UsageError(f"the weights contract in {source} is broken: {error}") from None
+    return state, contract
+
+
+def load_state(encoder: Encoder, state: Mapping[str, Tensor], source: str = "weights") -> None:
+    """Copies weights into an encoder; only the fusion parameters may be missing, all of them.
+
+    Args:
+        encoder: receives them.
+        state: released names, with or without the training-only ones.
+        source: where they come from, for the message.
+
+    Raises:
+        UsageError: a name is missing or unknown, or a shape differs; the first is named.
+    """
+    own = encoder.state_dict()
+    fusion = any(name.startswith(TRAINING_ONLY) for name in state)
+    for name, tensor in own.items():
+        if name not in state:
+            if fusion or not name.startswith(TRAINING_ONLY):
+                raise UsageError(f"{source}: parameter {name} is missing")
+        elif state[name].shape != tensor.shape:
+            raise UsageError(
+                f"{source}: parameter {name} is {tuple(state[name].shape)}, "
+                f"the model needs {tuple(tensor.shape)}"
+            )
+    unknown = [name for name in state if name not in own]
+    if unknown:
+        raise UsageError(f"{source}: parameter {unknown[0]} is unknown to the model")
+    encoder.load_state_dict(dict(state), strict=False)
+    encoder.fusion_loaded = fusion
+
+
+def infer_model_name(state: Mapping[str, Tensor], source: str = "weights") -> str:
+    """Which architecture a state dict belongs to, by its width and depth.
+
+    Raises:
+        UsageError: none of them.
+    """
+    token = state.get("cls_token")
+    width = token.shape[-1] if token is not None and token.ndim else None
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    for name, architecture in ARCHITECTURES.items():
+        if (width, depth) == (architecture.embed_dim, architecture.depth):
+            return name
+    known = ", ".join(f"{n} {a.embed_dim}/{a.depth}" for n, a in ARCHITECTURES.items())
+    raise UsageError(
+        f"{source}: not TerraFM weights, width {width} and {depth} blocks fit no model ({known})"
+    )
+
+
+def load_encoder(uri: str | os.PathLike[str]) -> Encoder:
+    """Builds the encoder that a weights file belongs to, in eval mode, and loads it.
+
+    Its attribute `contract` is the file's contract, or None.
+
+    Raises:
+        UsageError: as `load_weights` and `load_state`, or a contract of another model.
+    """
+    uri = os.fspath(uri)
+    state, contract = load_weights(uri)
+    name = infer_model_name(state, uri)
+    if contract is not None and contract.model != name:
+        raise UsageError(f"{uri}: the contract is for {contract.model}, the weights are {name}")
+    queries = state.get(_QUERIES)
+    encoder = (
+        build_encoder(name)
+        if queries is None
+        else build_encoder(name, num_queries=queries.shape[0] if queries.ndim else 1)
+    )
+    load_state(encoder, state, uri)
+    encoder.contract = contract
+    return encoder.eval()
+
+
+def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> Encoder:
+    """A TerraFM encoder in eval mode.
+
+    Args:
+        name: "terrafm_tiny", "terrafm_small", "terrafm_base" or "terrafm_large".
+        weights: URI of a `.safetensors` or `.pth` file, released or own; None leaves the
+            encoder with fresh random weights.
+
+    Raises:
+        UsageError: no such model, unreadable or unsafe weights, or weights of another model.
+    """
+    if name not in ARCHITECTURES or weights is None:
+        return build_encoder(name).eval()
+    encoder = load_encoder(weights)
+    held = infer_model_name(encoder.state_dict())
+    if held != name:
+        raise UsageError(f"{os.fspath(weights)} holds {held} weights, not {name}")
+    return encoder
+
+
+def _find(uri: str) -> str:
+    """The weights file itself, where a folder was given."""
+    if not exists(uri):
+        raise UsageError(f"weights {uri} do not exist")
+    filesystem, path = resolve(uri)
+    if not filesystem.isdir(path):
+        return uri
+    files = [name for name in list_names(uri) if name.endswith(_SUFFIXES)]
+    if len(files) != 1:
+        held = ", ".join(files) or "none"
+        raise UsageError(f"folder {uri} must hold one .safetensors or .pth file; it holds {held}")
+    return join(uri, files[0])
+
+
+def _contract_uri(uri: str) -> str:
+    head, dot, tail = uri.rpartition(".")
+    return (head if dot and "/" not in tail else uri) + ".json"
+
+
+def _unpickle(uri: str, content: bytes) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            # About odd pickle protocols, which either load or are refused below.
+            warnings.simplefilter("ignore", UserWarning)
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UsageError(
+            f"weights {uri} are refused: they hold Python objects other than tensors, or are "
+            "damaged; nothing in them was run. Save a plain state dict"
+        ) from None
+    except Exception as error:  # noqa: BLE001 - a damaged file can fail anywhere in the parser
+        raise UsageError(f"weights {uri} are damaged: {_first_line(error)}") from None
+    if not isinstance(state, dict) or not state:
+        raise UsageError(f"weights {uri} are not a state dict of tensors")
+    return state
+
+
+def _read_safetensors(uri: str, content: bytes) -> tuple[dict[str, Tensor], str | None]:
+    try:
+        state = safetensors.torch.load(content)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"weights {uri} are neither safetensors nor a .pth state dict, or are damaged: "
+            f"{_first_line(error)}"
+        ) from None
+    return state, _metadata(content).get(_METADATA_KEY)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    # The library reads metadata of files only; the header's layout is its published format:
+    # 8 bytes of length, little-endian, then JSON. It has been validated by loading.
+    length = int.from_bytes(content[:8], "little")
+    metadata: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return metadata
+
+
+def _check_tensors(uri: str, state: dict[str, Tensor]) -> None:
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UsageError(
+                f"weights {uri} are not a plain state dict: {str(name)!r} is no tensor"
+            )
+        if tensor.layout != torch.strided or not tensor.is_floating_point():
+            raise UsageError(f"weights {uri}: parameter {name} is not a dense float tensor")
+        if not torch.isfinite(tensor).all():
+            raise UsageError(f"weights {uri}: parameter {name} holds NaN or infinite values")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

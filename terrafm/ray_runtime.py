@@ -1,0 +1,46 @@
+"""Starts or joins Ray, quietly."""
+
+import logging
+import os
+
+# Read when Ray is imported: no note about future changes, no uv hook, no usage report.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+
+import ray
+import ray.data
+
+from terrafm.errors import UsageError
+
+
+def ensure_ray(num_cpus: int | None = None) -> None:
+    """Joins the cluster of RAY_ADDRESS, or starts Ray as children of this process.
+
+    Does nothing to a Ray that runs already, but for silencing Ray Data in this process.
+
+    Args:
+        num_cpus: logical CPUs of a local Ray; by default those of the machine. Ray Data needs
+            some beside the training workers', or it waits for ever.
+
+    Raises:
+        UsageError: there is no cluster at RAY_ADDRESS.
+    """
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        # Another Ray on this machine must not be joined by accident.
+        where = {"address": address} if address else {"address": "local", "num_cpus": num_cpus}
+        try:
+            ray.init(
+                **where,
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except ConnectionError as error:
+            raise UsageError(f"cannot reach the Ray cluster at {address}: {error}") from None
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

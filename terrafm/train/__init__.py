@@ -1,0 +1,1 @@
+"""The training step, its engine, and the run around them."""

@@ -1,0 +1,157 @@
+"""What a run writes while it goes: metrics.jsonl, TensorBoard, samples.parquet.
+
+All three forget what lies past the step a run resumes from, so that they always tell the
+surviving history, once.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from torch.utils.tensorboard import SummaryWriter
+
+from terrafm.data.batch import Batch
+from terrafm.storage import exists, is_local, join, read_bytes, resolve, write_bytes
+
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.parquet"
+
+_SAMPLES_SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("rank", pa.int32()),
+        ("tile_id", pa.string()),
+        ("epoch", pa.int64()),
+        ("position", pa.int64()),
+    ]
+)
+
+
+def read_metrics(run_folder: str) -> list[dict[str, Any]]:
+    """All whole lines of a run's metrics.jsonl, in order."""
+    uri = join(run_folder, METRICS_FILE)
+    if not exists(uri):
+        return []
+    lines = []
+    for line in read_bytes(uri).decode().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            # A killed writer may leave the start of a line.
+            break
+    return lines
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard of one run, written by rank 0.
+
+    Args:
+        run_folder: URI of the run.
+        start_step: finished steps of the state the run goes on from; later lines go.
+    """
+
+    def __init__(self, run_folder: str, start_step: int) -> None:
+        self._folder = run_folder
+        self._local = is_local(run_folder)
+        kept = [line for line in read_metrics(run_folder) if line["step"] <= start_step]
+        self._lines = [json.dumps(line) + "\n" for line in kept]
+        self._uri = join(run_folder, METRICS_FILE)
+        write_bytes(self._uri, "".join(self._lines).encode())
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        if self._local:
+            self._file = open(resolve(self._uri)[1], "a", buffering=1)  # noqa: SIM115 - close()
+            board = resolve(join(run_folder, "tensorboard"))[1]
+        else:
+            self._temporary = tempfile.TemporaryDirectory()
+            board = self._temporary.name
+        self._board = SummaryWriter(board, purge_step=start_step + 1 if start_step else None)
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """Appends one line; `metrics["step"]` counts finished steps."""
+        line = json.dumps(metrics) + "\n"
+        if self._local:
+            self._file.write(line)
+        else:
+            self._lines.append(line)
+        for name, value in metrics.items():
+            if name != "step":
+                self._board.add_scalar(name, value, metrics["step"])
+
+    def flush(self) -> None:
+        """Makes all lines visible; object stores take no appends, so they get whole files."""
+        self._board.flush()
+        if self._temporary is not None:
+            write_bytes(self._uri, "".join(self._lines).encode())
+            filesystem, path = resolve(join(self._folder, "tensorboard"))
+            for event_file in Path(self._temporary.name).iterdir():
+                filesystem.put_file(str(event_file), f"{path}/{event_file.name}")
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self.flush()
+        self._board.close()
+        if self._local:
+            self._file.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+
+class SampleAudit:
+    """Every sample that a rank consumed since the last `take`."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._rows: list[tuple[int, int, str, int, int]] = []
+
+    def add(self, step: int, batches: Sequence[Batch]) -> None:
+        """Records a step's micro-batches; padding rows carry weight 0 and do not count."""
+        for batch in batches:
+            for weight, tile, epoch, position in zip(
+                batch.sample_weight.tolist(),
+                batch.tile_id,
+                batch.epoch.tolist(),
+                batch.position.tolist(),
+                strict=True,
+            ):
+                if weight:
+                    self._rows.append((step, self._rank, tile, epoch, position))
+
+    def take(self) -> list[tuple[int, int, str, int, int]]:
+        """The rows since the last call."""
+        rows, self._rows = self._rows, []
+        return rows
+
+
+def trim_samples(run_folder: str, start_step: int) -> None:
+    """Drops rows of samples.parquet that belong to steps not in the restored state."""
+    uri = join(run_folder, SAMPLES_FILE)
+    if exists(uri):
+        table = pq.read_table(io.BytesIO(read_bytes(uri)))
+        _write_samples(uri, table.filter(pc.less(table["step"], start_step)))
+
+
+def append_samples(run_folder: str, rows: Sequence[tuple[int, int, str, int, int]]) -> None:
+    """Adds rows to samples.parquet, which is replaced as a whole."""
+    uri = join(run_folder, SAMPLES_FILE)
+    columns = list(zip(*sorted(rows, key=lambda r: (r[0], r[1])), strict=True)) or [()] * 5
+    table = pa.table(
+        [pa.array(c, f.type) for c, f in zip(columns, _SAMPLES_SCHEMA, strict=True)],
+        schema=_SAMPLES_SCHEMA,
+    )
+    if exists(uri):
+        table = pa.concat_tables([pq.read_table(io.BytesIO(read_bytes(uri))), table])
+    _write_samples(uri, table)
+
+
+def _write_samples(uri: str, table: pa.Table) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    write_bytes(uri, buffer.getvalue())

@@ -1,0 +1,246 @@
+"""Sets up Ray Train for a configuration, waits for it, retries what Ray will not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+
+from terrafm.config import Config
+from terrafm.errors import TerraFMError, UsageError
+from terrafm.models.encoder import build_encoder
+from terrafm.models.weights import load_state, load_weights
+from terrafm.ray_runtime import ensure_ray
+from terrafm.storage import exists, is_local, join, list_names, remove, write_bytes
+from terrafm.train.checkpoint import list_checkpoints, newest_intact, read_record, step_name
+from terrafm.train.loggers import read_metrics
+from terrafm.train.loop import (
+    CHECKPOINTS,
+    FAILURE_FILE,
+    read_failure,
+    task_arguments,
+    train_worker,
+)
+from terrafm.train.setup import TrainingSetup
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+_CONTROLLER_RETRIES = 3
+_POLL_SECONDS = 0.5
+
+Progress = Callable[[int, int, dict[str, Any]], None]
+"""Called with finished steps, all steps, and the newest line of metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        output: URI of the run's folder.
+        checkpoint: URI of the checkpoint at the last step.
+        steps: finished steps.
+        resumed_from: step this call went on from; equal to `steps` where all was done before.
+        metrics: newest line of metrics.jsonl.
+    """
+
+    output: str
+    checkpoint: str
+    steps: int
+    resumed_from: int
+    metrics: dict[str, Any]
+
+
+def pretrain(config: Config, data: str, output: str, progress: Progress | None = None) -> RunResult:
+    """Pretrains, or goes on with the run that lies in `output`.
+
+    Args:
+        config: the whole tree.
+        data: URI of a dataset made by ingest.
+        output: URI of the run's folder; object storage or a disk that all nodes share.
+        progress: told about finished steps while the run goes.
+
+    Raises:
+        UsageError: configuration, dataset and run folder do not fit together; nothing was
+            written.
+        TerraFMError: the run failed.
+    """
+    setup = TrainingSetup.open(config, data)
+    resumed_from = _check_output(setup, output)
+    total = setup.total_steps
+    if resumed_from >= total:
+        return _result(output, total, resumed_from)
+    _check_init(config)
+    remove(join(output, FAILURE_FILE))
+    _write_config(config, data, output)
+    workers = config.train.workers
+    # Two logical CPUs more than the workers hold, or reading would wait for ever.
+    ensure_ray(max(os.cpu_count() or 1, int(workers * config.train.cpus_per_worker) + 2))
+    with _Watch(output, resumed_from, total, progress):
+        _fit(config, data, output)
+    failure = read_failure(output)
+    if failure is not None:
+        raise failure
+    return _result(output, total, resumed_from)
+
+
+def _check_output(setup: TrainingSetup, output: str) -> int:
+    """Finished steps of the run in `output`, after checking that it can be continued."""
+    folder = join(output, CHECKPOINTS)
+    newest, complaints = newest_intact(folder)
+    for complaint in complaints:
+        logger.warning("%s; going on from the one before", complaint)
+    if newest is None:
+        foreign = [n for n in list_names(output) if not n.startswith(".")]
+        if foreign and not exists(join(output, CONFIG_FILE)):
+            raise UsageError(
+                f"{output} is not empty and holds no run (found {foreign[0]}): "
+                "choose an empty folder"
+            )
+        return 0
+    record = read_record(newest)
+    setup.check_continues(record, newest)
+    return int(record["step"])
+
+
+def _check_init(config: Config) -> None:
+    """Fails before any work where the weights to start from cannot be used."""
+    if config.model.init is not None:
+        weights, _ = load_weights(config.model.init)
+        encoder = build_encoder(config.model.name, num_queries=config.model.num_queries)
+        load_state(encoder, weights, config.model.init)
+
+
+def _write_config(config: Config, data: str, output: str) -> None:
+    uri = join(output, CONFIG_FILE)
+    again = f"# terrafm pretrain --config {uri} --data {data} --output {output}\n"
+    write_bytes(uri, (again + config.to_yaml()).encode())
+
+
+def _fit(config: Config, data: str, output: str) -> None:
+    train = config.train
+    use_gpu = train.gpu == "yes" or (train.gpu == "auto" and _cluster_has_gpus(train.workers))
+    spare = ray.cluster_resources().get("CPU", 1.0) - train.workers * train.cpus_per_worker
+    data_cpus = max(1.0, spare / train.workers)
+    with tempfile.TemporaryDirectory(prefix="terrafm-") as scratch:
+        # Ray's own bookkeeping; our checkpoints are the only state a run resumes from.
+        storage = scratch if is_local(output) else join(output, "ray")
+        for attempt in range(_CONTROLLER_RETRIES + 1):
+            trainer = TorchTrainer(
+                train_worker,
+                train_loop_config=task_arguments(config, data, output, data_cpus),
+                torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+                scaling_config=ScalingConfig(
+                    num_workers=train.workers,
+                    use_gpu=use_gpu,
+                    resources_per_worker={"CPU": train.cpus_per_worker, "GPU": int(use_gpu)},
+                ),
+                run_config=RunConfig(
+                    name=f"pretrain-{uuid.uuid4().hex[:8]}",
+                    storage_path=storage,
+                    failure_config=FailureConfig(max_failures=train.max_failures),
+                ),
+            )
+            try:
+                trainer.fit()
+            except ControllerError as error:
+                # Ray calls a failed process-group set-up final; a fresh run resumes from ours.
+                if attempt == _CONTROLLER_RETRIES:
+                    raise TerraFMError(_one_line("Ray Train could not start", error)) from error
+                logger.warning("%s", _one_line("starting the workers again", error))
+            except TrainingFailedError as error:
+                if read_failure(output) is None:
+                    raise TerraFMError(_one_line("training failed", error)) from error
+                return
+            else:
+                return
+
+
+def _cluster_has_gpus(workers: int) -> bool:
+    return bool(ray.cluster_resources().get("GPU", 0) >= workers and torch.cuda.is_available())
+
+
+def _one_line(what: str, error: Exception) -> str:
+    causes = getattr(error, "worker_failures", None) or {0: error}
+    rank, cause = sorted(causes.items())[0]
+    text = str(getattr(cause, "_base_exc", cause)).strip().splitlines()
+    last = text[-1] if text else type(cause).__name__
+    return f"{what} (rank {rank}): {last}"
+
+
+def _result(output: str, total: int, resumed_from: int) -> RunResult:
+    lines = read_metrics(output)
+    checkpoint = join(output, CHECKPOINTS, step_name(total))
+    if not any(uri == checkpoint for _, uri in list_checkpoints(join(output, CHECKPOINTS))):
+        raise TerraFMError(f"the run ended without its last checkpoint {checkpoint}")
+    return RunResult(output, checkpoint, total, resumed_from, lines[-1] if lines else {})
+
+
+class _Watch:
+    """Follows metrics.jsonl in a thread and tells `progress`."""
+
+    def __init__(self, output: str, start: int, total: int, progress: Progress | None) -> None:
+        self._output = output
+        self._start = start
+        self._total = total
+        self._progress = progress
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> _Watch:
+        if self._progress is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+            self._tell()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(_POLL_SECONDS):
+            self._tell()
+
+    def _tell(self) -> None:
+        lines = read_metrics(self._output)
+        if lines and self._progress is not None:
+            self._progress(lines[-1]["step"], self._total, lines[-1])
+
+
+def dry_run(config: Config, data: str, measure: bool = True) -> dict[str, Any]:
+    """What a run would cost, from one measured step on this machine; writes nothing.
+
+    Raises:
+        UsageError: as `pretrain`.
+    """
+    from terrafm.train.estimate import estimate  # Only this verb needs the plain step.
+
+    setup = TrainingSetup.open(config, data)
+    _check_init(config)
+    started = time.perf_counter()
+    figures = estimate(setup, measure=measure)
+    return figures | {"estimate_seconds": round(time.perf_counter() - started, 2)}
+
+
+def describe(result: RunResult) -> str:
+    """One line that says how a run ended."""
+    if result.resumed_from >= result.steps:
+        return f"nothing to do: {result.checkpoint} is the last of {result.steps} steps"
+    loss = json.dumps(round(float(result.metrics["loss"]), 4))
+    resumed = f", resumed at {result.resumed_from}" if result.resumed_from else ""
+    return f"{result.steps} steps{resumed}, loss {loss}, checkpoint {result.checkpoint}"

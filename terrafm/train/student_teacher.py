@@ -1,0 +1,224 @@
+"""Self-distillation of a student by the moving average of itself; knows no Ray, no DeepSpeed.
+
+The order within a step is the paper's (arXiv 2506.06281): teacher forward, student forward, loss
+with the old centers, backward over all micro-batches, finite check, clip, optimizer, EMA of
+encoder and head, centers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from terrafm.config import Config
+from terrafm.data.batch import Batch, Crops, normalise
+from terrafm.losses import DINOLoss
+from terrafm.models.dino_head import DINOHead
+from terrafm.models.encoder import build_encoder
+from terrafm.train.engine import Engine
+from terrafm.train.schedules import StepSettings
+
+
+@dataclass
+class Views:
+    """Encoder input: the modalities each image's view has drawn.
+
+    Attributes:
+        pixels: modality -> (n_m, C_m, S, S) normalised float32.
+        image: modality -> (n_m,) index of the image each belongs to.
+        size: number of images.
+        drop_path_key: (size,) keys of the drop-path masks, or None.
+    """
+
+    pixels: dict[str, Tensor]
+    image: dict[str, Tensor]
+    size: int
+    drop_path_key: Tensor | None = None
+
+
+class Network(nn.Module):
+    """Encoder and projection head: the student, and by its moving average the teacher."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.encoder = build_encoder(
+            config.model.name,
+            drop_path=config.model.drop_path,
+            num_queries=config.model.num_queries,
+        )
+        self.head = DINOHead(
+            self.encoder.embed_dim,
+            config.head.num_prototypes,
+            hidden_dim=config.head.hidden_dim,
+            bottleneck_dim=config.head.bottleneck_dim,
+        )
+
+    def forward(self, views: list[Views], freeze_prototypes: bool = False) -> Tensor:
+        """Logits of all images, crop sizes one after another: (sum of sizes, K) float32."""
+        features = [
+            self.encoder.forward_views(v.pixels, v.image, v.size, v.drop_path_key) for v in views
+        ]
+        logits: Tensor = self.head(torch.cat(features), freeze_prototypes=freeze_prototypes)
+        return logits
+
+
+@dataclass
+class StepStatistics:
+    """Sums over one step's samples; divide by `samples` for means.
+
+    Attributes:
+        sums: (4,) float64: loss, teacher entropy, student entropy (nats), samples.
+    """
+
+    sums: Tensor
+
+    def means(self) -> dict[str, float]:
+        """Loss and entropies as means over the samples."""
+        loss, teacher, student, samples = self.sums.tolist()
+        return {
+            "loss": loss / samples,
+            "teacher_entropy": teacher / samples,
+            "student_entropy": student / samples,
+        }
+
+
+class SelfDistillation:
+    """One training step over an engine.
+
+    Args:
+        engine: holds the student.
+        teacher: float32 copy of the student, never trained by gradients.
+        criterion: loss and centers.
+        statistics: modality -> (mean (C,), std (C,)) in physical units.
+        global_batch: samples of one step over all ranks.
+        precision: "float32" or "bf16", for the teacher's forward pass.
+        device: where the step runs.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        teacher: Network,
+        criterion: DINOLoss,
+        *,
+        statistics: Mapping[str, tuple[Tensor, Tensor]],
+        global_batch: int,
+        precision: str,
+        device: torch.device,
+    ) -> None:
+        self.engine = engine
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.criterion = criterion
+        self._statistics = {m: (a.to(device), b.to(device)) for m, (a, b) in statistics.items()}
+        self._global_batch = global_batch
+        self._autocast: dict[str, Any] = {
+            "device_type": device.type,
+            "dtype": torch.bfloat16,
+            "enabled": precision == "bf16",
+        }
+        self._device = device
+
+    def forward_backward(self, batches: Iterable[Batch], settings: StepSettings) -> StepStatistics:
+        """Adds up the gradients of this rank's micro-batches.
+
+        Returns:
+            This rank's sums, still on the device.
+        """
+        sums = torch.zeros(4, dtype=torch.float64, device=self._device)
+        for batch in batches:
+            sums += self._micro_batch(batch.to(self._device), settings)
+        return StepStatistics(sums)
+
+    def finish(self, settings: StepSettings) -> tuple[bool, float]:
+        """Optimizer, teacher and centers, or none of them where a gradient is not finite.
+
+        Returns:
+            Whether the step was applied, and the gradient norm before clipping.
+        """
+        outcome = self.engine.step(settings)
+        if outcome.applied:
+            self.engine.update_teacher(self.teacher, settings.teacher_momentum)
+            self.criterion.update_centers()
+        else:
+            self.criterion.discard_pending()
+        return outcome.applied, outcome.grad_norm
+
+    def _micro_batch(self, batch: Batch, settings: StepSettings) -> Tensor:
+        rows = len(batch.sample_weight)
+        pixels = [(crops, self._normalise(crops)) for crops in _crop_sizes(batch)]
+        with torch.no_grad(), torch.autocast(**self._autocast):
+            crops, normalised = pixels[0]
+            assert crops.teacher is not None
+            teacher_logits = self.teacher([_views(crops, normalised, crops.teacher)])
+        keys = batch.drop_path_key.flatten()
+        student_views = []
+        for crops, normalised in pixels:
+            views = _views(crops, normalised, crops.student)
+            views.drop_path_key, keys = keys[: crops.size], keys[crops.size :]
+            student_views.append(views)
+        student_logits = self.engine.forward(
+            student_views, freeze_prototypes=settings.freeze_prototypes
+        )
+        with torch.autocast(self._device.type, enabled=False):
+            teacher_logits = _per_view(teacher_logits, rows)
+            loss, teacher_entropy, student_entropy = self.criterion.per_sample(
+                _per_view(student_logits, rows),
+                teacher_logits,
+                settings.teacher_temp,
+            )
+            weight = batch.sample_weight
+            self.engine.backward((loss * weight).sum() / self._global_batch)
+        self.criterion.accumulate(teacher_logits, batch.high_frequency, weight)
+        terms = torch.stack(
+            [loss.detach(), teacher_entropy, student_entropy, torch.ones_like(loss)]
+        )
+        return (terms.double() * weight).sum(dim=1)
+
+    def _normalise(self, crops: Crops) -> dict[str, Tensor]:
+        return {
+            modality: normalise(pixels, *self._statistics[modality], modality)
+            for modality, pixels in crops.pixels.items()
+        }
+
+
+def build_student_and_teacher(config: Config) -> tuple[Network, Network]:
+    """Student with seeded initial weights and a teacher equal to it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        student = Network(config)
+        teacher = Network(config)
+    teacher.load_state_dict(student.state_dict())
+    return student, teacher
+
+
+def build_criterion(config: Config, has_high_frequency: bool) -> DINOLoss:
+    """The loss; alpha is 1 where no class is high-frequency."""
+    return DINOLoss(
+        num_prototypes=config.head.num_prototypes,
+        student_temp=config.loss.student_temp,
+        alpha=config.loss.alpha if has_high_frequency else 1.0,
+        center_momentum=config.loss.center_momentum,
+    )
+
+
+def _per_view(logits: Tensor, rows: int) -> Tensor:
+    """Logits (V * B, K), crop-major, as (V, B, K) float32."""
+    return logits.float().reshape(-1, rows, logits.shape[-1])
+
+
+def _crop_sizes(batch: Batch) -> list[Crops]:
+    return [batch.global_crops] + ([batch.local_crops] if batch.local_crops else [])
+
+
+def _views(crops: Crops, pixels: dict[str, Tensor], drawn: dict[str, Tensor]) -> Views:
+    """Keeps the modalities that a network's views have drawn."""
+    chosen = {m: mask.nonzero().squeeze(1) for m, mask in drawn.items()}
+    return Views(
+        pixels={m: pixels[m].index_select(0, rows) for m, rows in chosen.items()},
+        image={m: crops.image[m].index_select(0, rows) for m, rows in chosen.items()},
+        size=crops.size,
+    )

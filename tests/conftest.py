@@ -1,0 +1,94 @@
+"""Fixtures that several folders share: a small dataset, the configuration for it."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+TILE_SIZE = 96
+CLASSES = (10, 10, 10, 30, 30, 80, 40, 10, 30, 10, 50)
+
+
+@pytest.fixture(scope="session")
+def shared_folder():
+    """Real satellite samples and the released model's outputs, where they are at hand."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real samples: {SHARED} does not exist")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory):
+    """URI of a dataset of 11 tiles of smooth noise, all modalities at native GSD."""
+    return make_small_dataset(tmp_path_factory.mktemp("small") / "dataset")
+
+
+def make_small_dataset(folder, seed=0):
+    """Writes a dataset in which a class is a level and a texture, as land cover is."""
+    from terrafm.data.shards import CellGroup, TileRecord, commit_dataset, write_shard
+    from terrafm.modalities import MODALITIES
+
+    generator = np.random.default_rng(seed)
+    groups = []
+    for name, sensor in MODALITIES.items():
+        for gsd in sorted(set(sensor.gsd)):
+            bands = tuple(b for b, g in zip(sensor.bands, sensor.gsd, strict=True) if g == gsd)
+            side = TILE_SIZE * 10 // gsd
+            groups.append(CellGroup(name, gsd, bands, side, side))
+
+    def pixels(group, code):
+        shape = group.shape
+        noise = generator.normal(size=shape)
+        rough = np.kron(generator.normal(size=(shape[0], 4, 4)), np.ones((shape[1] // 4,) * 2))
+        texture = rough * (code % 40) / 20 + noise
+        if group.modality == "s1":
+            return np.clip(-1500 + 200 * texture + code, -4000, 500).astype(np.int16)
+        return np.clip(2000 + 400 * texture + 20 * code, 1, 9000).astype(np.uint16)
+
+    records = [
+        TileRecord(
+            tile_id=f"tile_{i:02d}",
+            arrays={g.name: pixels(g, code) for g in groups},
+            land_cover=code,
+            histogram={code: TILE_SIZE**2},
+            crs="EPSG:32633",
+            transform=(10.0, 0.0, 500000.0 + i * 960, 0.0, -10.0, 10000.0),
+            latitude=0.05,
+            longitude=15.0 + i / 100,
+            products={
+                m: {"product_id": f"{m}_{i}", "time": "2021-01-01T00:00:00Z", "offset": 0}
+                for m in MODALITIES
+            },
+        )
+        for i, code in enumerate(CLASSES)
+    ]
+    entries = [
+        write_shard(str(folder), f"part-{k:05d}", records[4 * k : 4 * k + 4], groups)
+        for k in range(3)
+    ]
+    statistics = {
+        name: {
+            "bands": list(sensor.bands),
+            "mean": [-14.0 if name == "s1" else 0.27] * sensor.channels,
+            "std": [3.0 if name == "s1" else 0.07] * sensor.channels,
+        }
+        for name, sensor in MODALITIES.items()
+    }
+    commit_dataset(
+        str(folder),
+        entries,
+        tile_size=TILE_SIZE,
+        gsd=10,
+        groups=groups,
+        statistics=statistics,
+        legend={code: f"class {code}" for code in sorted(set(CLASSES))},
+        report={},
+    )
+    return str(folder)

@@ -1,0 +1,106 @@
+import pickle
+
+import numpy as np
+import pytest
+import rasterio
+from pyproj import Transformer
+from rasterio.warp import Resampling, reproject
+
+from terrafm.data.landcover import WorldCover, histogram, legend, majority
+from terrafm.data.sources.base import BadCellError
+from terrafm.errors import UsageError
+
+
+def grid_at(longitude, latitude, epsg, size=100):
+    """A grid of 10 m around a place."""
+    x, y = Transformer.from_crs(4326, epsg, always_xy=True).transform(longitude, latitude)
+    half = 10 * (size // 2)
+    transform = (10.0, 0.0, round(x) - half, 0.0, -10.0, round(y) + half)
+    return f"EPSG:{epsg}", transform, (size, size)
+
+
+def degrees_of(crs, transform, shape):
+    a, _, c, _, e, f = transform
+    x, y = np.meshgrid(c + a * (np.arange(shape[1]) + 0.5), f + e * (np.arange(shape[0]) + 0.5))
+    return Transformer.from_crs(crs, 4326, always_xy=True).transform(x, y)
+
+
+def test_histogram_and_majority():
+    counts = histogram(np.array([[10, 10, 30], [30, 200, 0]], np.uint8))
+    assert counts == {0: 1, 10: 2, 30: 2, 200: 1}
+    assert majority(counts) == 10
+
+
+def test_legend_is_worldcovers_only_where_all_codes_are():
+    assert legend({10, 80}) == {10: "tree cover", 80: "permanent water"}
+    assert legend({10, 7}) == {7: "class 7", 10: "class 10"}
+
+
+def test_codes_equal_an_independent_reprojection_on_a_real_tile(realdata):
+    folder = realdata / "worldcover"
+    path = next(folder.glob("*N00E006*.tif"))
+    crs, transform, shape = grid_at(6.65, 0.4, 32632, 600)
+    codes = WorldCover(str(folder)).codes(crs, transform, shape)
+    expected = np.zeros(shape, np.uint8)
+    with rasterio.open(path) as dataset:
+        reproject(
+            rasterio.band(dataset, 1),
+            expected,
+            dst_transform=rasterio.Affine(*transform),
+            dst_crs=crs,
+            resampling=Resampling.nearest,
+            tolerance=0,
+        )
+    expected[expected == 0] = 80
+    assert {10, 80} <= set(np.unique(codes))
+    # A pixel centre on a border of two WorldCover pixels may fall on either side.
+    assert np.mean(codes == expected) > 0.999
+
+
+def test_across_tile_borders(worldcover_tile):
+    # 6 E, 3 N is the corner of four tiles; one of them is missing: sea.
+    block = np.full((200, 200), 1, np.uint8)
+    folder = worldcover_tile("N03E003", block * 10, row=36000 - 200, column=36000 - 200)
+    worldcover_tile("N03E006", block * 30, row=36000 - 200, column=0)
+    worldcover_tile("N00E003", block * 40, row=0, column=36000 - 200)
+    where = grid_at(6.0, 3.0, 32631)
+    codes = WorldCover(str(folder)).codes(*where)
+    longitude, latitude = degrees_of(*where)
+    expected = np.where(
+        latitude > 3, np.where(longitude < 6, 10, 30), np.where(longitude < 6, 40, 80)
+    )
+    assert set(np.unique(codes)) == {10, 30, 40, 80}
+    np.testing.assert_array_equal(codes, expected)
+
+
+def test_across_the_antimeridian(worldcover_tile):
+    block = np.full((400, 400), 1, np.uint8)
+    folder = worldcover_tile("S18E177", block * 10, row=12000 - 200, column=36000 - 400)
+    worldcover_tile("S18W180", block * 30, row=12000 - 200, column=0)
+    where = grid_at(179.9999, -16.0, 32760)
+    codes = WorldCover(str(folder)).codes(*where)
+    longitude, _ = degrees_of(*where)
+    assert set(np.unique(codes)) == {10, 30}
+    np.testing.assert_array_equal(codes, np.where(longitude > 0, 10, 30))
+
+
+def test_nodata_and_missing_tiles_are_sea(worldcover_tile):
+    cover = pickle.loads(pickle.dumps(WorldCover(str(worldcover_tile("N00E006")))))
+    assert histogram(cover.codes(*grid_at(7.5, 1.5, 32632))) == {80: 10000}
+    assert histogram(cover.codes(*grid_at(-120.5, 31.5, 32610))) == {80: 10000}
+
+
+def test_damaged_tile_is_a_fault(worldcover_tile):
+    noise = np.random.default_rng(0).integers(10, 100, (2000, 2000), np.uint8)
+    folder = worldcover_tile("N00E006", noise, 18000, 18000)
+    path = next(folder.glob("*.tif"))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(BadCellError, match="N00E006"):
+        WorldCover(str(folder)).codes(*grid_at(7.65, 1.35, 32632))
+
+
+def test_folders_without_tiles_say_what_to_do(tmp_path):
+    with pytest.raises(UsageError, match=r"no WorldCover tile in .*--worldcover"):
+        WorldCover(str(tmp_path))
+    with pytest.raises(UsageError, match=r"cannot reach WorldCover at .*--worldcover"):
+        WorldCover(str(tmp_path / "missing"))
