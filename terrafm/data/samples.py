@@ -4,6 +4,7 @@ An instruction is a small row: (epoch, position) of a sample, and where its tile
 """
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,6 +22,10 @@ _TILES_PER_READ = {True: 1, False: 8}
 # mallopt: parameter numbers of glibc's malloc.h, and the largest threshold that it takes.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 << 20
+
+
+def _fresh(pixels: int) -> NDArray[np.uint16]:
+    return np.empty(pixels, dtype=np.uint16)
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,16 @@ class SampleMaker:
             np.stack(columns, axis=1),
         )
 
-    def make(self, instructions: pa.Table) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+    def make(
+        self,
+        instructions: pa.Table,
+        allocate: Callable[[int], NDArray[np.uint16]] = _fresh,
+    ) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
         """The crops of all rows in one buffer, and the (n + 1,) bounds of each row's part.
+
+        Args:
+            instructions: one row per sample.
+            allocate: number of pixels -> the buffer to fill.
 
         Raises:
             TerraFMError: a cell cannot be read; names shard and tile.
@@ -60,7 +73,7 @@ class SampleMaker:
         reader = CellReader(self.uri, self.cropper.groups)
         views = self.views(instructions)
         bounds = np.concatenate([[0], np.cumsum(views.ends[:, -1, -1])])
-        out = np.empty(bounds[-1], dtype=np.uint16)
+        out = allocate(int(bounds[-1]))
         needed: NDArray[np.bool_] = np.any(views.drawn, axis=1)
         wanted = [
             [
@@ -82,13 +95,13 @@ class SampleMaker:
 def make_block(instructions: pa.Table, samples: SampleMaker) -> pa.Table:
     """A block of instructions to a block of crops, one flat buffer per row.
 
-    One buffer holds the block's crops and is never copied on the way into Arrow. An unreadable
-    cell comes back as data (column "error"), so that it reaches the rank in its order and in its
-    own words.
+    The block lies in a buffer of the worker that its next block overwrites: Ray copies a block
+    into the object store before the task ends. An unreadable cell comes back as data (column
+    "error"), so that it reaches the rank in its order and in its own words.
     """
     _keep_freed_memory()
     try:
-        crops, bounds = samples.make(instructions)
+        crops, bounds = samples.make(instructions, _WORKER_BUFFER.take)
     except TerraFMError as error:
         columns = [pa.array([None], pa.large_binary()), pa.array([str(error)])]
         return pa.table(columns, names=["crops", "error"])
@@ -106,6 +119,21 @@ def open_block(block: pa.Table) -> list[NDArray[np.uint16]]:
     if block.num_rows and (message := block["error"][0].as_py()) is not None:
         raise TerraFMError(message)
     return [np.frombuffer(row.as_buffer(), dtype=np.uint16) for row in block["crops"]]
+
+
+class _Buffer:
+    """Memory that grows to the largest block and stays: fresh pages cost more than the copies."""
+
+    def __init__(self) -> None:
+        self._pixels = _fresh(0)
+
+    def take(self, pixels: int) -> NDArray[np.uint16]:
+        if len(self._pixels) < pixels:
+            self._pixels = _fresh(pixels)
+        return self._pixels[:pixels]
+
+
+_WORKER_BUFFER = _Buffer()
 
 
 @cache

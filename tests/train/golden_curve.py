@@ -1,0 +1,45 @@
+"""Thirty steps of terrafm_tiny in float32 on one CPU thread, without Ray and DeepSpeed.
+
+Run as a script it prints the curve that tests/data/golden_curve.json holds:
+    python tests/train/golden_curve.py DATASET > tests/data/golden_curve.json
+"""
+
+import itertools
+import json
+import sys
+
+import torch
+
+from terrafm.config import load_config
+from terrafm.data.loader import make_batches
+from terrafm.train.setup import TrainingSetup
+
+OVERRIDES = [
+    "train.steps=30",
+    "train.global_batch=8",
+    "train.micro_batch=4",
+    "head.num_prototypes=64",
+    "data.local_crops=2",
+]
+
+
+def run(dataset, overrides=()):
+    """Loss, gradient norm and entropies of each step, and the final state."""
+    torch.set_num_threads(1)
+    setup = TrainingSetup.open(load_config("demo", [*OVERRIDES, *overrides]), dataset)
+    distillation = setup.plain_distillation()
+    layout = setup.layout(0, 1)
+    batches = make_batches(**setup.stream_options(layout, 0))
+    curve = []
+    for step in range(setup.total_steps):
+        settings = setup.schedules.at(step)
+        micro = itertools.islice(batches, layout.n_micro)
+        statistics = distillation.forward_backward(micro, settings)
+        applied, grad_norm = distillation.finish(settings)
+        assert applied
+        curve.append(statistics.means() | {"grad_norm": grad_norm})
+    return curve, setup.state(setup.total_steps, distillation.engine.state(), distillation)
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(sys.argv[1])[0], indent=1))
