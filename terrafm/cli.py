@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from enum import StrEnum
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -163,7 +162,7 @@ def evaluate_knn(
     from terrafm.eval.knn import evaluate_knn as run_knn
     from terrafm.eval.knn import render
 
-    with console.status("computing features") if not as_json else _nothing():
+    with console.status("computing features") if not as_json else nullcontext():
         result = run_knn(weights, data)
     _report(result, as_json, render)
 
@@ -188,26 +187,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; ends the process with 0 done, 1 failed, 2 wrong usage."""
     logging.basicConfig(level=logging.WARNING, format="terrafm: %(message)s")
     logging.getLogger("ray").setLevel(logging.ERROR)
-    command = typer.main.get_command(app)
     try:
-        code = command.main(args=arguments and list(arguments), standalone_mode=False)
+        app(args=None if arguments is None else list(arguments), prog_name="terrafm")
     except TerraFMError as error:
         errors.print(f"terrafm: error: {error}", markup=False)
-        code = error.exit_code
-    except click.exceptions.Abort:
-        errors.print("terrafm: interrupted")
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except click.exceptions.Exit as request:
-        code = request.exit_code
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+        sys.exit(error.exit_code)
 
 
 def _report(result: dict[str, Any], as_json: bool, render: Any) -> None:

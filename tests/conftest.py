@@ -30,6 +30,12 @@ def small_dataset(tmp_path_factory):
     return make_small_dataset(tmp_path_factory.mktemp("small") / "dataset")
 
 
+@pytest.fixture(scope="session")
+def make_dataset():
+    """Writes such a dataset anywhere, from any seed."""
+    return make_small_dataset
+
+
 def make_small_dataset(folder, seed=0):
     """Writes a dataset in which a class is a level and a texture, as land cover is."""
     from terrafm.data.shards import CellGroup, TileRecord, commit_dataset, write_shard

@@ -29,7 +29,6 @@ from terrafm.train.loggers import MetricsLog, SampleAudit, append_samples, trim_
 from terrafm.train.metrics import StepTimer, metrics_line, reduce_statistics
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.student_teacher import Network, SelfDistillation
-from terrafm.train.zero import ZeroEngine
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +152,9 @@ class Worker:
         return restored
 
     def _engine(self, student: Network) -> Engine:
+        # DeepSpeed takes seconds to import and talks to the terminal: only workers need it.
+        from terrafm.train.zero import ZeroEngine
+
         train = self.config.train
         return ZeroEngine(
             student,

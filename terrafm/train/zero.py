@@ -7,11 +7,16 @@ Uses private names of DeepSpeed 0.19.8's ZeRO optimizers to read and fill full o
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import deepspeed
 import torch
+
+# Read at import; without it DeepSpeed warns that it found no accelerator.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+import deepspeed
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 from typing_extensions import override

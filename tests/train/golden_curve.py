@@ -1,6 +1,6 @@
 """Thirty steps of terrafm_tiny in float32 on one CPU thread, without Ray and DeepSpeed.
 
-Run as a script it prints the curve that tests/data/golden_curve.json holds:
+Run as a script it writes the curve that tests/data/golden_curve.json holds:
     python tests/train/golden_curve.py DATASET > tests/data/golden_curve.json
 """
 
@@ -42,4 +42,4 @@ def run(dataset, overrides=()):
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(sys.argv[1])[0], indent=1))
+    json.dump(run(sys.argv[1])[0], sys.stdout, indent=1)

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+import torch
+
+from terrafm.config import DataConfig
+from terrafm.data.batch import assemble, normalise
+from terrafm.data.crops import draw_views
+from terrafm.modalities import MODALITIES
+
+CONFIG = DataConfig(global_crops=2, local_crops=3, global_size=32, local_size=16)
+
+
+def numbered_batch(rows, config=CONFIG, available=None):
+    """A batch in which every crop's pixels say which sample, view and modality they are."""
+    names = tuple(MODALITIES)
+    available = np.ones((rows, 3), dtype=bool) if available is None else available
+    views = draw_views(
+        config,
+        names,
+        seed=0,
+        epochs=np.zeros(rows, dtype=np.int64),
+        positions=np.arange(rows),
+        available=available,
+        units=16,
+    )
+    buffers = []
+    for row in range(rows):
+        parts = []
+        for view, size in enumerate(views.sizes.tolist()):
+            for m, name in enumerate(names):
+                if views.drawn[row, view, m]:
+                    code = 1 + row * 100 + view * 10 + m
+                    parts.append(np.full(MODALITIES[name].channels * size**2, code, np.uint16))
+        buffers.append(np.concatenate(parts))
+    batch = assemble(
+        views,
+        buffers,
+        high_frequency=np.arange(rows) % 2 == 0,
+        sample_weight=np.ones(rows, dtype=np.float32),
+        tile_id=[f"t{i}" for i in range(rows)],
+        epoch=np.zeros(rows, dtype=np.int64),
+        position=np.arange(rows),
+    )
+    return views, batch
+
+
+def test_every_crop_arrives_where_it_belongs():
+    rows = 5
+    views, batch = numbered_batch(rows)
+    for crops, first, count in ((batch.global_crops, 0, 2), (batch.local_crops, 2, 3)):
+        assert crops.size == count * rows
+        for m, (name, sensor) in enumerate(MODALITIES.items()):
+            side = int(views.sizes[first])
+            image = crops.image[name]
+            expected = [
+                crop * rows + row
+                for crop in range(count)
+                for row in range(rows)
+                if views.drawn[row, first + crop, m]
+            ]
+            assert image.tolist() == expected
+            pixels = crops.pixels[name]
+            assert pixels.shape == (len(expected), sensor.channels, side, side)
+            assert pixels.dtype == getattr(torch, sensor.dtype)
+            crop, row = image.numpy() // rows, image.numpy() % rows
+            codes = 1 + row * 100 + (first + crop) * 10 + m
+            assert (pixels.to(torch.int64) == torch.from_numpy(codes)[:, None, None, None]).all()
+            student = views.student[row, first + crop, m]
+            np.testing.assert_array_equal(crops.student[name].numpy(), student)
+            if first == 0:
+                teacher = views.teacher[row, crop, m]
+                np.testing.assert_array_equal(crops.teacher[name].numpy(), teacher)
+    assert batch.local_crops.teacher is None
+    np.testing.assert_array_equal(batch.drop_path_key.numpy(), views.drop_path_key.T)
+    assert batch.high_frequency.tolist() == [True, False, True, False, True]
+
+
+def test_absent_modalities_and_no_local_crops_keep_their_shape():
+    only_radar = np.tile([True, False, False], (2, 1))
+    _, batch = numbered_batch(2, CONFIG.model_copy(update={"local_crops": 0}), only_radar)
+    assert batch.local_crops is None
+    assert batch.global_crops.pixels["s2_l2a"].shape == (0, 12, 32, 32)
+    assert len(batch.global_crops.image["s2_l2a"]) == 0
+    assert batch.drop_path_key.shape == (2, 2)
+
+
+def test_moving_keeps_everything():
+    _, batch = numbered_batch(2)
+    moved = batch.to("meta")
+    assert moved.global_crops.pixels["s1"].device.type == "meta"
+    assert moved.local_crops.student["s1"].device.type == "meta"
+    assert moved.sample_weight.device.type == "meta"
+    assert moved.tile_id == batch.tile_id
+    assert batch.sample_weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_normalise_against_float64(name):
+    sensor = MODALITIES[name]
+    generator = np.random.default_rng(0)
+    low, high = (-5000, 500) if name == "s1" else (1, 20000)
+    stored = generator.integers(low, high, (2, sensor.channels, 5, 7)).astype(sensor.dtype)
+    stored[0, :, 2] = sensor.nodata
+    mean = generator.normal(-12 if name == "s1" else 0.2, 0.1, sensor.channels)
+    std = generator.uniform(0.05, 3, sensor.channels)
+    result = normalise(
+        torch.from_numpy(stored),
+        torch.tensor(mean, dtype=torch.float32),
+        torch.tensor(std, dtype=torch.float32),
+        name,
+    )
+    physical = stored.astype(np.float64) * sensor.scale
+    expected = (physical - mean[:, None, None]) / std[:, None, None]
+    expected[stored == sensor.nodata] = 0
+    assert result.dtype == torch.float32
+    np.testing.assert_allclose(result.numpy(), expected, atol=2e-4, rtol=1e-5)
+    assert (result[0, :, 2] == 0).all()

@@ -1,0 +1,71 @@
+"""The arrows between the folders, held against the imports in the code."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+KNOW_RAY = {
+    "terrafm/ray_runtime.py",
+    "terrafm/data/ingest.py",
+    "terrafm/data/stream.py",
+    "terrafm/train/loop.py",
+    "terrafm/train/run.py",
+}
+LINES_LIMIT = 500
+
+
+def modules():
+    return sorted(p for folder in ("terrafm", "ray_jobs") for p in (ROOT / folder).rglob("*.py"))
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def importers(prefix, folder):
+    """Files under a folder that import a package or something in it."""
+    return {
+        str(path.relative_to(ROOT))
+        for path in modules()
+        if str(path.relative_to(ROOT)).startswith(folder)
+        and any(name == prefix or name.startswith(prefix + ".") for name in imports(path))
+    }
+
+
+@pytest.mark.parametrize("folder", ["terrafm/models", "terrafm/losses"])
+@pytest.mark.parametrize("package", ["ray", "terrafm.data", "terrafm.train", "terrafm.eval"])
+def test_models_and_losses_stand_alone(folder, package):
+    assert importers(package, folder) == set()
+
+
+def test_only_named_files_know_ray():
+    assert importers("ray", "terrafm") == KNOW_RAY
+
+
+@pytest.mark.parametrize("package", ["terrafm.models", "terrafm.losses", "terrafm.train"])
+def test_data_knows_no_model(package):
+    assert importers(package, "terrafm/data") == set()
+
+
+def test_training_does_not_evaluate():
+    assert importers("terrafm.eval", "terrafm/train") == set()
+
+
+@pytest.mark.parametrize("package", ["ray_jobs", "tuning", "cluster"])
+def test_the_library_imports_no_outer_folder(package):
+    assert importers(package, "terrafm") == set()
+
+
+def test_no_file_is_too_long():
+    long = {str(p.relative_to(ROOT)): n for p in modules() if (n := _lines(p)) > LINES_LIMIT}
+    assert long == {}
+
+
+def _lines(path):
+    return path.read_text().count("\n")

@@ -1,0 +1,95 @@
+import contextlib
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from terrafm.config import Config, load_config, recipe_names, settings
+from terrafm.errors import UsageError
+
+
+def test_defaults_are_the_papers_and_dinos_numbers():
+    config = Config()
+    assert (config.loss.alpha, config.loss.center_momentum) == (0.8, 0.9)
+    assert (config.loss.student_temp, config.loss.teacher_temp) == (0.1, 0.06)
+    assert (config.head.num_prototypes, config.head.hidden_dim) == (65536, 2048)
+    assert (config.data.global_crops, config.data.local_crops) == (2, 8)
+    assert (config.data.keep_probability, config.data.resample_exponent) == (0.5, 0.5)
+    assert (config.optim.clip_grad, config.optim.teacher_momentum) == (3.0, 0.996)
+    assert config.model.num_queries == 5
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_and_survives_a_round_trip(name, tmp_path):
+    config = load_config(name)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert load_config(str(path)) == config
+
+
+def test_overrides_come_after_the_file_and_keep_its_other_keys():
+    config = load_config("demo", ["loss.alpha=1", "train.steps=7", "optim.base_lr=1e-3"])
+    assert (config.loss.alpha, config.train.steps, config.optim.base_lr) == (1.0, 7, 1e-3)
+    assert config.model.name == "terrafm_tiny"
+
+
+def test_lists_and_none_are_read_as_yaml():
+    config = load_config(None, ["data.modalities=[s1, s2_l2a]", "train.steps=null"])
+    assert config.data.modalities == ("s1", "s2_l2a")
+    assert config.train.steps is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "train.stepz=3",
+            r"unknown configuration key train\.stepz \(did you mean train\.steps\?\)",
+        ),
+        ("trian.steps=3", r"unknown configuration key trian \(did you mean train\?\)"),
+        ("loss.alpha=2", r"loss\.alpha: .*less than or equal to 1, not 2"),
+        ("train.zero_stage=4", r"train\.zero_stage"),
+        ("train.steps=many", r"train\.steps: .*integer.*'many'"),
+        ("alpha=0.5", r"section\.key=value"),
+        ("loss.alpha", r"section\.key=value"),
+        ("data.modalities=[s3]", r"s1, s2_l1c, s2_l2a"),
+        ("data.global_size=100", r"global_size must be a multiple of the patch size 16"),
+        ("data.local_scale=[0.5, 0.1]", r"local_scale must be ordered"),
+        ("loss.alpha={a", r"is not a YAML value"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_line(override, message):
+    with pytest.raises(UsageError, match=message) as error:
+        load_config("demo", [override])
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_recipe_names_its_nearest_relative():
+    with pytest.raises(UsageError, match=r"no recipe named 'demp' \(did you mean demo\?\)"):
+        load_config("demp")
+
+
+def test_a_missing_or_broken_file_is_one_clear_line(tmp_path):
+    with pytest.raises(UsageError, match=r"no\.yaml does not exist"):
+        load_config(str(tmp_path / "no.yaml"))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        load_config(str(broken))
+    broken.write_text("- 1\n- 2\n")
+    with pytest.raises(UsageError, match="must map sections to settings"):
+        load_config(str(broken))
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_either_an_override_or_a_usage_error(text):
+    with contextlib.suppress(UsageError):
+        load_config(None, [text])
+
+
+def test_every_key_has_a_description():
+    for key, kind, default, description in settings():
+        assert description, key
+        assert kind, key
+        yaml.safe_dump(default)

@@ -1,0 +1,95 @@
+import pytest
+import torch
+
+from terrafm.config import OptimConfig, load_config
+from terrafm.train.optimizer import build_optimizer, group_of, parameter_groups, write_settings
+from terrafm.train.schedules import StepSettings
+from terrafm.train.student_teacher import Network
+
+
+@pytest.fixture(scope="module")
+def student():
+    return Network(load_config("demo"))
+
+
+def test_every_parameter_is_in_one_group(student):
+    groups = parameter_groups(student)
+    ids = [id(p) for group in groups for p in group["params"]]
+    assert sorted(ids) == sorted(id(p) for p in student.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("encoder.cls_token", "no_decay"),
+        ("encoder.pos_embed", "no_decay"),
+        ("encoder.patch_embed.s1_embed", "no_decay"),
+        ("encoder.patch_embed.s2_l2a_embed", "no_decay"),
+        ("encoder.patch_embed.conv2d_s1.weight", "decay"),
+        ("encoder.patch_embed.conv2d_s1.bias", "no_decay"),
+        ("encoder.patch_embed.projection.norm_input.weight", "no_decay"),
+        ("encoder.patch_embed.projection.proj1.weight", "decay"),
+        ("encoder.patch_embed.fusion.queries", "decay"),
+        ("encoder.blocks.0.norm1.weight", "no_decay"),
+        ("encoder.blocks.0.attn.qkv.weight", "decay"),
+        ("encoder.norm.bias", "no_decay"),
+        ("head.mlp.0.weight", "decay"),
+        ("head.last_layer.weight", "prototypes"),
+    ],
+)
+def test_weight_decay_skips_what_the_method_says(student, name, group):
+    assert name in dict(student.named_parameters())
+    assert group_of(name) == group
+
+
+def test_settings_reach_the_groups():
+    layer = torch.nn.Linear(2, 2)
+    groups = [
+        {"name": "decay", "params": [layer.weight]},
+        {"name": "no_decay", "params": [layer.bias]},
+        {"name": "prototypes", "params": [torch.nn.Parameter(torch.zeros(2))]},
+    ]
+    optimizer = build_optimizer(groups, OptimConfig(), guarded=True, fused=False)
+    settings = StepSettings(0.5, 0.3, 0.04, 0.99, freeze_prototypes=True)
+    write_settings(optimizer.param_groups, settings)
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [
+        (0.5, 0.3),
+        (0.5, 0.0),
+        (0.0, 0.0),
+    ]
+
+
+def test_clipping_and_update_agree_with_pytorch():
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    theirs.load_state_dict(ours.state_dict())
+    guarded = build_optimizer(
+        [{"params": list(ours.parameters())}], OptimConfig(clip_grad=0.1), guarded=True, fused=False
+    )
+    guarded.param_groups[0]["lr"] = 0.01
+    plain = torch.optim.AdamW(theirs.parameters(), lr=0.01)
+    for _ in range(5):
+        x = torch.randn(4, 3)
+        for layer in (ours, theirs):
+            layer.zero_grad()
+            (layer(x) ** 2).sum().backward()
+        norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.1)
+        plain.step()
+        guarded.step()
+        assert guarded.grad_norm == pytest.approx(float(norm), rel=1e-6)
+        assert not guarded.overflow
+    torch.testing.assert_close(ours.weight, theirs.weight)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_changes_nothing(value):
+    layer = torch.nn.Linear(2, 2)
+    before = layer.weight.clone()
+    optimizer = build_optimizer(
+        [{"params": list(layer.parameters())}], OptimConfig(), guarded=True, fused=False
+    )
+    optimizer.param_groups[0]["lr"] = 1.0
+    (layer(torch.ones(1, 2)).sum() * value).backward()
+    optimizer.step()
+    assert optimizer.overflow
+    assert torch.equal(layer.weight, before)
