@@ -15,44 +15,26 @@ Nothing here depends on time or machine: the same tiles give the same bytes.
 """
 
 import hashlib
-import io
 import json
 import os
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from terrafm.data.codec import CODEC, checksum, encode
+from terrafm.data.commit import commit_dataset
 from terrafm.data.dataset import CellReader, Dataset
-from terrafm.data.manifest import (
-    BandStatistics,
-    CellGroup,
-    Manifest,
-    StoredFile,
-    manifest_name,
-    read_manifest,
-)
+from terrafm.data.entry import TILE_FIELDS, ShardEntry, TileRecord, index_schema, shard_path
+from terrafm.data.manifest import CellGroup, Manifest
 from terrafm.errors import TerraFMError
-from terrafm.storage import (
-    exists,
-    is_local,
-    join,
-    list_names,
-    read_bytes,
-    remove,
-    resolve,
-    write_bytes,
-)
+from terrafm.storage import is_local, join, resolve
 
 __all__ = [
     "CellGroup",
@@ -65,73 +47,6 @@ __all__ = [
     "read_shard_entry",
     "write_shard",
 ]
-
-_TILE_FIELDS = [
-    pa.field("tile_id", pa.string(), nullable=False),
-    pa.field("land_cover", pa.int32(), nullable=False),
-    pa.field("histogram", pa.string(), nullable=False),
-    pa.field("crs", pa.string(), nullable=False),
-    pa.field("transform", pa.string(), nullable=False),
-    pa.field("latitude", pa.float64(), nullable=False),
-    pa.field("longitude", pa.float64(), nullable=False),
-    pa.field("products", pa.string(), nullable=False),
-]
-
-
-@dataclass
-class TileRecord:
-    """One tile as ingest hands it over.
-
-    Attributes:
-        tile_id: unique and stable name, such as "0U_199R_1_0".
-        arrays: cell group name -> (bands, h, w) storage integers; absent modalities are left out.
-        land_cover: code of the majority class.
-        histogram: land-cover code -> pixels.
-        crs: coordinate system as an authority string.
-        transform: affine coefficients (a, b, c, d, e, f) of the tile's finest grid.
-        latitude: of the tile's centre, degrees.
-        longitude: of the tile's centre, degrees.
-        products: modality -> product id, time and the decisions made; JSON-able.
-    """
-
-    tile_id: str
-    arrays: dict[str, NDArray[Any]]
-    land_cover: int
-    histogram: dict[int, int]
-    crs: str
-    transform: tuple[float, float, float, float, float, float]
-    latitude: float
-    longitude: float
-    products: dict[str, dict[str, Any]]
-
-
-@dataclass
-class ShardEntry:
-    """A finished shard: its proof of wholeness and its rows of the index.
-
-    Attributes:
-        name: shard name, without folder and suffix.
-        bytes: size of the file; 0 for a shard without tiles, which has no file.
-        sha256: of the file.
-        rows: one index row per tile.
-        extra: whatever ingest wants back with the shard (sums, quarantine); JSON-able.
-    """
-
-    name: str
-    bytes: int
-    sha256: str
-    rows: pa.Table
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def path(self) -> str:
-        """File name inside the dataset."""
-        return shard_path(self.name)
-
-
-def shard_path(name: str) -> str:
-    """Path of a shard inside its dataset."""
-    return f"shards/{name}.parquet"
 
 
 def write_shard(
@@ -175,7 +90,7 @@ def write_shard(
         [{"shard": shard_path(shard_name), **row} for row in rows], schema=index_schema(groups)
     )
     entry = ShardEntry(shard_name, size, digest, table, dict(extra or {}))
-    write_bytes(_entry_uri(dataset_uri, shard_name), _entry_bytes(entry))
+    entry.write(dataset_uri)
     return entry
 
 
@@ -184,109 +99,14 @@ def read_shard_entry(dataset_uri: str, shard_name: str) -> ShardEntry | None:
 
     A shard whose file is missing or has another size than its entry says counts as not written.
     """
-    try:
-        content = read_bytes(_entry_uri(dataset_uri, shard_name))
-        table = pa.ipc.open_file(content).read_all()
-        head = json.loads(table.schema.metadata[b"entry"])
-        rows = table.replace_schema_metadata(None)
-        entry = ShardEntry(head["name"], head["bytes"], head["sha256"], rows, head["extra"])
-    except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+    entry = ShardEntry.read(dataset_uri, shard_name)
+    if entry is None:
         return None
     if entry.bytes:
         filesystem, path = resolve(join(dataset_uri, entry.path))
         if not filesystem.exists(path) or filesystem.size(path) != entry.bytes:
             return None
     return entry
-
-
-def commit_dataset(
-    dataset_uri: str,
-    entries: Iterable[ShardEntry],
-    *,
-    tile_size: int,
-    gsd: int,
-    groups: Sequence[CellGroup],
-    statistics: Mapping[str, Mapping[str, Any]],
-    legend: Mapping[int, str],
-    report: Mapping[str, Any],
-) -> Manifest:
-    """Makes the shards a dataset: writes the index and, last, the manifest.
-
-    A commit with the fingerprint of the present version keeps its number, another content makes
-    the next version.
-
-    Args:
-        dataset_uri: the dataset's folder.
-        entries: all shards of this version, in any order.
-        tile_size: side of a tile at the finest GSD, pixels.
-        gsd: finest ground sampling distance, metres.
-        groups: all cell groups of the dataset.
-        statistics: modality -> {"bands", "mean", "std"}, in model band order, physical units.
-        legend: land-cover code -> name.
-        report: what ingest counted and decided; JSON-able.
-
-    Raises:
-        TerraFMError: no tiles at all, or a tile id that occurs twice.
-    """
-    kept = sorted((entry for entry in entries if entry.bytes), key=lambda entry: entry.name)
-    if not kept:
-        raise TerraFMError(f"no usable tile for dataset {dataset_uri}: nothing was committed")
-    table = pa.concat_tables([entry.rows for entry in kept]).sort_by("tile_id").combine_chunks()
-    _refuse_duplicates(table, dataset_uri)
-    bands = {name: BandStatistics.model_validate(dict(s)) for name, s in statistics.items()}
-    fingerprint = _fingerprint(table, groups, tile_size, gsd, bands, legend)
-    version = 1
-    if exists(join(dataset_uri, manifest_name())):
-        previous = read_manifest(dataset_uri)
-        version = previous.version + (previous.fingerprint != fingerprint)
-
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=["shard", "crs"])
-    index_bytes = buffer.getvalue()
-    index = StoredFile(
-        name=f"index-{version}.parquet",
-        tiles=table.num_rows,
-        bytes=len(index_bytes),
-        sha256=hashlib.sha256(index_bytes).hexdigest(),
-    )
-    codes, counts = np.unique(table["land_cover"].to_numpy(), return_counts=True)
-    manifest = Manifest(
-        version=version,
-        fingerprint=fingerprint,
-        tiles=table.num_rows,
-        tile_size=tile_size,
-        gsd=gsd,
-        groups=tuple(groups),
-        statistics=bands,
-        legend=dict(legend),
-        class_counts={int(c): int(n) for c, n in zip(codes, counts, strict=True)},
-        index=index,
-        shards=tuple(
-            StoredFile(name=e.path, tiles=e.rows.num_rows, bytes=e.bytes, sha256=e.sha256)
-            for e in kept
-        ),
-        report=dict(report),
-    )
-    write_bytes(join(dataset_uri, index.name), index_bytes)
-    for name in (manifest_name(version), manifest_name()):
-        write_bytes(join(dataset_uri, name), manifest.to_json().encode())
-    # Writers that were killed leave hidden files behind; no reader ever opens them.
-    for name in list_names(join(dataset_uri, "shards")):
-        if name.startswith("."):
-            remove(join(dataset_uri, "shards", name))
-    return manifest
-
-
-def index_schema(groups: Sequence[CellGroup]) -> pa.Schema:
-    """Columns of the index: where a tile lies, what it shows, and its cells' byte ranges."""
-    cells = []
-    for group in groups:
-        cells += [
-            pa.field(f"{group.name}.offset", pa.int64(), nullable=False),
-            pa.field(f"{group.name}.length", pa.int64(), nullable=False),
-            pa.field(f"{group.name}.checksum", pa.uint32(), nullable=False),
-        ]
-    return pa.schema([pa.field("shard", pa.string(), nullable=False), *_TILE_FIELDS, *cells])
 
 
 def _write_parquet(
@@ -305,7 +125,7 @@ def _write_parquet(
         )
         for group in groups
     ]
-    schema = pa.schema([*_TILE_FIELDS, *columns])
+    schema = pa.schema([*TILE_FIELDS, *columns])
     rows: list[dict[str, Any]] = []
     lengths: list[list[int]] = []
     checksums: list[list[int]] = []
@@ -409,62 +229,3 @@ def _publish(scratch: Path, target: str) -> None:
         scratch.replace(path)
     else:
         filesystem.put_file(str(scratch), path)
-
-
-def _entry_uri(dataset_uri: str, shard_name: str) -> str:
-    return join(dataset_uri, "entries", f"{shard_name}.arrow")
-
-
-def _entry_bytes(entry: ShardEntry) -> bytes:
-    head = {
-        "name": entry.name,
-        "bytes": entry.bytes,
-        "sha256": entry.sha256,
-        "extra": entry.extra,
-    }
-    table = entry.rows.replace_schema_metadata({"entry": json.dumps(head, sort_keys=True)})
-    sink = io.BytesIO()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
-def _refuse_duplicates(table: pa.Table, dataset_uri: str) -> None:
-    ids = table["tile_id"].chunk(0) if table.num_rows else pa.array([], pa.string())
-    repeated = pc.equal(ids[1:], ids[:-1])
-    first = pc.index(repeated, True).as_py()
-    if first >= 0:
-        raise TerraFMError(
-            f"dataset {dataset_uri}: tile {ids[first].as_py()} occurs twice, in "
-            f"{table['shard'][first].as_py()} and {table['shard'][first + 1].as_py()}; "
-            "tile ids must be unique"
-        )
-
-
-def _fingerprint(
-    table: pa.Table,
-    groups: Sequence[CellGroup],
-    tile_size: int,
-    gsd: int,
-    statistics: Mapping[str, BandStatistics],
-    legend: Mapping[int, str],
-) -> str:
-    head = {
-        "tile_size": tile_size,
-        "gsd": gsd,
-        "groups": [[g.name, list(g.shape), list(g.bands)] for g in groups],
-        "statistics": {name: s.model_dump(mode="json") for name, s in statistics.items()},
-        "legend": {str(code): name for code, name in legend.items()},
-    }
-    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-    for name in table.column_names:
-        # Where a cell lies is layout, what it holds is content.
-        if name == "shard" or name.endswith(".offset"):
-            continue
-        column = table[name]
-        digest.update(name.encode())
-        if pa.types.is_string(column.type):
-            digest.update("\0".join(column.to_pylist()).encode())
-        else:
-            digest.update(np.ascontiguousarray(column.to_numpy()).tobytes())
-    return digest.hexdigest()

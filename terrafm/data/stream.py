@@ -35,6 +35,8 @@ _SEGMENT_ROWS = 100_000
 # Rows of the first blocks; they double from there, so that the first batch does not wait for a
 # whole block and the later ones do not pay a task's fixed cost for a few tiles.
 _FIRST_ROWS = 8
+# Most bytes of a block: beyond this a task's fixed cost no longer shows, only its memory.
+_BLOCK_BYTES = 256 << 20
 # All ranks of a node share its object store: together they take no more than this part of it.
 _STORE_SHARE = 0.5
 
@@ -89,12 +91,15 @@ def stream_batches(
 def _stream_segment(
     maker: BatchMaker, instructions: pa.Table, config: DataConfig, cpus: float
 ) -> Iterator[Batch]:
+    store = ray.cluster_resources().get("object_store_memory", 0.0)
+    share = store * _STORE_SHARE / maker.layout.world_size
     row_bytes = 2 * int(maker.samples.views(instructions.slice(0, 64)).ends[:, -1, -1].mean())
-    block_bytes = row_bytes * config.rows_per_block
-    context = _context(cpus, block_bytes, maker.layout.world_size)
+    fitting = int(min(_BLOCK_BYTES, share / 4)) // row_bytes
+    limit = max(1, min(config.rows_per_block, fitting))
+    context = _context(cpus, limit * row_bytes, share)
     blocks = []
     first = 0
-    for rows in _block_rows(instructions.num_rows, config.rows_per_block, int(cpus)):
+    for rows in _block_rows(instructions.num_rows, limit, int(cpus)):
         blocks.append(instructions.slice(first, rows))
         first += rows
     with ray.data.DataContext.current(context):
@@ -130,7 +135,7 @@ def _block_rows(total: int, limit: int, width: int) -> Iterator[int]:
         number += 1
 
 
-def _context(cpus: float, block_bytes: int, ranks: int) -> ray.data.DataContext:
+def _context(cpus: float, block_bytes: int, store: float) -> ray.data.DataContext:
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -142,7 +147,9 @@ def _context(cpus: float, block_bytes: int, ranks: int) -> ray.data.DataContext:
         # Ray 2.60 has nothing in its place: left alone, tasks and their blocks go to all nodes.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         context.scheduling_strategy = "DEFAULT"
-    store = ray.cluster_resources().get("object_store_memory", 0.0) * _STORE_SHARE / ranks
+    # A rank that evaluates for an hour takes nothing from its stream, and that is no fault.
+    context.execution_no_progress_timeout_s = -1
+    # Per CPU a block in the making and a finished one, and two on their way to the rank.
     wanted = block_bytes * (2 * cpus + 2)
     options = context.execution_options
     options.preserve_order = True
@@ -196,4 +203,5 @@ def _ahead(produce: Callable[[], Generator[Batch, None, None]], depth: int) -> I
             yield item
     finally:
         stop.set()
-        thread.join()
+        # Long enough for tasks that run; a lost cluster must not keep the process from ending.
+        thread.join(timeout=60)

@@ -1,0 +1,122 @@
+"""A tile on its way into a shard, and what is kept of a finished shard: its rows of the index."""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from terrafm.data.manifest import CellGroup
+from terrafm.storage import join, read_bytes, write_bytes
+
+TILE_FIELDS = [
+    pa.field("tile_id", pa.string(), nullable=False),
+    pa.field("land_cover", pa.int32(), nullable=False),
+    pa.field("histogram", pa.string(), nullable=False),
+    pa.field("crs", pa.string(), nullable=False),
+    pa.field("transform", pa.string(), nullable=False),
+    pa.field("latitude", pa.float64(), nullable=False),
+    pa.field("longitude", pa.float64(), nullable=False),
+    pa.field("products", pa.string(), nullable=False),
+]
+
+
+@dataclass
+class TileRecord:
+    """One tile as ingest hands it over.
+
+    Attributes:
+        tile_id: unique and stable name, such as "0U_199R_1_0".
+        arrays: cell group name -> (bands, h, w) storage integers; absent modalities are left out.
+        land_cover: code of the majority class.
+        histogram: land-cover code -> pixels.
+        crs: coordinate system as an authority string.
+        transform: affine coefficients (a, b, c, d, e, f) of the tile's finest grid.
+        latitude: of the tile's centre, degrees.
+        longitude: of the tile's centre, degrees.
+        products: modality -> product id, time and the decisions made; JSON-able.
+    """
+
+    tile_id: str
+    arrays: dict[str, NDArray[Any]]
+    land_cover: int
+    histogram: dict[int, int]
+    crs: str
+    transform: tuple[float, float, float, float, float, float]
+    latitude: float
+    longitude: float
+    products: dict[str, dict[str, Any]]
+
+
+@dataclass
+class ShardEntry:
+    """A finished shard: its proof of wholeness and its rows of the index.
+
+    Attributes:
+        name: shard name, without folder and suffix.
+        bytes: size of the file; 0 for a shard without tiles, which has no file.
+        sha256: of the file.
+        rows: one index row per tile.
+        extra: whatever ingest wants back with the shard (sums, quarantine); JSON-able.
+    """
+
+    name: str
+    bytes: int
+    sha256: str
+    rows: pa.Table
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """File name inside the dataset."""
+        return shard_path(self.name)
+
+    @classmethod
+    def read(cls, dataset_uri: str, name: str) -> "ShardEntry | None":
+        """What `write` left of a shard; None where there is nothing whole."""
+        try:
+            content = read_bytes(_entry_uri(dataset_uri, name))
+            table = pa.ipc.open_file(content).read_all()
+            head = json.loads(table.schema.metadata[b"entry"])
+            rows = table.replace_schema_metadata(None)
+            return cls(head["name"], head["bytes"], head["sha256"], rows, head["extra"])
+        except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+            return None
+
+    def write(self, dataset_uri: str) -> None:
+        """Keeps the entry beside its shard."""
+        head = {
+            "name": self.name,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+            "extra": self.extra,
+        }
+        table = self.rows.replace_schema_metadata({"entry": json.dumps(head, sort_keys=True)})
+        sink = io.BytesIO()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        write_bytes(_entry_uri(dataset_uri, self.name), sink.getvalue())
+
+
+def shard_path(name: str) -> str:
+    """Path of a shard inside its dataset."""
+    return f"shards/{name}.parquet"
+
+
+def index_schema(groups: Sequence[CellGroup]) -> pa.Schema:
+    """Columns of the index: where a tile lies, what it shows, and its cells' byte ranges."""
+    cells = []
+    for group in groups:
+        cells += [
+            pa.field(f"{group.name}.offset", pa.int64(), nullable=False),
+            pa.field(f"{group.name}.length", pa.int64(), nullable=False),
+            pa.field(f"{group.name}.checksum", pa.uint32(), nullable=False),
+        ]
+    return pa.schema([pa.field("shard", pa.string(), nullable=False), *TILE_FIELDS, *cells])
+
+
+def _entry_uri(dataset_uri: str, shard_name: str) -> str:
+    return join(dataset_uri, "entries", f"{shard_name}.arrow")
