@@ -14,6 +14,8 @@ import ray.data
 
 from terrafm.errors import UsageError
 
+_started_here = False
+
 
 def ensure_ray(num_cpus: int | None = None) -> None:
     """Joins the cluster of RAY_ADDRESS, or starts Ray as children of this process.
@@ -27,6 +29,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
     Raises:
         UsageError: there is no cluster at RAY_ADDRESS.
     """
+    global _started_here
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         # Another Ray on this machine must not be joined by accident.
@@ -36,11 +39,26 @@ def ensure_ray(num_cpus: int | None = None) -> None:
                 **where,
                 include_dashboard=None if address else False,
                 log_to_driver=False,
-                logging_level=logging.ERROR,
+                # Lost workers are reported by those who wait for them, in one line.
+                logging_level=logging.CRITICAL,
             )
+            _started_here = not address
         except ConnectionError as error:
             raise UsageError(f"cannot reach the Ray cluster at {address}: {error}") from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def renew_ray(num_cpus: int | None = None) -> None:
+    """Restarts a Ray that `ensure_ray` started: what failed work still holds is freed.
+
+    A cluster that was joined stays as it is: it frees the resources of a dead run by itself,
+    which a Ray without dashboard does not.
+    """
+    global _started_here
+    if _started_here:
+        ray.shutdown()
+        _started_here = False
+        ensure_ray(num_cpus)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+from pyarrow.fs import LocalFileSystem
 
 from terrafm.errors import UsageError
 
@@ -30,6 +31,16 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[Any, str]:
 def is_local(uri: str | os.PathLike[str]) -> bool:
     """Whether the URI is on this machine's disk."""
     return "file" in _protocols(resolve(uri)[0])
+
+
+def arrow_filesystem(uri: str | os.PathLike[str]) -> tuple[Any, str]:
+    """File system and path for pyarrow: its own on a disk, fsspec's elsewhere.
+
+    Arrow's threads that hold a Python file while Python ends abort the process, so none is used
+    where Arrow can read by itself.
+    """
+    filesystem, path = resolve(uri)
+    return (LocalFileSystem() if is_local(uri) else filesystem), path
 
 
 def join(uri: str | os.PathLike[str], *names: str) -> str:

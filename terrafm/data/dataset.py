@@ -1,7 +1,6 @@
 """The reading side of a dataset: the index in memory, cells by range reads."""
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -161,7 +160,8 @@ class Dataset:
             raise UsageError(f"cannot read the dataset's index {where}: {error}") from None
         if hashlib.sha256(content).hexdigest() != manifest.index.sha256:
             raise UsageError(f"{where} does not match the manifest: restore it or ingest again")
-        index = pq.read_table(io.BytesIO(content)).combine_chunks()
+        # Not io.BytesIO: Arrow's threads may hold the Python object when Python ends, and abort.
+        index = pq.read_table(pa.BufferReader(content)).combine_chunks()
         if index.num_rows == 0:
             raise UsageError(f"dataset {uri} is empty")
         return cls(uri, manifest, index)

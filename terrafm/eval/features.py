@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from terrafm.errors import UsageError
 from terrafm.eval.datasets import Image, LabelledSet
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import Encoder, build_encoder
@@ -61,40 +60,42 @@ def model_input(image: Image, normalisation: Normalisation, size: int) -> dict[s
 def cls_features(
     encoders: Sequence[Encoder],
     images: LabelledSet,
-    modalities: Sequence[str],
+    choices: Sequence[tuple[str, ...]],
     normalisation: Normalisation,
     *,
     size: int,
     batch: int,
     device: torch.device,
-) -> list[NDArray[np.float32]]:
-    """L2-normalised CLS tokens of all images, for several encoders in one pass over the pixels.
+) -> list[list[NDArray[np.float32]]]:
+    """L2-normalised CLS tokens of all images, in one pass over the pixels.
 
     Args:
         encoders: in eval mode; all see the same input.
         images: the labelled set.
-        modalities: those to use; an image with several is fused.
+        choices: sets of modalities; one of several modalities is fused.
         normalisation: mean and std per modality.
         size: side to which images are resized, pixels.
         batch: most images at once.
         device: where to compute.
 
     Returns:
-        Per encoder (N, D) float32, rows of unit length, in the order of the images.
-
-    Raises:
-        UsageError: an image has none of the modalities.
+        Per choice and encoder (N, D) float32, rows of unit length, in the order of the images;
+        zero rows for images that have none of the chosen modalities.
     """
     encoders = [encoder.to(device) for encoder in encoders]
-    features = [
-        np.zeros((len(images.labels), encoder.embed_dim), np.float32) for encoder in encoders
-    ]
+    count = len(images.labels)
+    features = [[np.zeros((count, e.embed_dim), np.float32) for e in encoders] for _ in choices]
+    wanted = tuple(m for m in images.modalities if any(m in choice for choice in choices))
     with torch.inference_mode():
-        for rows, pixels in _batches(images, modalities, normalisation, size, batch):
+        for rows, pixels in _batches(images, wanted, normalisation, size, batch):
             moved = {name: tensor.to(device) for name, tensor in pixels.items()}
-            for encoder, held in zip(encoders, features, strict=True):
-                tokens = functional.normalize(encoder(moved).float(), dim=-1)
-                held[rows] = tokens.cpu().numpy()
+            for choice, held in zip(choices, features, strict=True):
+                chosen = {name: moved[name] for name in choice if name in moved}
+                if not chosen:
+                    continue
+                for encoder, rows_of in zip(encoders, held, strict=True):
+                    tokens = functional.normalize(encoder(chosen).float(), dim=-1)
+                    rows_of[rows] = tokens.cpu().numpy()
     return features
 
 
@@ -109,10 +110,6 @@ def _batches(
     waiting: dict[tuple[str, ...], list[tuple[int, dict[str, Tensor]]]] = {}
     for row in range(len(images.labels)):
         pixels = model_input(images.read(row, modalities), normalisation, size)
-        if not pixels:
-            raise UsageError(
-                f"image {row} of {images.uri} has none of the modalities {', '.join(modalities)}"
-            )
         same = waiting.setdefault(tuple(pixels), [])
         same.append((row, pixels))
         if len(same) == batch:
@@ -127,28 +124,32 @@ def _stack(same: list[tuple[int, dict[str, Tensor]]]) -> tuple[list[int], dict[s
     return rows, {name: torch.stack([pixels[name] for _, pixels in same]) for name in names}
 
 
-def mean_spectra(images: LabelledSet, modalities: Sequence[str]) -> NDArray[np.float32]:
+def mean_spectra(
+    images: LabelledSet, choices: Sequence[tuple[str, ...]]
+) -> list[NDArray[np.float32]]:
     """Baseline without a model: every band's mean, standardised over the set, L2-normalised.
 
     Args:
         images: the labelled set.
-        modalities: those to use, side by side. A missing one counts as the set's mean.
+        choices: sets of modalities, whose bands stand side by side. A missing modality counts
+            as the set's mean.
 
     Returns:
-        (N, bands) float32, rows of unit length.
+        Per choice (N, bands) float32, rows of unit length.
     """
-    total = sum(MODALITIES[name].channels for name in modalities)
-    spectra = np.full((len(images.labels), total), np.nan)
-    for row in range(len(spectra)):
-        image = images.read(row, modalities)
-        start = 0
-        for name in modalities:
-            for grid in image.get(name, []):
+    wanted = tuple(m for m in images.modalities if any(m in choice for choice in choices))
+    spectra = {m: np.full((len(images.labels), MODALITIES[m].channels), np.nan) for m in wanted}
+    for row in range(len(images.labels)):
+        for name, grids in images.read(row, wanted).items():
+            for grid in grids:
                 for channel, pixels in zip(grid.channels, grid.pixels, strict=True):
                     valid = pixels[np.isfinite(pixels)]
                     if valid.size:
-                        spectra[row, start + channel] = valid.mean(dtype=np.float64)
-            start += MODALITIES[name].channels
+                        spectra[name][row, channel] = valid.mean(dtype=np.float64)
+    return [_standardise(np.hstack([spectra[name] for name in choice])) for choice in choices]
+
+
+def _standardise(spectra: NDArray[np.float64]) -> NDArray[np.float32]:
     seen = np.maximum(np.isfinite(spectra).sum(0), 1)
     centred = np.nan_to_num(spectra - np.nansum(spectra, 0) / seen, nan=0.0)
     spread = np.sqrt((centred**2).sum(0) / seen)

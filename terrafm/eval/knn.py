@@ -22,6 +22,7 @@ from terrafm.models.weights import infer_model_name, load_encoder
 
 TEMPERATURE = 0.07
 _CHUNK = 512
+_HEADLINE = ("s2_l2a", "s2_l1c", "s1", "fused")
 
 
 def nearest(
@@ -118,11 +119,14 @@ def evaluate_knn(
 ) -> dict[str, Any]:
     """Scores weights on a labelled set by leave-one-out nearest neighbours.
 
+    Where the set has several modalities, each is scored alone and all are scored fused. The
+    headline is one sensor, as published scores are: Sentinel-2 L2A, or else what is there.
+
     Args:
         weights: URI of exported or released weights.
         data: URI of an EuroSAT-MS folder, or of a dataset made by ingest, whose labels are the
             majority classes of the tiles.
-        modalities: those to use, fused; by default all that both weights and data have.
+        modalities: only these, fused if they are several.
         size: side to which images are resized, pixels.
         batch: images at once.
         device: "cpu" or "cuda"; by default a GPU where there is one.
@@ -130,8 +134,9 @@ def evaluate_knn(
             the same grid cell, which look alike for being near, not for being of one class.
 
     Returns:
-        JSON-able: knn20, knn5 (accuracies, 0..1), the same for "untrained" and "mean_spectrum",
-        and how they came about.
+        JSON-able: knn20, knn5 (accuracies, 0..1) and the same for "untrained" and
+        "mean_spectrum", of the headline; all of them per modality and "fused" in
+        "by_modality"; and how they came about.
 
     Raises:
         UsageError: unreadable weights, a labelled set that does not exist, has no images or one
@@ -140,57 +145,44 @@ def evaluate_knn(
     if leave_out not in ("image", "cell"):
         raise UsageError(f"leave_out must be image or cell, not {leave_out!r}")
     images = open_labelled(data)
+    groups = images.groups if leave_out == "cell" else np.arange(len(images.labels))
+    if len(np.unique(groups)) < 2:
+        raise UsageError(f"{images.uri} has one grid cell: leave_out=cell leaves no neighbours")
     encoder = load_encoder(weights)
     name = infer_model_name(encoder.state_dict(), os.fspath(weights))
     notes: list[str] = []
-    used = _choose_modalities(encoder, images, modalities, notes)
+    choices = _choices(encoder, images, modalities, notes)
+    used = tuple(m for m in images.modalities if any(m in choice for choice in choices))
     normalisation, source = _normalisation(encoder, images, used, notes)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    trained, untrained = cls_features(
+    features = cls_features(
         [encoder, untrained_like(name)],
         images,
-        used,
+        choices,
         normalisation,
         size=size,
         batch=batch,
-        device=where,
+        device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
     )
-    groups = images.groups if leave_out == "cell" else None
-    if groups is not None and len(np.unique(groups)) < 2:
-        raise UsageError(f"{images.uri} has one grid cell: leave_out=cell leaves no neighbours")
-    labels, classes = images.labels, len(images.classes)
-    count = len(labels)
-    if count - 1 < 20:
-        notes.append(f"{count} images: k is {count - 1} instead of 20")
-    if count - 1 < 5:
-        notes.append(f"{count} images: k is {count - 1} instead of 5")
     scores = {}
-    for key, features in (
-        ("trained", trained),
-        ("untrained", untrained),
-        ("mean_spectrum", mean_spectra(images, used)),
+    for choice, (trained, untrained), spectra in zip(
+        choices, features, mean_spectra(images, choices), strict=True
     ):
-        scores[key] = leave_one_out(features, labels, classes, groups)
-    weighted, plain = scores["trained"]
-    per_class = {
-        images.classes[c]: {
-            "n": int((labels == c).sum()),
-            "knn20": _accuracy(weighted, labels, labels == c),
-            "knn5": _accuracy(plain, labels, labels == c),
-        }
-        for c in np.unique(labels)
-    }
+        rows = np.flatnonzero(np.abs(trained).sum(axis=1))
+        title = choice[0] if len(choice) == 1 else "fused"
+        scores[title] = _score(images, groups, rows, [trained, untrained, spectra])
+    headline = next(title for title in _HEADLINE if title in scores)
+    best = scores[headline]
+    _note_small_k(best["n"], notes)
     return {
-        **_pair(scores["trained"], labels),
-        "untrained": _pair(scores["untrained"], labels),
-        "mean_spectrum": _pair(scores["mean_spectrum"], labels),
-        "balanced_knn20": float(np.mean([row["knn20"] for row in per_class.values()])),
-        "majority_share": float(np.bincount(labels).max() / count),
-        "n": count,
-        "classes": list(per_class),
-        "per_class": per_class,
+        **best,
+        "headline": headline,
+        "by_modality": {
+            title: {key: score[key] for key in ("knn20", "knn5", "untrained", "mean_spectrum", "n")}
+            for title, score in scores.items()
+        },
+        "classes": list(best["per_class"]),
         "split": "leave-one-out" if leave_out == "image" else "leave-one-cell-out",
-        "k": {"knn20": min(20, count - 1), "knn5": min(5, count - 1)},
+        "k": {"knn20": min(20, best["n"] - 1), "knn5": min(5, best["n"] - 1)},
         "temperature": TEMPERATURE,
         "ties": "lower class number",
         "model": name,
@@ -220,29 +212,70 @@ def render(result: dict[str, Any]) -> Table:
         title=f"kNN of {result['model']}: {result['n']} images, {len(result['classes'])} classes",
         caption="\n".join(
             [
-                f"{result['split']}; {', '.join(result['modalities'])} at "
-                f"{result['image_size']} pixels",
+                f"{result['split']} at {result['image_size']} pixels, accuracy for k = 20 / k = 5",
                 f"normalisation: {result['normalisation']['source']}",
-                f"largest class {result['majority_share']:.1%}, "
-                f"mean of classes (k = 20) {result['balanced_knn20']:.1%}",
+                f"largest class {result['majority_share']:.1%}; mean over classes "
+                f"{result['balanced_knn20']:.1%} ({result['headline']})",
                 *result["notes"],
             ]
         ),
         caption_justify="left",
     )
-    table.add_column("features")
-    table.add_column("k = 20", justify="right")
-    table.add_column("k = 5", justify="right")
-    for name, row in (
-        ("these weights", result),
-        ("untrained", result["untrained"]),
-        ("mean spectrum", result["mean_spectrum"]),
-    ):
-        table.add_row(name, f"{row['knn20']:.1%}", f"{row['knn5']:.1%}")
+    table.add_column("")
+    for title in ("these weights", "untrained", "mean spectrum"):
+        table.add_column(title, justify="right")
+
+    def show(row: dict[str, float]) -> str:
+        return f"{row['knn20']:.1%} / {row['knn5']:.1%}"
+
+    for title, row in result["by_modality"].items():
+        table.add_row(title, show(row), show(row["untrained"]), show(row["mean_spectrum"]))
     table.add_section()
-    for name, row in result["per_class"].items():
-        table.add_row(f"{name} ({row['n']})", f"{row['knn20']:.1%}", f"{row['knn5']:.1%}")
+    for title, row in result["per_class"].items():
+        table.add_row(f"{title} ({row['n']})", show(row))
     return table
+
+
+def _score(
+    images: LabelledSet,
+    groups: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    features: Sequence[NDArray[np.float32]],
+) -> dict[str, Any]:
+    """Accuracies of trained, untrained and spectral features over some images of the set."""
+    labels = images.labels[rows]
+    if len(np.unique(labels)) < 2 or len(np.unique(groups[rows])) < 2:
+        raise UsageError(
+            f"{images.uri}: {len(rows)} images of one class or place have the modality"
+        )
+    predictions = [
+        leave_one_out(vectors[rows], labels, len(images.classes), groups[rows])
+        for vectors in features
+    ]
+    weighted, plain = predictions[0]
+    per_class = {
+        images.classes[c]: {
+            "n": int((labels == c).sum()),
+            "knn20": _accuracy(weighted, labels, labels == c),
+            "knn5": _accuracy(plain, labels, labels == c),
+        }
+        for c in np.unique(labels)
+    }
+    return {
+        **_pair(predictions[0], labels),
+        "untrained": _pair(predictions[1], labels),
+        "mean_spectrum": _pair(predictions[2], labels),
+        "balanced_knn20": float(np.mean([row["knn20"] for row in per_class.values()])),
+        "majority_share": float(np.bincount(labels).max() / len(labels)),
+        "n": len(labels),
+        "per_class": per_class,
+    }
+
+
+def _note_small_k(count: int, notes: list[str]) -> None:
+    for k in (20, 5):
+        if count - 1 < k:
+            notes.append(f"{count} images: k is {count - 1} instead of {k}")
 
 
 def _accuracy(
@@ -262,29 +295,33 @@ def _pair(
     }
 
 
-def _choose_modalities(
+def _choices(
     encoder: Encoder, images: LabelledSet, wanted: Sequence[str] | None, notes: list[str]
-) -> tuple[str, ...]:
+) -> list[tuple[str, ...]]:
+    """The sets of modalities to score."""
     known = tuple(encoder.contract.modalities) if encoder.contract else images.modalities
-    for name in wanted or ():
-        if name not in images.modalities or name not in known:
-            raise UsageError(
-                f"modality {name} is not in both: the weights know {', '.join(known)}, "
-                f"{images.uri} has {', '.join(images.modalities)}"
-            )
-    used = tuple(m for m in images.modalities if m in (wanted or known))
-    if not used:
+    both = tuple(name for name in images.modalities if name in known)
+    if not both:
         raise UsageError(
             f"no modality in common: the weights know {', '.join(known)}, {images.uri} has "
             f"{', '.join(images.modalities)}"
         )
-    if len(used) > 1 and not encoder.fusion_loaded:
-        one = "s2_l2a" if "s2_l2a" in used else used[0]
-        if wanted:
+    for name in wanted or ():
+        if name not in both:
+            raise UsageError(
+                f"modality {name} is not in both: the weights know {', '.join(known)}, "
+                f"{images.uri} has {', '.join(images.modalities)}"
+            )
+    if wanted:
+        if len(wanted) > 1 and not encoder.fusion_loaded:
             raise UsageError("these weights have no fusion parameters: choose one modality")
-        notes.append(f"the weights have no fusion parameters: only {one} is used")
-        used = (one,)
-    return used
+        return [tuple(name for name in both if name in wanted)]
+    choices: list[tuple[str, ...]] = [(name,) for name in both]
+    if len(both) > 1 and encoder.fusion_loaded:
+        choices.append(both)
+    elif len(both) > 1:
+        notes.append("the weights have no fusion parameters: modalities are scored one by one")
+    return choices
 
 
 def _normalisation(

@@ -134,7 +134,7 @@ def trim_samples(run_folder: str, start_step: int) -> None:
     """Drops rows of samples.parquet that belong to steps not in the restored state."""
     uri = join(run_folder, SAMPLES_FILE)
     if exists(uri):
-        table = pq.read_table(io.BytesIO(read_bytes(uri)))
+        table = pq.read_table(pa.BufferReader(read_bytes(uri)))
         _write_samples(uri, table.filter(pc.less(table["step"], start_step)))
 
 
@@ -147,7 +147,7 @@ def append_samples(run_folder: str, rows: Sequence[tuple[int, int, str, int, int
         schema=_SAMPLES_SCHEMA,
     )
     if exists(uri):
-        table = pa.concat_tables([pq.read_table(io.BytesIO(read_bytes(uri))), table])
+        table = pa.concat_tables([pq.read_table(pa.BufferReader(read_bytes(uri))), table])
     _write_samples(uri, table)
 
 

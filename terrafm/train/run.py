@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import tempfile
 import threading
@@ -23,7 +24,7 @@ from terrafm.config import Config
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import load_state, load_weights
-from terrafm.ray_runtime import ensure_ray
+from terrafm.ray_runtime import ensure_ray, renew_ray
 from terrafm.storage import exists, is_local, join, list_names, remove, write_bytes
 from terrafm.train.checkpoint import list_checkpoints, newest_intact, read_record, step_name
 from terrafm.train.loggers import read_metrics
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
 _CONTROLLER_RETRIES = 3
 _POLL_SECONDS = 0.5
+_REMOTE_POLL_SECONDS = 15.0
 
 Progress = Callable[[int, int, dict[str, Any]], None]
 """Called with finished steps, all steps, and the newest line of metrics.jsonl."""
@@ -87,9 +89,7 @@ def pretrain(config: Config, data: str, output: str, progress: Progress | None =
     _check_init(config)
     remove(join(output, FAILURE_FILE))
     _write_config(config, data, output)
-    workers = config.train.workers
-    # Two logical CPUs more than the workers hold, or reading would wait for ever.
-    ensure_ray(max(os.cpu_count() or 1, int(workers * config.train.cpus_per_worker) + 2))
+    ensure_ray(_logical_cpus(config))
     with _Watch(output, resumed_from, total, progress):
         _fit(config, data, output)
     failure = read_failure(output)
@@ -162,12 +162,19 @@ def _fit(config: Config, data: str, output: str) -> None:
                 if attempt == _CONTROLLER_RETRIES:
                     raise TerraFMError(_one_line("Ray Train could not start", error)) from error
                 logger.warning("%s", _one_line("starting the workers again", error))
+                renew_ray(_logical_cpus(config))
             except TrainingFailedError as error:
                 if read_failure(output) is None:
                     raise TerraFMError(_one_line("training failed", error)) from error
                 return
             else:
                 return
+
+
+def _logical_cpus(config: Config) -> int:
+    """One more per worker than the workers hold, or reading would wait for ever."""
+    train = config.train
+    return max(os.cpu_count() or 1, math.ceil(train.workers * (train.cpus_per_worker + 1)))
 
 
 def _cluster_has_gpus(workers: int) -> bool:
@@ -195,31 +202,34 @@ class _Watch:
 
     def __init__(self, output: str, start: int, total: int, progress: Progress | None) -> None:
         self._output = output
-        self._start = start
+        self._seen = start
         self._total = total
         self._progress = progress
+        self._pause = _POLL_SECONDS if is_local(output) else _REMOTE_POLL_SECONDS
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> _Watch:
-        if self._progress is not None:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-            self._tell()
+        self._thread.join()
+        self._tell()
 
     def _follow(self) -> None:
-        while not self._stop.wait(_POLL_SECONDS):
+        while not self._stop.wait(self._pause):
             self._tell()
 
     def _tell(self) -> None:
         lines = read_metrics(self._output)
+        step = lines[-1]["step"] if lines else 0
+        if step < self._seen:
+            logger.warning("workers were lost after step %d: going on from %d", self._seen, step)
+        self._seen = step
         if lines and self._progress is not None:
-            self._progress(lines[-1]["step"], self._total, lines[-1])
+            self._progress(step, self._total, lines[-1])
 
 
 def dry_run(config: Config, data: str, measure: bool = True) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from terrafm.errors import UsageError
-from terrafm.eval.datasets import Grid, open_labelled
-from terrafm.eval.features import mean_spectra, model_input, untrained_like
+from terrafm.eval.datasets import Grid, ShardTiles, open_labelled
+from terrafm.eval.features import cls_features, mean_spectra, model_input, untrained_like
 from terrafm.eval.knn import TEMPERATURE, evaluate_knn, leave_one_out, nearest, render, vote
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
@@ -195,8 +195,11 @@ def test_a_modality_that_weights_do_not_know_is_refused(images: Path, tmp_path: 
     save_safetensors(uri, build_encoder("terrafm_tiny").state_dict(), contract)
     with pytest.raises(UsageError, match="no modality in common"):
         evaluate_knn(uri, images)
+
+
+def test_a_modality_that_is_not_in_both_is_refused(images: Path, weights: str) -> None:
     with pytest.raises(UsageError, match="s2_l2a is not in both"):
-        evaluate_knn(uri, images, modalities=["s2_l2a"])
+        evaluate_knn(weights, images, modalities=["s2_l2a"])
 
 
 def test_the_untrained_encoder_is_always_the_same() -> None:
@@ -214,17 +217,69 @@ def test_mean_spectra_are_the_standardised_means(images: Path) -> None:
     ).astype(np.float64)
     expected = (means - means.mean(0)) / means.std(0)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(mean_spectra(labelled, ("s2_l1c",)), expected, atol=2e-4)
+    (spectra,) = mean_spectra(labelled, [("s2_l1c",)])
+    np.testing.assert_allclose(spectra, expected, atol=2e-4)
 
 
-def test_tiles_are_fused_and_one_cell_alone_is_refused(small_dataset: str, weights: str) -> None:
+def test_every_modality_and_their_fusion_are_scored(small_dataset: str, weights: str) -> None:
     result = evaluate_knn(weights, small_dataset, size=48)
-    assert result["modalities"] == ["s1", "s2_l1c", "s2_l2a"]
+    assert list(result["by_modality"]) == ["s1", "s2_l1c", "s2_l2a", "fused"]
+    assert result["headline"] == "s2_l2a"
+    for key in ("knn20", "knn5", "untrained", "mean_spectrum"):
+        assert result[key] == result["by_modality"]["s2_l2a"][key]
     assert result["n"] == 11
+    fused = evaluate_knn(weights, small_dataset, size=48, modalities=["s1", "s2_l2a", "s2_l1c"])
+    assert list(fused["by_modality"]) == ["fused"]
+    assert fused["knn20"] == result["by_modality"]["fused"]["knn20"]
     alone = evaluate_knn(weights, small_dataset, size=48, modalities=["s1"])
     assert alone["modalities"] == ["s1"]
     assert alone["normalisation"].keys() == {"source", "s1"}
+    assert alone["knn5"] == result["by_modality"]["s1"]["knn5"]
+
+
+def test_one_cell_alone_cannot_be_left_out(small_dataset: str, weights: str) -> None:
     with pytest.raises(UsageError, match="one grid cell"):
         evaluate_knn(weights, small_dataset, size=48, leave_out="cell")
     with pytest.raises(UsageError, match="leave_out must be"):
         evaluate_knn(weights, small_dataset, leave_out="row")
+
+
+class Gaps(ShardTiles):
+    """A dataset whose every third tile has only radar."""
+
+    def read(self, row, modalities):
+        image = super().read(row, modalities)
+        return {m: grids for m, grids in image.items() if row % 3 or m == "s1"}
+
+
+def test_images_without_a_modality_get_no_features_of_it(small_dataset: str) -> None:
+    images = Gaps(small_dataset)
+    choices = [("s1",), ("s2_l2a",), ("s1", "s2_l2a")]
+    whole = ShardTiles(small_dataset)
+    options = {"size": 48, "batch": 4, "device": torch.device("cpu")}
+    encoder = untrained_like("terrafm_tiny")
+    (radar,), (optical,), (fused,) = cls_features(
+        [encoder], images, choices, images.statistics(), **options
+    )
+    (full,), (both,) = cls_features([encoder], whole, choices[1:], images.statistics(), **options)
+    lacking = np.arange(11) % 3 == 0
+    np.testing.assert_allclose(np.linalg.norm(radar, axis=1), 1, rtol=1e-5)
+    assert not optical[lacking].any()
+    np.testing.assert_allclose(optical[~lacking], full[~lacking], atol=1e-5)
+    np.testing.assert_allclose(fused[~lacking], both[~lacking], atol=1e-5)
+    np.testing.assert_allclose(fused[lacking], radar[lacking], atol=1e-5)
+
+
+def test_released_weights_without_fusion_score_modalities_one_by_one(
+    small_dataset: str, tmp_path: Path
+) -> None:
+    uri = str(tmp_path / "released.pth")
+    statistics = {n: {"mean": [0.0] * m.channels, "std": [1.0] * m.channels}
+                  for n, m in MODALITIES.items()}  # fmt: skip
+    contract = WeightsContract.build("terrafm_tiny", statistics)
+    save_released(uri, build_encoder("terrafm_tiny").state_dict(), contract)
+    result = evaluate_knn(uri, small_dataset, size=48)
+    assert list(result["by_modality"]) == ["s1", "s2_l1c", "s2_l2a"]
+    assert any("one by one" in note for note in result["notes"])
+    with pytest.raises(UsageError, match="no fusion parameters"):
+        evaluate_knn(uri, small_dataset, size=48, modalities=["s1", "s2_l2a"])

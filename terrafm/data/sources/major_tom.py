@@ -19,7 +19,7 @@ from terrafm.data.sources.pairing import ANCHORS, MetadataRow, pair_products, re
 from terrafm.data.sources.raster import Grid, decode_geotiff, reference_grid
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.storage import exists, join, resolve
+from terrafm.storage import arrow_filesystem, exists, join
 
 _SHAPE = (1068, 1068)
 _GSD = 10
@@ -197,8 +197,8 @@ class MajorTom:
 
     def _open(self, uri: str) -> pq.ParquetFile:
         if uri not in self._files:
-            filesystem, path = resolve(uri)
-            self._files[uri] = pq.ParquetFile(filesystem.open(path, "rb"))
+            filesystem, path = arrow_filesystem(uri)
+            self._files[uri] = pq.ParquetFile(path, filesystem=filesystem)
             if len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)[1].close(force=True)
         return self._files[uri]

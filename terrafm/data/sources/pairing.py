@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from terrafm.data.sources.base import CellRef
 from terrafm.errors import UsageError
-from terrafm.storage import join, list_names, resolve
+from terrafm.storage import arrow_filesystem, join, list_names
 
 ANCHORS = ("s2_l2a", "s2_l1c", "s1")
 _REQUIRED = ("grid_cell", "product_id", "parquet_url", "parquet_row")
@@ -63,7 +63,7 @@ def read_metadata(folder: str) -> pd.DataFrame:
         UsageError: the file is damaged, empty, or lacks a column.
     """
     uri = join(folder, "metadata.parquet")
-    filesystem, path = resolve(uri)
+    filesystem, path = arrow_filesystem(uri)
     try:
         names = pq.read_schema(path, filesystem=filesystem).names
         absent = [name for name in _REQUIRED if name not in names]
