@@ -20,6 +20,8 @@ OVERRIDES = [
     "train.micro_batch=4",
     "head.num_prototypes=64",
     "data.local_crops=2",
+    "model.drop_path=0.1",
+    "optim.base_lr=0.004",
 ]
 
 

@@ -1,6 +1,7 @@
 """Land cover of the synthetic Earth as tiles of ESA WorldCover 2021: EPSG:4326, 3 x 3 degrees."""
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.warp import Resampling, reproject, transform_bounds
 from rasterio.windows import Window
 
@@ -55,15 +57,18 @@ def warp(
     margin = 3
     source = np.pad(cover, margin, mode="edge")
     codes = np.zeros((height, width), np.uint8)
-    reproject(
-        source,
-        codes,
-        src_crs=f"EPSG:{epsg}",
-        src_transform=rasterio.Affine(10, 0, left - 10 * margin, 0, -10, top + 10 * margin),
-        dst_crs="EPSG:4326",
-        dst_transform=_grid(row, column),
-        resampling=Resampling.nearest,
-    )
+    with warnings.catch_warnings():
+        # Both transforms are given; rasterio complains of the arrays that have none.
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        reproject(
+            source,
+            codes,
+            src_crs=f"EPSG:{epsg}",
+            src_transform=rasterio.Affine(10, 0, left - 10 * margin, 0, -10, top + 10 * margin),
+            dst_crs="EPSG:4326",
+            dst_transform=_grid(row, column),
+            resampling=Resampling.nearest,
+        )
     return row, column, codes
 
 
