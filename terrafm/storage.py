@@ -33,6 +33,12 @@ def is_local(uri: str | os.PathLike[str]) -> bool:
     return "file" in _protocols(resolve(uri)[0])
 
 
+def absolute(uri: str | os.PathLike[str]) -> str:
+    """A URI that means the same in every process: local paths from the root, others unchanged."""
+    uri = os.fspath(uri)
+    return resolve(uri)[1] if is_local(uri) else uri
+
+
 def arrow_filesystem(uri: str | os.PathLike[str]) -> tuple[Any, str]:
     """File system and path for pyarrow: its own on a disk, fsspec's elsewhere.
 

@@ -7,11 +7,9 @@ again: an ingest that was killed goes on where it stopped when it is repeated.
 
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray.data
@@ -28,7 +26,7 @@ from terrafm.data.tiling import Cutter, make_groups
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.ray_runtime import ensure_ray
-from terrafm.storage import exists, is_local, join, list_names, remove, resolve, write_bytes
+from terrafm.storage import absolute, exists, join, list_names, remove, write_bytes
 
 QUARANTINE = "quarantine.jsonl"
 # Settings that change how an ingest runs or ends, but not the tiles it makes.
@@ -316,9 +314,7 @@ def _check_modalities(modalities: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _absolute(uri: str) -> str:
-    if "://" in uri or uri.startswith("synthetic:") or not is_local(uri):
-        return uri
-    return os.fspath(Path(resolve(uri)[1]))
+    return uri if uri.startswith("synthetic:") else absolute(uri)
 
 
 def _digest(value: Any) -> str:

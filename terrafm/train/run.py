@@ -25,7 +25,7 @@ from terrafm.errors import TerraFMError, UsageError
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import load_state, load_weights
 from terrafm.ray_runtime import ensure_ray, renew_ray
-from terrafm.storage import exists, is_local, join, list_names, remove, write_bytes
+from terrafm.storage import absolute, exists, is_local, join, list_names, remove, write_bytes
 from terrafm.train.checkpoint import list_checkpoints, newest_intact, read_record, step_name
 from terrafm.train.loggers import read_metrics
 from terrafm.train.loop import (
@@ -81,6 +81,8 @@ def pretrain(config: Config, data: str, output: str, progress: Progress | None =
             written.
         TerraFMError: the run failed.
     """
+    # Workers run in folders of their own.
+    data, output = absolute(data), absolute(output)
     setup = TrainingSetup.open(config, data)
     resumed_from = _check_output(setup, output)
     total = setup.total_steps
