@@ -9,6 +9,7 @@ gets is bit for bit what `make_batches` makes in one process.
 import logging
 import queue
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -19,6 +20,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from numpy.typing import NDArray
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.annotations import RayDeprecationWarning
 
 from terrafm.config import DataConfig
@@ -39,6 +41,8 @@ _FIRST_ROWS = 8
 _BLOCK_BYTES = 256 << 20
 # All ranks of a node share its object store: together they take no more than this part of it.
 _STORE_SHARE = 0.5
+# Between two steps of Ray Data's scheduling loop; a block takes far longer to make.
+_PAUSE_SECONDS = 0.01
 
 
 def stream_batches(
@@ -135,6 +139,17 @@ def _block_rows(total: int, limit: int, width: int) -> Iterator[int]:
         number += 1
 
 
+class _Pause(ExecutionCallback):  # type: ignore[misc]
+    """Lets the scheduling loop rest: it runs in the rank's process.
+
+    While finished blocks wait to be taken, Ray 2.60's loop spins. The interpreter lock it holds
+    made a training step of many small operations take four times as long.
+    """
+
+    def on_execution_step(self, executor: object) -> None:
+        time.sleep(_PAUSE_SECONDS)
+
+
 def _context(cpus: float, block_bytes: int, store: float) -> ray.data.DataContext:
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -151,6 +166,7 @@ def _context(cpus: float, block_bytes: int, store: float) -> ray.data.DataContex
     context.execution_no_progress_timeout_s = -1
     # Per CPU a block in the making and a finished one, and two on their way to the rank.
     wanted = block_bytes * (2 * cpus + 2)
+    context.custom_execution_callback_classes = [_Pause]
     options = context.execution_options
     options.preserve_order = True
     options.verbose_progress = False
