@@ -418,11 +418,12 @@ def _land_cover_bar(axis: Axes, dataset: Dataset, row: int) -> None:
         axis.add_patch(
             Rectangle((0, bottom), 0.8, share, facecolor=_colour(code, number), edgecolor="#333333")
         )
-        middle = max(bottom + share / 2, last + 0.06)
-        if share >= 0.01 and middle < 1.0:
-            name = textwrap.fill(f"{share:.0%} {dataset.legend.get(code, code)}", 16)
+        name = textwrap.fill(f"{share:.0%} {dataset.legend.get(code, code)}", 16)
+        half = 0.03 * (1 + name.count("\n"))
+        middle = max(bottom + share / 2, last + half)
+        if share >= 0.01 and middle + half < 1.05:
             axis.text(0.95, middle, name, fontsize=7.5, va="center")
-            last = middle + 0.025 * name.count("\n")
+            last = middle + half
         bottom += share
 
 
