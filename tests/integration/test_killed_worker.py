@@ -1,5 +1,6 @@
 """A worker or the whole command is killed mid-epoch: nothing is lost, nothing is doubled."""
 
+import contextlib
 import json
 import os
 import signal
@@ -124,7 +125,7 @@ def test_the_killed_command_goes_on_when_it_is_given_again(undisturbed, small_da
     # What Ray leaves behind ends by itself once its driver is gone; it must not write on.
     psutil.wait_procs(family, timeout=60)
     for orphan in family:
-        if orphan.is_running():
+        with contextlib.suppress(psutil.NoSuchProcess):
             orphan.kill()
     again = terrafm(*command(small_dataset, output))
     assert "resumed at" in again.stdout
