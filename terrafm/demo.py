@@ -28,7 +28,7 @@ TRAINING_ARCHIVE = "synthetic:cells=512,seed=0,px=132"
 HELD_OUT_ARCHIVE = "synthetic:cells=384,seed=1,px=132"
 # One small tile a cell: many different places for little work.
 TILE_SIZE = 132
-# Two training CPUs are not asked for: reading and cropping runs beside one worker.
+# One for the training worker; what is left reads and crops.
 _LOGICAL_CPUS = 4
 
 

@@ -64,7 +64,7 @@ def export_checkpoint(checkpoint_uri: str, output_uri: str, format: str) -> tupl
     """Writes the teacher's encoder of a training checkpoint.
 
     Args:
-        checkpoint_uri: a folder `step_XXXXXXXX` of a run.
+        checkpoint_uri: a checkpoint folder of a run, such as `step_00000040`.
         output_uri: as in `export_weights`.
         format: as in `export_weights`.
 

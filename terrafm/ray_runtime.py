@@ -54,8 +54,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
 def renew_ray(num_cpus: int | None = None) -> None:
     """Restarts a Ray that `ensure_ray` started: what failed work still holds is freed.
 
-    A cluster that was joined stays as it is: it frees the resources of a dead run by itself,
-    which a Ray without dashboard does not.
+    A cluster that was joined is not ours to restart and stays as it is.
     """
     global _started_here
     if _started_here:

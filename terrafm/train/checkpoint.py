@@ -64,7 +64,7 @@ def step_name(step: int) -> str:
 
 
 def save_checkpoint(folder: str, state: TrainingState) -> str:
-    """Writes `folder`/step_XXXXXXXX so that it is complete or invisible.
+    """Writes the checkpoint of `state.step` into `folder` so that it is complete or invisible.
 
     Args:
         folder: URI of the run's `checkpoints`.

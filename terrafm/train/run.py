@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -228,7 +227,7 @@ class _Watch:
         lines = read_metrics(self._output)
         step = lines[-1]["step"] if lines else 0
         if step < self._seen:
-            logger.warning("workers were lost after step %d: going on from %d", self._seen, step)
+            logger.warning("going on from step %d: steps up to %d are done again", step, self._seen)
         self._seen = step
         if lines and self._progress is not None:
             self._progress(step, self._total, lines[-1])
@@ -253,6 +252,6 @@ def describe(result: RunResult) -> str:
     """One line that says how a run ended."""
     if result.resumed_from >= result.steps:
         return f"nothing to do: {result.checkpoint} is the last of {result.steps} steps"
-    loss = json.dumps(round(float(result.metrics["loss"]), 4))
+    loss = f"{result.metrics['loss']:.4f}"
     resumed = f", resumed at {result.resumed_from}" if result.resumed_from else ""
     return f"{result.steps} steps{resumed}, loss {loss}, checkpoint {result.checkpoint}"
