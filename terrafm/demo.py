@@ -24,11 +24,11 @@ from terrafm.report import class_histogram, loss_curve, quicklook, tile_map
 from terrafm.storage import join, write_bytes
 from terrafm.train.run import pretrain
 
-TRAINING_ARCHIVE = "synthetic:cells=512,seed=0,px=132"
-HELD_OUT_ARCHIVE = "synthetic:cells=384,seed=1,px=132"
-# One small tile a cell: many different places for little work.
+TRAINING_ARCHIVE = "synthetic:cells=192,seed=0,px=264"
+HELD_OUT_ARCHIVE = "synthetic:cells=160,seed=2,px=264"
+# Small cells of four tiles: many different places for little work.
 TILE_SIZE = 132
-# One for the training worker; what is left reads and crops.
+# Two for the training worker; what is left reads and crops.
 _LOGICAL_CPUS = 4
 
 

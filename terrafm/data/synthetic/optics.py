@@ -24,6 +24,7 @@ GSD = dict(zip(BANDS, (60, 10, 10, 10, 20, 20, 20, 10, 20, 60, 60, 20, 20), stri
 WAVELENGTH = np.array(
     [0.443, 0.492, 0.560, 0.665, 0.704, 0.741, 0.783, 0.833, 0.865, 0.945, 1.374, 1.614, 2.202]
 )  # micrometres
+_COLOUR = ((WAVELENGTH - 0.9) / 1.3).astype(np.float32)  # about -0.35 to 1
 # Absorption by water vapour per unit of (column)^0.5 and air mass, and by other gases.
 _VAPOUR = np.array([0, 0, 0, 0.004, 0.012, 0.012, 0.002, 0.02, 0.001, 0.28, 2.2, 0.004, 0.01])
 _OTHER = np.array([0.005, 0.01, 0.035, 0.025, 0.01, 0.01, 0.01, 0.005, 0, 0, 0.4, 0.01, 0.012])
@@ -100,6 +101,12 @@ _TEXTURE = {
     "marsh": 0.12, "mangrove": 0.08, "moss": 0.10,
 }  # fmt: skip
 TEXTURE = np.array([_TEXTURE[m] for m in MATERIALS], np.float32)
+# Ground of one kind is never even: soil, moisture and vigour change it over hundreds of metres.
+# Standard deviations of log reflectance, overall and of its tilt towards the short-wave infrared.
+_PATCHES = 45.0  # coarsest, pixels
+_BRIGHTNESS, _TILT = 0.7, 1.1
+_BRIGHTEST = 1.3  # reflectance of a slope that faces the sun
+EVEN = np.array([m in ("water", "snow", "ice") for m in MATERIALS])
 _CLOUD = np.array([0.70, 0.70, 0.69, 0.68, 0.68, 0.68, 0.68, 0.67, 0.67, 0.66, 0.30, 0.46, 0.36])
 
 
@@ -151,6 +158,9 @@ def observe(rng: np.random.Generator, land: Landscape, scene: Scene) -> OpticalI
     mix = np.clip(season + land.greenness, 0, 1)
     sun = _sunlight(land, scene)
     light = sun * (1 + TEXTURE[land.material] * land.grain)
+    uneven = np.where(EVEN[land.material], np.float32(0.2), np.float32(1))
+    light *= np.exp(np.float32(_BRIGHTNESS) * uneven * fractal(rng, px, _PATCHES, 20))
+    tilt = np.float32(_TILT) * uneven * np.clip(fractal(rng, px, _PATCHES, 20), -2, 2)
     light += np.float32(0.02) * fractal(rng, px, 90, 20)
     thick, thin, shadow = _clouds(rng, px, scene)
     light *= 1 - np.float32(0.62) * shadow
@@ -169,7 +179,8 @@ def observe(rng: np.random.Generator, land: Landscape, scene: Scene) -> OpticalI
         material = land.material[::step, ::step]
         ground = sere[:, i][material]
         ground += (lush - sere)[:, i][material] * mix[::step, ::step]
-        ground *= light[::step, ::step]
+        ground *= light[::step, ::step] * np.exp(_COLOUR[i] * tilt[::step, ::step])
+        ground = np.minimum(ground, np.float32(_BRIGHTEST))
         ground = cv2.GaussianBlur(ground, (3, 3), 0.55) if gsd == 10 else _shrink(ground, side)
         noise = rng.standard_normal((side, side), dtype=np.float32)
         ground += np.float32(0.0012) * noise * (1 + 4 * ground)
@@ -192,10 +203,9 @@ def observe(rng: np.random.Generator, land: Landscape, scene: Scene) -> OpticalI
 
 def _spectra_of_the_day(rng: np.random.Generator) -> tuple[Field, Field]:
     # Soils, species and wetness differ between places: a gain, a tilt and a bend per material.
-    scale = (WAVELENGTH - 0.9) / 1.3
     count = len(MATERIALS)
-    gain = rng.normal(0, 0.16, (count, 1)) + rng.normal(0, 0.05)
-    tilt = rng.normal(0, 0.10, (count, 1)) * scale + rng.normal(0, 0.05, (count, 1)) * scale**2
+    gain = rng.normal(0, 0.10, (count, 1)) + rng.normal(0, 0.03)
+    tilt = rng.normal(0, 0.06, (count, 1)) * _COLOUR + rng.normal(0, 0.03, (count, 1)) * _COLOUR**2
     factor = np.exp(gain + tilt).astype(np.float32)
     top = np.minimum(LUSH * factor, 0.98)
     return top, np.minimum(SERE * factor, 0.98)
