@@ -11,7 +11,7 @@ import json
 import platform
 import statistics
 
-from terrafm.config import load_config
+from terrafm.demo import LOGICAL_CPUS, demo_config
 from terrafm.eval.knn import evaluate_knn
 from terrafm.export import export_checkpoint
 from terrafm.ray_runtime import ensure_ray
@@ -21,7 +21,7 @@ from terrafm.train.run import pretrain
 
 def score(folder: str, seed: int) -> dict[str, dict[str, float]]:
     """Accuracy of kNN (k = 20) per modality: trained, untrained, mean spectrum."""
-    config = load_config("demo", [f"train.seed={seed}"])
+    config = demo_config(seed)
     output = join(folder, "seeds", str(seed))
     run = pretrain(config, join(folder, "data", "train"), join(output, "run"))
     written, _ = export_checkpoint(run.checkpoint, join(output, "weights"), "safetensors")
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    ensure_ray(4)
+    ensure_ray(LOGICAL_CPUS)
     scores = {seed: score(arguments.folder, seed) for seed in arguments.seeds}
     machine = f"{platform.machine()}, {platform.processor() or 'CPU'}"
     for name in next(iter(scores.values())):

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from terrafm.config import load_config
+from terrafm.config import Config, load_config
 from terrafm.data.dataset import Dataset
 from terrafm.data.ingest import ingest
 from terrafm.eval.knn import evaluate_knn, render
@@ -28,8 +28,12 @@ TRAINING_ARCHIVE = "synthetic:cells=192,seed=0,px=264"
 HELD_OUT_ARCHIVE = "synthetic:cells=160,seed=2,px=264"
 # Small cells of four tiles: many different places for little work.
 TILE_SIZE = 132
-# Two for the training worker; what is left reads and crops.
-_LOGICAL_CPUS = 4
+LOGICAL_CPUS = 4
+
+
+def demo_config(seed: int) -> Config:
+    """The recipe as `terrafm demo` runs it: one worker on two threads; two tasks read and crop."""
+    return load_config("demo", [f"train.seed={seed}", "train.cpus_per_worker=2"])
 
 
 @dataclass
@@ -75,14 +79,14 @@ def run_demo(output: str, console: Console, *, seed: int = 0) -> dict[str, Any]:
         encoder, of the same encoder untrained, and of mean spectra, with Sentinel-2 L2A alone
         under `knn`, and for each sensor and all fused under `knn_by_modality`.
     """
-    config = load_config("demo", [f"train.seed={seed}"])
+    config = demo_config(seed)
     stages = _Stages(console)
     train_uri, held_out_uri = join(output, "data", "train"), join(output, "data", "held-out")
     run_uri, pictures = join(output, "run"), join(output, "pictures")
     console.print(f"TerraFM demo in {output}\n", highlight=False)
     with stages.stage("start") as row:
-        ensure_ray(_LOGICAL_CPUS)
-        row["result"] = f"Ray with {_LOGICAL_CPUS} logical CPUs on this machine"
+        ensure_ray(LOGICAL_CPUS)
+        row["result"] = f"Ray with {LOGICAL_CPUS} logical CPUs on this machine"
     for name, archive, uri in (
         ("ingest", TRAINING_ARCHIVE, train_uri),
         ("held out", HELD_OUT_ARCHIVE, held_out_uri),

@@ -16,7 +16,13 @@ from terrafm.config import DataConfig
 from terrafm.data.dataset import Dataset
 from terrafm.data.loader import BatchMaker
 from terrafm.data.sampling import Plan
-from terrafm.data.stream import RankLayout, make_batches, stream_batches
+from terrafm.data.stream import (
+    _PAUSE_SECONDS,
+    RankLayout,
+    _Pause,
+    make_batches,
+    stream_batches,
+)
 from terrafm.errors import TerraFMError, UsageError
 
 CONFIG = DataConfig(global_size=32, local_size=16, global_crops=2, local_crops=2, rows_per_block=5)
@@ -156,6 +162,26 @@ def test_closing_a_stream_stops_its_tasks(cluster, small_dataset):
     while ray.available_resources().get("CPU") != 3:
         assert time.monotonic() - start < 30, "tasks still hold CPUs"
         time.sleep(0.1)
+
+
+def test_the_scheduling_loop_rests_while_nothing_is_taken(cluster, small_dataset, monkeypatch):
+    rounds = []
+
+    class Counting(_Pause):
+        def on_execution_step(self, executor):
+            rounds.append(1)
+            super().on_execution_step(executor)
+
+    monkeypatch.setattr("terrafm.data.stream._Pause", Counting)
+    batches = stream_batches(**options(small_dataset, RankLayout(8, 1, 0, 8), 0, 500), cpus=2)
+    next(batches)
+    began, before = time.monotonic(), len(rounds)
+    time.sleep(2)
+    seen = (len(rounds) - before) / (time.monotonic() - began)
+    batches.close()
+    # A spinning loop makes thousands of rounds a second, and holds the interpreter lock.
+    assert len(rounds) > 0
+    assert seen <= 1.5 / _PAUSE_SECONDS
 
 
 def test_a_damaged_cell_is_one_clear_error(cluster, small_dataset, tmp_path):
