@@ -104,7 +104,7 @@ TEXTURE = np.array([_TEXTURE[m] for m in MATERIALS], np.float32)
 # Ground of one kind is never even: soil, moisture and vigour change it over hundreds of metres.
 # Standard deviations of log reflectance, overall and of its tilt towards the short-wave infrared.
 _PATCHES = 45.0  # coarsest, pixels
-_BRIGHTNESS, _TILT = 0.35, 1.2
+_BRIGHTNESS, _TILT = 0.7, 1.1
 _BRIGHTEST = 1.3  # reflectance of a slope that faces the sun
 EVEN = np.array([m in ("water", "snow", "ice") for m in MATERIALS])
 _CLOUD = np.array([0.70, 0.70, 0.69, 0.68, 0.68, 0.68, 0.68, 0.67, 0.67, 0.66, 0.30, 0.46, 0.36])
