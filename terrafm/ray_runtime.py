@@ -14,7 +14,8 @@ import ray.data
 
 from terrafm.errors import UsageError
 
-_started_here = False
+# Address of the Ray that this module started: another one may have taken its place since.
+_own_address: str | None = None
 
 
 def ensure_ray(num_cpus: int | None = None) -> None:
@@ -29,7 +30,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
     Raises:
         UsageError: there is no cluster at RAY_ADDRESS.
     """
-    global _started_here
+    global _own_address
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         # Another Ray on this machine must not be joined by accident.
@@ -42,7 +43,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
                 # Lost workers are reported by those who wait for them, in one line.
                 logging_level=logging.CRITICAL,
             )
-            _started_here = not address
+            _own_address = None if address else ray.get_runtime_context().gcs_address
         except ConnectionError as error:
             raise UsageError(f"cannot reach the Ray cluster at {address}: {error}") from None
     context = ray.data.DataContext.get_current()
@@ -56,8 +57,6 @@ def renew_ray(num_cpus: int | None = None) -> None:
 
     A cluster that was joined is not ours to restart and stays as it is.
     """
-    global _started_here
-    if _started_here:
+    if ray.is_initialized() and ray.get_runtime_context().gcs_address == _own_address:
         ray.shutdown()
-        _started_here = False
-        ensure_ray(num_cpus)
+    ensure_ray(num_cpus)

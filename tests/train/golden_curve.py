@@ -14,14 +14,22 @@ from terrafm.config import load_config
 from terrafm.data.loader import make_batches
 from terrafm.train.setup import TrainingSetup
 
+# Whatever decides the curve stands here: the recipe may change, the curve must not.
 OVERRIDES = [
     "train.steps=30",
     "train.global_batch=8",
     "train.micro_batch=4",
     "head.num_prototypes=64",
+    "head.hidden_dim=256",
+    "head.bottleneck_dim=64",
+    "loss.warmup_teacher_temp=0.03",
+    "loss.teacher_temp=0.04",
+    "data.global_size=64",
+    "data.local_size=32",
     "data.local_crops=2",
     "model.drop_path=0.1",
     "optim.base_lr=0.004",
+    "optim.teacher_momentum=0.98",
 ]
 
 

@@ -6,6 +6,7 @@ one. Specification: `synthetic:cells=24,seed=0[,px=1068][,clouds=0.15]`.
 
 import difflib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import rasterio
 from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from terrafm.data.synthetic import optics, radar
@@ -138,7 +140,10 @@ def write_archive(
     places = settle(rng, spec.cells, spec.px)
     writers = {modality: _FolderWriter(root / name) for modality, name in FOLDERS.items()}
     covers = []
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    # Filters belong to the process, so they are set around the threads, not in them: rasterio
+    # complains of arrays without a transform, though every transform is given beside them.
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
         for rows, cover in _in_order(
             pool, lambda i: _draw_cell(spec, i, *places[i]), len(places), 2 * (workers or 2)
         ):

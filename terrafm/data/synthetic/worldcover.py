@@ -1,7 +1,6 @@
 """Land cover of the synthetic Earth as tiles of ESA WorldCover 2021: EPSG:4326, 3 x 3 degrees."""
 
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.warp import Resampling, reproject, transform_bounds
 from rasterio.windows import Window
 
@@ -57,18 +55,15 @@ def warp(
     margin = 3
     source = np.pad(cover, margin, mode="edge")
     codes = np.zeros((height, width), np.uint8)
-    with warnings.catch_warnings():
-        # Both transforms are given; rasterio complains of the arrays that have none.
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        reproject(
-            source,
-            codes,
-            src_crs=f"EPSG:{epsg}",
-            src_transform=rasterio.Affine(10, 0, left - 10 * margin, 0, -10, top + 10 * margin),
-            dst_crs="EPSG:4326",
-            dst_transform=_grid(row, column),
-            resampling=Resampling.nearest,
-        )
+    reproject(
+        source,
+        codes,
+        src_crs=f"EPSG:{epsg}",
+        src_transform=rasterio.Affine(10, 0, left - 10 * margin, 0, -10, top + 10 * margin),
+        dst_crs="EPSG:4326",
+        dst_transform=_grid(row, column),
+        resampling=Resampling.nearest,
+    )
     return row, column, codes
 
 
