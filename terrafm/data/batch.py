@@ -100,9 +100,12 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor, modality: str) -> Tenso
 def pin(shape: tuple[int, ...], dtype: str) -> Tensor:
     """Uninitialised memory for pixels of a batch.
 
-    Pinned where there is a GPU, which lets the copy to it run beside the computation.
+    Pinned where there is a GPU, which lets the copy to it run beside the computation. Elsewhere
+    NumPy's, which asks for huge pages: small ones cost as much as the copy into them.
     """
-    return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=torch.cuda.is_available())
+    if torch.cuda.is_available():
+        return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=True)
+    return torch.from_numpy(np.empty(shape, dtype))
 
 
 def assemble(
