@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from torch.utils.tensorboard import SummaryWriter
 
 from terrafm.data.batch import Batch
-from terrafm.storage import exists, is_local, join, read_bytes, resolve, write_bytes
+from terrafm.storage import exists, is_local, join, read_bytes, resolve, upload, write_bytes
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.parquet"
@@ -90,9 +90,8 @@ class MetricsLog:
         self._board.flush()
         if self._temporary is not None:
             write_bytes(self._uri, "".join(self._lines).encode())
-            filesystem, path = resolve(join(self._folder, "tensorboard"))
             for event_file in Path(self._temporary.name).iterdir():
-                filesystem.put_file(str(event_file), f"{path}/{event_file.name}")
+                upload(event_file, join(self._folder, "tensorboard", event_file.name))
 
     def close(self) -> None:
         """Flushes and closes."""
