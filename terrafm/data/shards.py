@@ -28,9 +28,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from terrafm.data.cells import CellReader
 from terrafm.data.codec import CODEC, checksum, encode
 from terrafm.data.commit import commit_dataset
-from terrafm.data.dataset import CellReader, Dataset
+from terrafm.data.dataset import Dataset
 from terrafm.data.entry import TILE_FIELDS, ShardEntry, TileRecord, index_schema, shard_path
 from terrafm.data.manifest import CellGroup, Manifest
 from terrafm.errors import TerraFMError
