@@ -44,7 +44,7 @@ class Every:
 
 
 @dataclass
-class Plan:
+class Faults:
     """What the proxy does to requests; may be replaced while it runs.
 
     Attributes:
@@ -77,18 +77,20 @@ class FaultProxy:
     Attributes:
         target: (host, port) of the server.
         plan: the faults.
+        port: to listen on; a free one where 0.
         counters: requests seen, and hit by each fault.
     """
 
     target: tuple[str, int]
-    plan: Plan = field(default_factory=Plan)
+    plan: Faults = field(default_factory=Faults)
+    port: int = 0
     counters: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._open: set[socket.socket] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=256)
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -234,7 +236,7 @@ def main() -> None:
     host, _, port = arguments.target.rpartition(":")
     del arguments.target
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with FaultProxy((host, int(port)), Plan(**vars(arguments))) as proxy:
+    with FaultProxy((host, int(port)), Faults(**vars(arguments))) as proxy:
         print(proxy.endpoint, flush=True)  # noqa: T201
         try:
             while True:
