@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from s3_servers import lead_to
 
-from terrafm import faults, ranges
+from terrafm import faults, ranges, storage
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.ranges import open_ranges
 from terrafm.slots import request_slot
@@ -34,11 +34,11 @@ def proxied(s3_bucket, moto_server, monkeypatch):
     """A bucket behind a proxy, with patience for tests."""
     monkeypatch.setattr(faults, "RETRY_SECONDS", 8.0)
     monkeypatch.setattr(faults, "_LONGEST_WAIT", 0.3)
-    monkeypatch.setattr(ranges, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(ranges, "STALL_SECONDS", 0.4)
     monkeypatch.setitem(
-        __import__("terrafm.storage").storage._S3_OPTIONS,
+        storage._S3_OPTIONS,
         "config_kwargs",
-        {"connect_timeout": 1.0, "read_timeout": 1.0, "retries": {"total_max_attempts": 1}},
+        {"connect_timeout": 0.4, "read_timeout": 0.4, "retries": {"total_max_attempts": 1}},
     )
     host, port = moto_server["AWS_ENDPOINT_URL"].removeprefix("http://").split(":")
     with FaultProxy((host, int(port))) as proxy:
@@ -68,7 +68,7 @@ def test_files_come_and_go_on_s3(s3_bucket, tmp_path):
 def test_passing_faults_are_overcome(proxied, fault):
     bucket, proxy = proxied
     content = random.Random(0).randbytes(300_000)
-    proxy.plan = Faults(stall_seconds=3, **{fault: Every(4, 2)})
+    proxy.plan = Faults(stall_seconds=2, **{fault: Every(4, 2)})
     for number in range(3):
         where = join(bucket, f"file-{number}")
         write_bytes(where, content)

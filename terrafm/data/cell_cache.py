@@ -67,8 +67,9 @@ class CellCache:
             _attempt_touch(path)
             return cell
         logger.warning("%s in the cache is damaged: dropped, and read from the store", path)
-        path.unlink(missing_ok=True)
-        self._count(-len(cell))
+        with self._locked():
+            path.unlink(missing_ok=True)
+            self._count(-len(cell))
         return None
 
     def put(self, key: CellKey, cell: bytes | memoryview) -> None:
@@ -78,15 +79,17 @@ class CellCache:
         path = self._path(key)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            if path.exists():
-                return
-            self._count(len(cell))
-            path.parent.mkdir(exist_ok=True)
-            try:
-                temporary.write_bytes(cell)
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            # Written under the lock: what is not yet there could not be counted.
+            with self._locked():
+                if path.exists():
+                    return
+                self._count(len(cell))
+                path.parent.mkdir(exist_ok=True)
+                try:
+                    temporary.write_bytes(cell)
+                    temporary.replace(path)
+                finally:
+                    temporary.unlink(missing_ok=True)
         except OSError as error:
             self._turn_off(error)
 
@@ -95,13 +98,12 @@ class CellCache:
         return self.folder / name[:2] / name[2:]
 
     def _count(self, change: int) -> None:
-        """Counts bytes that come or go before they come, so that the limit is never passed."""
-        with self._locked():
-            known = os.pread(self._counter, _COUNTER_BYTES, 0)
-            total = int.from_bytes(known, "little") + change
-            if total > self.limit:
-                total = self._make_room(int(self.limit * _KEPT_SHARE) - change) + change
-            os.pwrite(self._counter, max(0, total).to_bytes(_COUNTER_BYTES, "little"), 0)
+        """Counts bytes before they come, so that a killed process leaves too high a count."""
+        known = os.pread(self._counter, _COUNTER_BYTES, 0)
+        total = int.from_bytes(known, "little") + change
+        if total > self.limit:
+            total = self._make_room(int(self.limit * _KEPT_SHARE) - change) + change
+        os.pwrite(self._counter, max(0, total).to_bytes(_COUNTER_BYTES, "little"), 0)
 
     def _make_room(self, keep: int) -> int:
         """Removes the least recently used cells down to `keep` bytes; counts what is there."""
