@@ -15,6 +15,7 @@ from terrafm.data.codec import checksum, decode
 from terrafm.data.entry import TILE_FIELDS
 from terrafm.data.index import Index
 from terrafm.data.manifest import CellGroup, Manifest, find_version, read_manifest
+from terrafm.data.regions import region_codes
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import is_local, join, resolve
@@ -247,6 +248,11 @@ class Dataset:
     def longitude(self) -> NDArray[np.float64]:
         """(N,) degrees, of the tile's centre."""
         return self._column("longitude")
+
+    @cached_property
+    def regions(self) -> NDArray[np.int32]:
+        """(N,) code of the region in which each tile's centre lies."""
+        return region_codes(self._column("latitude"), self._column("longitude"))
 
     @cached_property
     def available(self) -> NDArray[np.bool_]:

@@ -90,6 +90,8 @@ class TrainingSetup:
             exponent=data.resample_exponent,
             epoch_length=data.epoch_length,
             cap=data.resample_cap,
+            regions=self.dataset.regions if data.region_exponent else None,
+            region_exponent=data.region_exponent,
         )
 
     @cached_property
