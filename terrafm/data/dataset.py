@@ -12,9 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from terrafm.data.codec import checksum, decode
-from terrafm.data.entry import TILE_FIELDS
 from terrafm.data.index import Index
-from terrafm.data.manifest import CellGroup, Manifest, find_version, read_manifest
+from terrafm.data.manifest import CellGroup, Manifest, find_version, list_versions, read_manifest
 from terrafm.data.regions import region_codes
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
@@ -166,10 +165,13 @@ class Dataset:
                 the fingerprint.
         """
         uri = os.fspath(uri).rstrip("/")
-        if fingerprint is not None:
-            manifest = find_version(uri, fingerprint)
-        else:
-            manifest = read_manifest(uri, version)
+        found = None if fingerprint is None else find_version(uri, fingerprint)
+        if fingerprint is not None and found is None:
+            raise UsageError(
+                f"dataset {uri} has no version with fingerprint {fingerprint[:12]}; "
+                f"versions: {', '.join(map(str, list_versions(uri)))}"
+            )
+        manifest = found or read_manifest(uri, version)
         index = Index.open(uri, manifest.index)
         if len(index) == 0:
             raise UsageError(f"dataset {uri} is empty")
@@ -277,8 +279,8 @@ class Dataset:
 
     def tile(self, row: int) -> dict[str, Any]:
         """What the index knows about one tile: id, place, histogram, products."""
-        names = ["shard", *(field.name for field in TILE_FIELDS)]
-        fields = self.rows.notes(row, names)
+        names = self.rows.column_names
+        fields = self.rows.notes(row, names[: names.index("products") + 1])
         histogram = json.loads(fields["histogram"])
         fields["histogram"] = {int(code): count for code, count in histogram.items()}
         fields["transform"] = tuple(json.loads(fields["transform"]))

@@ -148,24 +148,20 @@ def list_versions(uri: str) -> list[int]:
     return sorted(int(n) for n in numbers if n.isdigit() and int(n) <= newest)
 
 
-def find_version(uri: str, fingerprint: str) -> Manifest:
-    """The manifest of the version with a fingerprint.
+def find_version(uri: str, fingerprint: str) -> Manifest | None:
+    """The manifest of the version with a fingerprint; None where no version has it.
 
     Raises:
-        UsageError: no version has it, or as `read_manifest`.
+        UsageError: as `read_manifest`.
     """
     newest = read_manifest(uri)
     if newest.fingerprint == fingerprint:
         return newest
-    versions = list_versions(uri)
-    for version in reversed(versions):
+    for version in reversed(list_versions(uri)):
         manifest = read_manifest(uri, version)
         if manifest.fingerprint == fingerprint:
             return manifest
-    raise UsageError(
-        f"dataset {uri} has no version with fingerprint {fingerprint[:12]}; "
-        f"it has {len(versions)}, the newest is {newest.fingerprint[:12]}"
-    )
+    return None
 
 
 def read_manifest(uri: str, version: int | None = None) -> Manifest:
