@@ -94,14 +94,19 @@ def ingest(
         int, typer.Option(help="Side of a tile on the finest grid, pixels.")
     ] = 534,
     modalities: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(MODALITIES),
+    append: Annotated[
+        bool, typer.Option("--append", help="Add the tiles to the complete dataset in --output.")
+    ] = False,
     overrides: SetOption = None,
 ) -> None:
     """Cut an archive into tiles and pack them into Parquet shards."""
     config = load_config(None, overrides or [])
+    from terrafm.data.append import append as run_append
     from terrafm.data.ingest import ingest as run_ingest
 
     with progress_bar(console, "cells") as advance:
-        report = run_ingest(
+        run: Any = run_append if append else run_ingest
+        report = run(
             source.value,
             input_uri,
             output,
@@ -126,6 +131,36 @@ def inspect(
     from terrafm.data.inspect import render
 
     _report(run_inspect(uri, config), as_json, render)
+
+
+@app.command()
+def verify(
+    uri: Annotated[str, typer.Argument(help="URI of a dataset made by ingest.")],
+    version: Annotated[int | None, typer.Option(help="By default the newest.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read a whole dataset and compare it with its checksums; exit 1 where anything is wrong."""
+    from terrafm.data.verify import render, summary
+    from terrafm.data.verify import verify as run_verify
+
+    with progress_bar(console, "shards") as advance:
+        result = run_verify(uri, version, progress=advance)
+    _report(result, as_json, render)
+    if result["faults"]:
+        raise TerraFMError(summary(result))
+
+
+@app.command()
+def tile(
+    uri: Annotated[str, typer.Argument(help="URI of a dataset made by ingest.")],
+    tile_id: Annotated[str, typer.Argument(help="Id of the tile.")],
+    output: OutputOption,
+) -> None:
+    """Write one tile as GeoTIFFs, one for each sensor and ground sampling distance."""
+    from terrafm.data.tile_export import export_tile
+
+    for written in export_tile(uri, tile_id, output):
+        console.print(f"wrote {written}", soft_wrap=True, highlight=False)
 
 
 @app.command(epilog=_settings_help())

@@ -73,6 +73,9 @@ class DataConfig(Section):
         0.5, description="0 keeps the archive's classes, 1 equalises"
     )
     resample_cap: Positive | None = Field(None, description="most copies of a tile in one epoch")
+    region_exponent: Fraction = Field(
+        0.0, description="within a class: 0 leaves the regions as they are, 1 equalises them"
+    )
     epoch_length: Count | None = Field(
         None, description="samples of an epoch; by default all tiles"
     )
@@ -177,7 +180,9 @@ class IngestConfig(Section):
         None, description="share of water-only tiles dropped; by default 0.98, geotiff: 0"
     )
     tiles_per_shard: Count = Field(256, description="tiles of one Parquet shard")
-    codec: Literal["blosc2"] = Field("blosc2", description="codec of the pixel cells")
+    codec: Literal["blosc2", "pcodec"] = Field(
+        "blosc2", description="codec of the pixel cells; pcodec where the network is the limit"
+    )
     workers: Count | None = Field(None, description="parallel readers; by default all CPUs")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the ocean rule")
 

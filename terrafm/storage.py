@@ -158,6 +158,17 @@ def upload(file: str | os.PathLike[str], uri: str | os.PathLike[str]) -> None:
     _write(uri, filesystem, lambda: filesystem.put_file(os.fspath(file), path))
 
 
+def download(uri: str | os.PathLike[str], file: str | os.PathLike[str]) -> None:
+    """Copies a file of a store to a local one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        TerraFMError: the store fails for too long.
+    """
+    filesystem, path = resolve(uri)
+    _ask("read", uri, filesystem, lambda: filesystem.get_file(path, os.fspath(file)))
+
+
 def ensure_writable(uri: str | os.PathLike[str]) -> None:
     """Writes and removes a small file in a folder: better now than after an hour's work.
 

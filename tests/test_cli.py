@@ -65,7 +65,7 @@ def content(folder):
 def test_help_lists_every_verb_and_every_key(run):
     code, out, _ = run("--help")
     assert code == 0
-    for verb in ("demo", "ingest", "inspect", "pretrain", "evaluate", "export"):
+    for verb in ("demo", "ingest", "inspect", "verify", "tile", "pretrain", "evaluate", "export"):
         assert verb in out
     code, out, _ = run("pretrain", "--help")
     assert code == 0
@@ -88,12 +88,18 @@ def test_an_unknown_key_names_its_nearest_relative(refused, small_dataset, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "inspect", "evaluate"])
+@pytest.mark.parametrize("verb", ["pretrain", "inspect", "evaluate", "verify", "tile", "ingest"])
 def test_a_dataset_that_does_not_exist(refused, tmp_path, verb):
     missing = tmp_path / "nothing"
     arguments = {
         "pretrain": pretrain(missing, tmp_path / "run"),
         "inspect": ["inspect", missing],
+        "verify": ["verify", missing],
+        "tile": ["tile", missing, "a_0_0", "--output", tmp_path / "run"],
+        "ingest": [
+            *("ingest", "--append", "--source", "geotiff"),
+            *("--input", tmp_path, "--output", missing),
+        ],
         "evaluate": ["evaluate", "knn", "--weights", missing, "--data", missing],
     }[verb]
     assert str(missing) in refused(*arguments)
@@ -226,3 +232,26 @@ def test_inspect_prints_json_and_a_table(run, small_dataset):
     code, out, _ = run("inspect", small_dataset)
     assert code == 0
     assert found["fingerprint"][:8] in out
+
+
+def test_verify_says_what_is_wrong_and_ends_with_1(run, make_dataset, tmp_path):
+    data = Path(make_dataset(tmp_path / "data"))
+    code, out, _ = run("verify", data)
+    assert (code, "is whole" in out) == (0, True)
+    shard = data / "shards" / "part-00002.parquet"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    code, out, errors = run("verify", data, "--json")
+    assert code == 1
+    assert {fault["shard"] for fault in json.loads(out)["faults"]} == {"shards/part-00002.parquet"}
+    assert errors.count("\n") == 1
+    assert "faults, in shards/part-00002.parquet: restore" in errors
+    code, out, _ = run("verify", data)
+    assert code == 1
+    assert "is cut short" in " ".join(out.split())
+
+
+def test_a_tile_as_geotiffs(run, refused, small_dataset, tmp_path):
+    code, out, _ = run("tile", small_dataset, "tile_03", "--output", tmp_path)
+    assert code == 0
+    assert len(out.splitlines()) == len(list(tmp_path.glob("tile_03_*.tif"))) == 7
+    assert "nearest ids are" in refused("tile", small_dataset, "tile_3", "--output", tmp_path)

@@ -230,7 +230,7 @@ class CellReader:
             for name, cell in wait().items():
                 group = self.groups[name]
                 try:
-                    tile[name] = decode(cell, group.shape, group.dtype)
+                    tile[name] = decode(cell, group.shape, group.dtype, group.codec)
                 except ValueError as error:
                     where = join(self.uri, shard)
                     raise DamagedTileError(tile_id, where, name, str(error)) from None

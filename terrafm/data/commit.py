@@ -1,8 +1,6 @@
 """Shards to a dataset: the index, the fingerprint and, last, the manifest."""
 
 import hashlib
-import io
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from terrafm.data.entry import ShardEntry
+from terrafm.data.index import Index, fingerprint, head_of, write_index
 from terrafm.data.manifest import (
     BandStatistics,
     CellGroup,
@@ -20,6 +19,7 @@ from terrafm.data.manifest import (
     manifest_name,
     read_manifest,
 )
+from terrafm.data.scratch import publish, scratch_file
 from terrafm.errors import TerraFMError
 from terrafm.storage import exists, join, list_names, remove, write_bytes
 
@@ -56,28 +56,28 @@ def commit_dataset(
     kept = sorted((entry for entry in entries if entry.bytes), key=lambda entry: entry.name)
     if not kept:
         raise TerraFMError(f"no usable tile for dataset {dataset_uri}: nothing was committed")
-    table = pa.concat_tables([entry.rows for entry in kept]).sort_by("tile_id").combine_chunks()
-    _refuse_duplicates(table, dataset_uri)
+    table = pa.concat_tables([entry.rows for entry in kept])
+    order = pc.sort_indices(table["tile_id"])
+    _refuse_duplicates(table, order, dataset_uri)
     bands = {name: BandStatistics.model_validate(dict(s)) for name, s in statistics.items()}
-    fingerprint = _fingerprint(table, groups, tile_size, gsd, bands, legend)
-    version = 1
-    if exists(join(dataset_uri, manifest_name())):
-        previous = read_manifest(dataset_uri)
-        version = previous.version + (previous.fingerprint != fingerprint)
-
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=["shard", "crs"])
-    index_bytes = buffer.getvalue()
-    index = StoredFile(
-        name=f"index-{version}.parquet",
-        tiles=table.num_rows,
-        bytes=len(index_bytes),
-        sha256=hashlib.sha256(index_bytes).hexdigest(),
-    )
+    described = {name: s.model_dump(mode="json") for name, s in bands.items()}
+    head = head_of(groups, tile_size, gsd, described, legend)
+    previous = read_manifest(dataset_uri) if exists(join(dataset_uri, manifest_name())) else None
+    next_version = previous.version + 1 if previous else 1
+    with scratch_file(join(dataset_uri, _index_name(next_version))) as scratch:
+        write_index(scratch, table, order)
+        found = fingerprint(Index(pq.ParquetFile(scratch), str(scratch)), head)
+        version = next_version
+        if previous and previous.fingerprint == found:
+            version = previous.version
+        size = scratch.stat().st_size
+        with scratch.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        publish(scratch, join(dataset_uri, _index_name(version)))
     codes, counts = np.unique(table["land_cover"].to_numpy(), return_counts=True)
     manifest = Manifest(
         version=version,
-        fingerprint=fingerprint,
+        fingerprint=found,
         tiles=table.num_rows,
         tile_size=tile_size,
         gsd=gsd,
@@ -85,14 +85,15 @@ def commit_dataset(
         statistics=bands,
         legend=dict(legend),
         class_counts={int(c): int(n) for c, n in zip(codes, counts, strict=True)},
-        index=index,
+        index=StoredFile(
+            name=_index_name(version), tiles=table.num_rows, bytes=size, sha256=digest
+        ),
         shards=tuple(
             StoredFile(name=e.path, tiles=e.rows.num_rows, bytes=e.bytes, sha256=e.sha256)
             for e in kept
         ),
         report=dict(report),
     )
-    write_bytes(join(dataset_uri, index.name), index_bytes)
     for name in (manifest_name(version), manifest_name()):
         write_bytes(join(dataset_uri, name), manifest.to_json().encode())
     # Writers that were killed leave hidden files behind; no reader ever opens them.
@@ -102,42 +103,16 @@ def commit_dataset(
     return manifest
 
 
-def _refuse_duplicates(table: pa.Table, dataset_uri: str) -> None:
-    ids = table["tile_id"].chunk(0) if table.num_rows else pa.array([], pa.string())
-    repeated = pc.equal(ids[1:], ids[:-1])
-    first = pc.index(repeated, True).as_py()
+def _index_name(version: int) -> str:
+    return f"index-{version}.parquet"
+
+
+def _refuse_duplicates(table: pa.Table, order: pa.Array, dataset_uri: str) -> None:
+    ids = table["tile_id"].take(order)
+    first = pc.index(pc.equal(ids[1:], ids[:-1]), True).as_py()
     if first >= 0:
+        shards = table["shard"].take(order.slice(first, 2)).to_pylist()
         raise TerraFMError(
-            f"dataset {dataset_uri}: tile {ids[first].as_py()} occurs twice, in "
-            f"{table['shard'][first].as_py()} and {table['shard'][first + 1].as_py()}; "
-            "tile ids must be unique"
+            f"dataset {dataset_uri}: tile {ids[first].as_py()} occurs twice, in {shards[0]} and "
+            f"{shards[1]}; tile ids must be unique"
         )
-
-
-def _fingerprint(
-    table: pa.Table,
-    groups: Sequence[CellGroup],
-    tile_size: int,
-    gsd: int,
-    statistics: Mapping[str, BandStatistics],
-    legend: Mapping[int, str],
-) -> str:
-    head = {
-        "tile_size": tile_size,
-        "gsd": gsd,
-        "groups": [[g.name, list(g.shape), list(g.bands)] for g in groups],
-        "statistics": {name: s.model_dump(mode="json") for name, s in statistics.items()},
-        "legend": {str(code): name for code, name in legend.items()},
-    }
-    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-    for name in table.column_names:
-        # Where a cell lies is layout, what it holds is content.
-        if name == "shard" or name.endswith(".offset"):
-            continue
-        column = table[name]
-        digest.update(name.encode())
-        if pa.types.is_string(column.type):
-            digest.update("\0".join(column.to_pylist()).encode())
-        else:
-            digest.update(np.ascontiguousarray(column.to_numpy()).tobytes())
-    return digest.hexdigest()

@@ -1,6 +1,6 @@
-"""The reading side of a dataset: the index in memory, and a reader of its cells."""
+"""The reading side of a dataset: tiles by row number, cells by range reads."""
 
-import hashlib
+import difflib
 import json
 import os
 from collections.abc import Sequence
@@ -9,51 +9,61 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from terrafm.data.cells import CellReader
-from terrafm.data.manifest import CellGroup, Manifest, read_manifest
+from terrafm.data.index import Index
+from terrafm.data.manifest import CellGroup, Manifest, find_version, list_versions, read_manifest
+from terrafm.data.regions import region_codes
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.storage import join, read_bytes
 
 
 class Dataset:
     """An ingested dataset: tiles by row number, in the order of their ids.
 
-    Opening reads the manifest and the index, never a shard. Row numbers are stable for a
-    fingerprint.
+    Opening reads the manifest, never a shard; the index is read in parts, when they are needed.
+    Row numbers are stable for a fingerprint.
+
+    Args:
+        uri: the dataset's folder.
+        manifest: of the version.
+        index: its rows.
     """
 
-    def __init__(self, uri: str, manifest: Manifest, index: pa.Table) -> None:
+    def __init__(self, uri: str, manifest: Manifest, index: Index | pa.Table) -> None:
         self.uri = uri
         self.manifest = manifest
-        self.index = index
+        self.rows = index if isinstance(index, Index) else Index.of_table(index)
 
     @classmethod
-    def open(cls, uri: str | os.PathLike[str], version: int | None = None) -> "Dataset":
+    def open(
+        cls,
+        uri: str | os.PathLike[str],
+        version: int | None = None,
+        fingerprint: str | None = None,
+    ) -> "Dataset":
         """Opens a dataset.
 
         Args:
             uri: the dataset's folder.
             version: an older version; the newest by default.
+            fingerprint: of the version to open, in place of its number.
 
         Raises:
-            UsageError: missing, not a dataset, unfinished, empty or unreadable.
+            UsageError: missing, not a dataset, unfinished, empty or unreadable; or no version has
+                the fingerprint.
         """
         uri = os.fspath(uri).rstrip("/")
-        manifest = read_manifest(uri, version)
-        where = join(uri, manifest.index.name)
-        try:
-            content = read_bytes(where)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read the dataset's index {where}: {error}") from None
-        if hashlib.sha256(content).hexdigest() != manifest.index.sha256:
-            raise UsageError(f"{where} does not match the manifest: restore it or ingest again")
-        # Not io.BytesIO: Arrow's threads may hold the Python object when Python ends, and abort.
-        index = pq.read_table(pa.BufferReader(content)).combine_chunks()
-        if index.num_rows == 0:
+        found = None if fingerprint is None else find_version(uri, fingerprint)
+        if fingerprint is not None and found is None:
+            raise UsageError(
+                f"dataset {uri} has no version with fingerprint {fingerprint[:12]}; "
+                f"versions: {', '.join(map(str, list_versions(uri)))}"
+            )
+        manifest = found or read_manifest(uri, version)
+        index = Index.open(uri, manifest.index)
+        if len(index) == 0:
             raise UsageError(f"dataset {uri} is empty")
         return cls(uri, manifest, index)
 
@@ -106,6 +116,11 @@ class Dataset:
         """Size of all shards."""
         return self.manifest.bytes
 
+    @property
+    def index(self) -> pa.Table:
+        """The whole index, read into memory: some 2 kB for each tile."""
+        return self.rows.table()
+
     @cached_property
     def tile_ids(self) -> NDArray[np.object_]:
         """(N,) tile ids."""
@@ -127,17 +142,25 @@ class Dataset:
         return self._column("longitude")
 
     @cached_property
+    def regions(self) -> NDArray[np.int32]:
+        """(N,) code of the region in which each tile's centre lies."""
+        return region_codes(self._column("latitude"), self._column("longitude"))
+
+    @cached_property
     def available(self) -> NDArray[np.bool_]:
         """(N, M) whether a tile has a modality, in the order of `modalities`."""
         columns = []
         for modality in self.modalities:
-            names = [g.name for g in self.groups if g.modality == modality]
-            columns.append(np.all([self._column(f"{n}.length") > 0 for n in names], axis=0))
+            has = np.ones(len(self), dtype=bool)
+            for group in self.groups:
+                if group.modality == modality:
+                    has &= self._column(f"{group.name}.length") > 0
+            columns.append(has)
         return np.stack(columns, axis=1)
 
     def histogram(self, row: int) -> dict[int, int]:
         """Land-cover code -> pixels of one tile."""
-        parsed = json.loads(self.index["histogram"][row].as_py())
+        parsed = json.loads(self.rows.notes(row, ["histogram"])["histogram"])
         return {int(code): count for code, count in parsed.items()}
 
     def class_counts(self) -> dict[int, int]:
@@ -146,12 +169,27 @@ class Dataset:
 
     def tile(self, row: int) -> dict[str, Any]:
         """What the index knows about one tile: id, place, histogram, products."""
-        columns = self.index.column_names[: self.index.column_names.index("products") + 1]
-        fields: dict[str, Any] = self.index.select(columns).slice(row, 1).to_pylist()[0]
-        fields["histogram"] = self.histogram(row)
+        names = self.rows.column_names
+        fields = self.rows.notes(row, names[: names.index("products") + 1])
+        histogram = json.loads(fields["histogram"])
+        fields["histogram"] = {int(code): count for code, count in histogram.items()}
         fields["transform"] = tuple(json.loads(fields["transform"]))
         fields["products"] = json.loads(fields["products"])
         return fields
+
+    def row_of(self, tile_id: str) -> int:
+        """Row number of a tile.
+
+        Raises:
+            UsageError: the dataset has no such tile; names the nearest ids.
+        """
+        row = int(self.rows.find([tile_id])[0])
+        if row < 0:
+            near = difflib.get_close_matches(tile_id, self.rows.near(tile_id), n=3, cutoff=0.0)
+            raise UsageError(
+                f"dataset {self.uri} has no tile {tile_id!r}; the nearest ids are {', '.join(near)}"
+            )
+        return row
 
     def locations(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> pa.Table:
         """What a `CellReader` needs to read some tiles: a small table, one row per tile.
@@ -162,7 +200,7 @@ class Dataset:
         names = ["tile_id", "shard"]
         for group in self.groups:
             names += [f"{group.name}.{part}" for part in ("offset", "length", "checksum")]
-        return self.index.select(names).take(pa.array(np.asarray(rows, dtype=np.int64)))
+        return self.rows.take(rows, names)
 
     @cached_property
     def reader(self) -> CellReader:
@@ -189,5 +227,4 @@ class Dataset:
         return self.reader.read(self.locations([row]), [names])[0]
 
     def _column(self, name: str) -> NDArray[Any]:
-        values: NDArray[Any] = self.index[name].to_numpy()
-        return values
+        return self.rows.column(name)

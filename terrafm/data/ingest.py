@@ -17,7 +17,7 @@ from rich.text import Text
 
 from terrafm.config import IngestConfig
 from terrafm.data.landcover import WORLDCOVER_URI, WorldCover, legend
-from terrafm.data.manifest import Manifest, manifest_name, read_manifest
+from terrafm.data.manifest import Manifest, manifest_name, read_manifest, with_codec
 from terrafm.data.shards import ShardEntry, commit_dataset, read_shard_entry, write_shard
 from terrafm.data.sources.base import CellRef, Layout, Source
 from terrafm.data.sources.registry import open_source
@@ -272,7 +272,7 @@ def _make_cutter(
 ) -> Cutter:
     listed = {modality for ref in refs for modality in ref.modalities}
     band_gsd = {m: layout.band_gsd[m] for m in modalities if m in listed}
-    groups = make_groups(band_gsd, layout.gsd, tile_size)
+    groups = with_codec(make_groups(band_gsd, layout.gsd, tile_size), config.codec)
     ocean_drop = config.ocean_drop
     if ocean_drop is None:
         ocean_drop = _OCEAN_DROP.get(source, _DEFAULT_OCEAN_DROP)

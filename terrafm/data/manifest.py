@@ -6,17 +6,19 @@ that changes the content writes a new version beside the old ones: `manifest-<ve
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from terrafm.data.codec import CODEC
+from terrafm.data.codec import CODECS, DEFAULT_CODEC, check_codec
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.storage import exists, join, read_bytes
+from terrafm.storage import exists, join, list_names, read_bytes
 
-FORMAT_VERSION = 1
+# 1 named one codec for the whole dataset, 2 names it per cell group.
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class CellGroup:
         bands: band names, in the array's first axis.
         height: rows of the array.
         width: columns of the array.
+        codec: of the array's bytes, a value of `terrafm.data.codec.CODECS`.
     """
 
     modality: str
@@ -36,6 +39,7 @@ class CellGroup:
     bands: tuple[str, ...]
     height: int
     width: int
+    codec: str = DEFAULT_CODEC
 
     @property
     def name(self) -> str:
@@ -51,6 +55,11 @@ class CellGroup:
     def shape(self) -> tuple[int, int, int]:
         """(bands, height, width)."""
         return len(self.bands), self.height, self.width
+
+
+def with_codec(groups: Sequence[CellGroup], codec: str) -> tuple[CellGroup, ...]:
+    """Cell groups that are encoded by a codec, named as in `ingest.codec`."""
+    return tuple(replace(group, codec=CODECS[codec]) for group in groups)
 
 
 class _Part(BaseModel):
@@ -96,13 +105,21 @@ class Manifest(_Part):
     tile_size: Annotated[int, Field(ge=1)]
     gsd: Annotated[int, Field(ge=1)]
     groups: tuple[CellGroup, ...]
-    codec: str = CODEC
     statistics: dict[str, BandStatistics]
     legend: dict[int, str]
     class_counts: dict[int, int]
     index: StoredFile
     shards: tuple[StoredFile, ...]
     report: dict[str, Any]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgrade(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("format_version") == 1:
+            fields = dict(fields, format_version=FORMAT_VERSION)
+            codec = fields.pop("codec", DEFAULT_CODEC)
+            fields["groups"] = [{**group, "codec": codec} for group in fields.get("groups", [])]
+        return fields
 
     @property
     def bytes(self) -> int:
@@ -117,6 +134,34 @@ class Manifest(_Part):
 def manifest_name(version: int | None = None) -> str:
     """File name of a version's manifest; of the newest without a version."""
     return "manifest.json" if version is None else f"manifest-{version}.json"
+
+
+def list_versions(uri: str) -> list[int]:
+    """Numbers of a dataset's versions, ascending."""
+    numbers = [
+        name.removeprefix("manifest-").removesuffix(".json")
+        for name in list_names(uri)
+        if name.startswith("manifest-") and name.endswith(".json")
+    ]
+    newest = read_manifest(uri).version
+    # One that is newer than `manifest.json` was not committed to the end.
+    return sorted(int(n) for n in numbers if n.isdigit() and int(n) <= newest)
+
+
+def find_version(uri: str, fingerprint: str) -> Manifest | None:
+    """The manifest of the version with a fingerprint; None where no version has it.
+
+    Raises:
+        UsageError: as `read_manifest`.
+    """
+    newest = read_manifest(uri)
+    if newest.fingerprint == fingerprint:
+        return newest
+    for version in reversed(list_versions(uri)):
+        manifest = read_manifest(uri, version)
+        if manifest.fingerprint == fingerprint:
+            return manifest
+    return None
 
 
 def read_manifest(uri: str, version: int | None = None) -> Manifest:
@@ -143,8 +188,8 @@ def read_manifest(uri: str, version: int | None = None) -> Manifest:
     except (ValueError, ValidationError, TypeError) as error:
         first = str(error).splitlines()[0]
         raise UsageError(f"{where} is not the manifest of a TerraFM dataset: {first}") from None
-    if manifest.codec != CODEC:
-        raise UsageError(f"{where} names codec {manifest.codec}, this TerraFM reads {CODEC}")
+    for group in manifest.groups:
+        check_codec(group.codec, f"{where}: cell group {group.name}")
     return manifest
 
 

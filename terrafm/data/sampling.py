@@ -7,6 +7,7 @@ world computes the same one.
 
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -84,25 +85,45 @@ def resampled_counts(
             f"data.epoch_length {length} needs more than data.resample_cap {cap:g} copies of "
             f"{len(land_cover)} tiles: raise the cap or shorten the epoch"
         )
-    weights = sizes.astype(np.float64) ** (1.0 - exponent)
-    targets = np.zeros(len(codes))
-    free = np.ones(len(codes), dtype=bool)
-    while free.any():
-        left = length - room[~free].sum()
-        targets[free] = left * weights[free] / weights[free].sum()
-        over = free & (targets > room + 1e-9)
-        if not over.any():
-            break
-        targets[over] = room[over]
-        free &= ~over
-    counts = _largest_remainder(targets, length)
+    counts = _apportion(sizes.astype(np.float64) ** (1.0 - exponent), room, length)
     return {int(code): int(n) for code, n in zip(codes, counts, strict=True)}
+
+
+def region_counts(
+    sizes: Integers, count: int, *, exponent: float, cap: float | None = None
+) -> NDArray[np.int64]:
+    """Samples of one class in each region: n_{c,r} with sum n_c.
+
+    p_{r|c} is proportional to f_{r|c}^(1 - exponent), n_{c,r} = n_c p_{r|c} by largest remainder
+    (ties to the lower region). With a cap of r copies per tile, n_{c,r} <= r N_{c,r}, rounded so
+    that the regions have room for what the class has room for; what that cuts off goes to the
+    other regions in proportion to p_{r|c}.
+
+    Args:
+        sizes: (R,) tiles of the class in each region (N_{c,r}); a region may have none.
+        count: samples of the class (n_c), no more than `cap` leaves room for.
+        exponent: 0 keeps the shares, 1 makes regions equal.
+        cap: most copies of a tile (r); no limit by default.
+
+    Returns:
+        (R,) samples.
+    """
+    present = np.flatnonzero(sizes)
+    tiles = np.asarray(sizes)[present].astype(np.float64)
+    if cap is None:
+        room = np.full(len(present), count)
+    else:
+        room = _largest_remainder(cap * tiles, int(np.floor(cap * tiles.sum())))
+    counts = np.zeros(len(sizes), dtype=np.int64)
+    counts[present] = _apportion(tiles ** (1.0 - exponent), room, count)
+    return counts
 
 
 class Plan:
     """The endless sequence of samples: epochs of L tile rows, one after the other.
 
-    Each tile of class c occurs floor or ceil of n_c / N_c times in an epoch; (seed, epoch) draw
+    Each tile of class c occurs floor or ceil of n_c / N_c times in an epoch, or of
+    n_{c,r} / N_{c,r} in region r where regions are balanced within the classes; (seed, epoch) draw
     which ones occur once more and where. The copies of a tile share the epoch evenly: k copies
     keep a distance of at least 1 / (2 k) of the epoch, so that a batch rarely sees a tile twice.
 
@@ -112,9 +133,11 @@ class Plan:
         exponent: see `resampled_counts`.
         epoch_length: L; as many as tiles by default.
         cap: see `resampled_counts`.
+        regions: (N,) region code of each tile; needed where `region_exponent` is above 0.
+        region_exponent: see `region_counts`; at 0 regions play no part.
 
     Raises:
-        UsageError: no tiles, or the cap leaves no room for L samples.
+        UsageError: no tiles, no regions to balance, or the cap leaves no room for L samples.
     """
 
     def __init__(
@@ -125,6 +148,8 @@ class Plan:
         exponent: float,
         epoch_length: int | None = None,
         cap: float | None = None,
+        regions: Integers | None = None,
+        region_exponent: float = 0.0,
     ) -> None:
         if len(land_cover) == 0:
             raise UsageError("cannot plan an epoch without tiles")
@@ -133,8 +158,18 @@ class Plan:
         self.counts = resampled_counts(land_cover, exponent=exponent, length=self.length, cap=cap)
         self._land_cover = np.asarray(land_cover)
         settings = [_ALGORITHM, seed, float(exponent), self.length, cap and float(cap)]
+        if region_exponent:
+            settings.append(["regions", float(region_exponent)])
         digest = hashlib.sha256(json.dumps(settings).encode())
-        digest.update(np.ascontiguousarray(self._land_cover, dtype="<i4").tobytes())
+        digest.update(np.ascontiguousarray(self._land_cover, dtype="<i4").data)
+        # What plays no part is not kept, and does not change the hash.
+        self._regions: Integers | None = None
+        self._cap, self._region_exponent = cap, region_exponent
+        if region_exponent:
+            codes = _checked_regions(regions, len(land_cover))
+            digest.update(np.ascontiguousarray(codes, dtype="<i4").data)
+            # Numbered from 0 in as few bits as will do: such are sorted in linear time.
+            self._regions = np.searchsorted(np.unique(codes), codes).astype(np.int16)
         self.hash = digest.hexdigest()
         self._epoch = lru_cache(maxsize=2)(self._draw)
 
@@ -167,12 +202,28 @@ class Plan:
             rows[here] = self.epoch(epoch)[positions[here]]
         return epochs, positions, rows
 
+    def _strata(self) -> Iterator[tuple[NDArray[np.int64], int]]:
+        """Rows that are alike to the plan, ascending, and the samples that they have together."""
+        for code, count in self.counts.items():
+            rows = np.flatnonzero(self._land_cover == code)
+            if self._regions is None:
+                yield rows, count
+                continue
+            regions = self._regions[rows]
+            sizes = np.bincount(regions)
+            counts = region_counts(sizes, count, exponent=self._region_exponent, cap=self._cap)
+            by_region = rows[np.argsort(regions, kind="stable")]
+            for part, share in zip(
+                np.split(by_region, np.cumsum(sizes)[:-1]), counts.tolist(), strict=True
+            ):
+                if len(part):
+                    yield part, share
+
     def _draw(self, epoch: int) -> NDArray[np.int64]:
         bits = np.random.Philox(key=[self.seed, 0], counter=[0, 0, 0, epoch])
         generator = np.random.Generator(bits)
         copies = np.empty(len(self._land_cover), dtype=np.int32)
-        for code, count in self.counts.items():
-            rows = np.flatnonzero(self._land_cover == code)
+        for rows, count in self._strata():
             each, once_more = divmod(count, len(rows))
             copies[rows] = each
             if once_more:
@@ -193,6 +244,30 @@ class Plan:
         rows = order[np.argsort(time, kind="stable")].astype(np.int64)
         rows.flags.writeable = False
         return rows
+
+
+def _checked_regions(regions: Integers | None, tiles: int) -> Integers:
+    if regions is None or len(regions) != tiles:
+        raise UsageError(
+            "data.region_exponent needs the region of every tile: set it to 0, or give the plan "
+            f"{tiles} region codes"
+        )
+    return np.asarray(regions)
+
+
+def _apportion(weights: NDArray[np.float64], room: Integers, total: int) -> NDArray[np.int64]:
+    """Integers in proportion to weights, none above its room, with sum `total`."""
+    targets = np.zeros(len(weights))
+    free = np.ones(len(weights), dtype=bool)
+    while free.any():
+        left = total - room[~free].sum()
+        targets[free] = left * weights[free] / weights[free].sum()
+        over = free & (targets > room + 1e-9)
+        if not over.any():
+            break
+        targets[over] = room[over]
+        free &= ~over
+    return _largest_remainder(targets, total)
 
 
 def _largest_remainder(targets: NDArray[np.float64], total: int) -> NDArray[np.int64]:

@@ -16,11 +16,7 @@ Nothing here depends on time or machine: the same tiles give the same bytes.
 
 import hashlib
 import json
-import os
-import tempfile
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +25,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from terrafm.data.cells import CellReader
-from terrafm.data.codec import CODEC, checksum, encode
+from terrafm.data.codec import checksum, encode
 from terrafm.data.commit import commit_dataset
 from terrafm.data.dataset import Dataset
 from terrafm.data.entry import TILE_FIELDS, ShardEntry, TileRecord, index_schema, shard_path
 from terrafm.data.manifest import CellGroup, Manifest
+from terrafm.data.scratch import publish, scratch_file
 from terrafm.errors import TerraFMError
-from terrafm.storage import file_size, is_local, join, resolve, upload
+from terrafm.storage import file_size, join
 
 __all__ = [
     "CellGroup",
@@ -73,7 +70,7 @@ def write_shard(
         TerraFMError: an array does not fit its group, or the file did not read back equal.
     """
     target = join(dataset_uri, shard_path(shard_name))
-    with _scratch_file(target) as scratch:
+    with scratch_file(target) as scratch:
         rows, lengths, checksums = _write_parquet(scratch, records, groups)
         size, digest = 0, ""
         if rows:
@@ -86,7 +83,7 @@ def write_shard(
             size = scratch.stat().st_size
             with scratch.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            _publish(scratch, target)
+            publish(scratch, target)
     table = pa.Table.from_pylist(
         [{"shard": shard_path(shard_name), **row} for row in rows], schema=index_schema(groups)
     )
@@ -116,7 +113,7 @@ def _write_parquet(
             group.name,
             pa.binary(),
             metadata={
-                "codec": CODEC,
+                "codec": group.codec,
                 "dtype": group.dtype,
                 "shape": json.dumps(group.shape),
                 "bands": json.dumps(group.bands),
@@ -157,7 +154,7 @@ def _encode_cell(record: TileRecord, group: CellGroup) -> bytes | None:
             f"tile {record.tile_id}: {group.name} is {pixels.dtype} {pixels.shape}, "
             f"not {group.dtype} {group.shape}"
         )
-    return encode(pixels)
+    return encode(pixels, group.codec)
 
 
 def _tile_row(record: TileRecord) -> dict[str, Any]:
@@ -203,27 +200,3 @@ def _cell_offsets(
                 found.append(offset)
             offsets.append(found)
     return offsets
-
-
-@contextmanager
-def _scratch_file(target: str) -> Iterator[Path]:
-    # On a disk the neighbour of the target, so that publishing it is a rename.
-    if is_local(target):
-        final = Path(resolve(target)[1])
-        final.parent.mkdir(parents=True, exist_ok=True)
-        scratch = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
-    else:
-        scratch = Path(tempfile.gettempdir()) / f"terrafm-{uuid.uuid4().hex}.parquet"
-    try:
-        yield scratch
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def _publish(scratch: Path, target: str) -> None:
-    if is_local(target):
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        scratch.replace(resolve(target)[1])
-    else:
-        upload(scratch, target)

@@ -50,12 +50,14 @@ class WorkerTask:
     Attributes:
         config: the configuration tree as plain values.
         data: URI of the dataset.
+        fingerprint: of the dataset's version that the run trains on.
         output: URI of the run's folder.
         data_cpus: logical CPUs of the cluster that one worker may use to read and crop.
     """
 
     config: dict[str, Any]
     data: str
+    fingerprint: str
     output: str
     data_cpus: float
 
@@ -97,7 +99,7 @@ class Worker:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.setup = TrainingSetup.open(self.config, task.data)
+        self.setup = TrainingSetup.open(self.config, task.data, task.fingerprint)
         self.layout = self.setup.layout(self.rank, self.world_size)
         self.checkpoints = join(task.output, CHECKPOINTS)
 
@@ -205,6 +207,7 @@ class Worker:
         ray.train.report({"step": done})
 
 
-def task_arguments(config: Config, data: str, output: str, data_cpus: float) -> dict[str, Any]:
+def task_arguments(setup: TrainingSetup, output: str, data_cpus: float) -> dict[str, Any]:
     """`WorkerTask` as the plain mapping that Ray Train hands to `train_worker`."""
-    return asdict(WorkerTask(config.model_dump(mode="json"), data, output, data_cpus))
+    tree, dataset = setup.config.model_dump(mode="json"), setup.dataset
+    return asdict(WorkerTask(tree, dataset.uri, dataset.fingerprint, output, data_cpus))

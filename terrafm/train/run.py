@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -20,12 +21,28 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from terrafm.config import Config
+from terrafm.data.manifest import find_version
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import load_state, load_weights
 from terrafm.ray_runtime import ensure_ray, renew_ray
-from terrafm.storage import absolute, exists, is_local, join, list_names, remove, write_bytes
-from terrafm.train.checkpoint import list_checkpoints, newest_intact, read_record, step_name
+from terrafm.storage import (
+    absolute,
+    exists,
+    is_local,
+    join,
+    list_names,
+    read_bytes,
+    remove,
+    write_bytes,
+)
+from terrafm.train.checkpoint import (
+    DamagedCheckpointError,
+    list_checkpoints,
+    newest_intact,
+    read_record,
+    step_name,
+)
 from terrafm.train.loggers import read_metrics
 from terrafm.train.loop import (
     CHECKPOINTS,
@@ -39,6 +56,7 @@ from terrafm.train.setup import TrainingSetup
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
+DATASET_FILE = "dataset.json"
 _CONTROLLER_RETRIES = 3
 _POLL_SECONDS = 0.5
 _REMOTE_POLL_SECONDS = 15.0
@@ -82,21 +100,43 @@ def pretrain(config: Config, data: str, output: str, progress: Progress | None =
     """
     # Workers run in folders of their own.
     data, output = absolute(data), absolute(output)
-    setup = TrainingSetup.open(config, data)
+    setup = _open_setup(config, data, output)
     resumed_from = _check_output(setup, output)
     total = setup.total_steps
     if resumed_from >= total:
         return _result(output, total, resumed_from)
     _check_init(config)
     remove(join(output, FAILURE_FILE))
-    _write_config(config, data, output)
+    _write_config(setup, output)
     ensure_ray(_logical_cpus(config))
     with _Watch(output, resumed_from, total, progress):
-        _fit(config, data, output)
+        _fit(setup, output)
     failure = read_failure(output)
     if failure is not None:
         raise failure
     return _result(output, total, resumed_from)
+
+
+def _open_setup(config: Config, data: str, output: str) -> TrainingSetup:
+    """The setup on the dataset's version that the run in `output` began with, else the newest.
+
+    A dataset that has no such version is another one: `check_continues` judges that.
+    """
+    recorded = _recorded_fingerprint(output)
+    known = recorded is not None and find_version(data, recorded) is not None
+    return TrainingSetup.open(config, data, recorded if known else None)
+
+
+def _recorded_fingerprint(output: str) -> str | None:
+    """Of the dataset that the run in `output` trains on; None where there is no run yet."""
+    for _, checkpoint in reversed(list_checkpoints(join(output, CHECKPOINTS))):
+        try:
+            return str(read_record(checkpoint)["dataset"]["fingerprint"])
+        except DamagedCheckpointError as error:
+            logger.debug("%s", error)
+    if not exists(join(output, DATASET_FILE)):
+        return None
+    return str(json.loads(read_bytes(join(output, DATASET_FILE)))["fingerprint"])
 
 
 def _check_output(setup: TrainingSetup, output: str) -> int:
@@ -126,13 +166,20 @@ def _check_init(config: Config) -> None:
         load_state(encoder, weights, config.model.init)
 
 
-def _write_config(config: Config, data: str, output: str) -> None:
-    uri = join(output, CONFIG_FILE)
-    again = f"# terrafm pretrain --config {uri} --data {data} --output {output}\n"
-    write_bytes(uri, (again + config.to_yaml()).encode())
+def _write_config(setup: TrainingSetup, output: str) -> None:
+    uri, dataset = join(output, CONFIG_FILE), setup.dataset
+    again = f"# terrafm pretrain --config {uri} --data {dataset.uri} --output {output}\n"
+    write_bytes(uri, (again + setup.config.to_yaml()).encode())
+    record = {
+        "uri": dataset.uri,
+        "version": dataset.manifest.version,
+        "fingerprint": dataset.fingerprint,
+    }
+    write_bytes(join(output, DATASET_FILE), (json.dumps(record, indent=1) + "\n").encode())
 
 
-def _fit(config: Config, data: str, output: str) -> None:
+def _fit(setup: TrainingSetup, output: str) -> None:
+    config = setup.config
     train = config.train
     use_gpu = train.gpu == "yes" or (train.gpu == "auto" and _cluster_has_gpus(train.workers))
     spare = ray.cluster_resources().get("CPU", 1.0) - train.workers * train.cpus_per_worker
@@ -143,7 +190,7 @@ def _fit(config: Config, data: str, output: str) -> None:
         for attempt in range(_CONTROLLER_RETRIES + 1):
             trainer = TorchTrainer(
                 train_worker,
-                train_loop_config=task_arguments(config, data, output, data_cpus),
+                train_loop_config=task_arguments(setup, output, data_cpus),
                 torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
                 scaling_config=ScalingConfig(
                     num_workers=train.workers,

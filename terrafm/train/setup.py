@@ -63,13 +63,18 @@ class TrainingSetup:
     dataset: Dataset
 
     @classmethod
-    def open(cls, config: Config, data_uri: str) -> TrainingSetup:
+    def open(cls, config: Config, data_uri: str, fingerprint: str | None = None) -> TrainingSetup:
         """Opens the dataset and checks that the configuration fits it.
+
+        Args:
+            config: the whole tree.
+            data_uri: the dataset's folder.
+            fingerprint: of the version to train on; the newest by default.
 
         Raises:
             UsageError: no dataset, a modality it does not hold, or crops it cannot give.
         """
-        dataset = Dataset.open(data_uri)
+        dataset = Dataset.open(data_uri, fingerprint=fingerprint)
         missing = [m for m in config.data.modalities if m not in dataset.modalities]
         if missing:
             raise UsageError(
@@ -90,6 +95,8 @@ class TrainingSetup:
             exponent=data.resample_exponent,
             epoch_length=data.epoch_length,
             cap=data.resample_cap,
+            regions=self.dataset.regions if data.region_exponent else None,
+            region_exponent=data.region_exponent,
         )
 
     @cached_property

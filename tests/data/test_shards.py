@@ -2,13 +2,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from terrafm.data import codec
+from terrafm.data.manifest import with_codec
 from terrafm.data.shards import (
     CellGroup,
     Dataset,
@@ -64,15 +63,15 @@ def commit(uri, entries, **changes):
     return commit_dataset(uri, entries, **(settings | changes))
 
 
-def build(uri, numbers=range(6), per_shard=3, absent=()):
+def build(uri, numbers=range(6), per_shard=3, absent=(), groups=GROUPS):
     numbers = list(numbers)
     entries = [
         write_shard(
-            uri, f"part-{i:05d}", [tile(n, absent) for n in numbers[i : i + per_shard]], GROUPS
+            uri, f"part-{i:05d}", [tile(n, absent) for n in numbers[i : i + per_shard]], groups
         )
         for i in range(0, len(numbers), per_shard)
     ]
-    return commit(uri, entries)
+    return commit(uri, entries, groups=groups)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -82,21 +81,6 @@ def uri(request, tmp_path):
     else:
         yield f"memory://{tmp_path.name}/dataset"
         remove(f"memory://{tmp_path.name}")
-
-
-@given(
-    hnp.arrays(
-        st.sampled_from([np.uint16, np.int16]),
-        hnp.array_shapes(min_dims=3, max_dims=3, max_side=40),
-    )
-)
-def test_codec_is_lossless_and_deterministic(pixels):
-    cell = codec.encode(pixels)
-    assert cell == codec.encode(pixels.copy())
-    restored = codec.decode(memoryview(cell), pixels.shape, pixels.dtype.str)
-    np.testing.assert_array_equal(restored, pixels)
-    with pytest.raises(ValueError, match="cell"):
-        codec.decode(cell, (*pixels.shape[:2], pixels.shape[2] + 1), pixels.dtype.str)
 
 
 def test_round_trip(uri):
@@ -126,6 +110,31 @@ def test_round_trip(uri):
     assert set(dataset.read_tile(0, ["s1"])) == {"s1_10m"}
 
 
+def test_the_codec_stands_with_the_cell_group(uri):
+    mixed = (*with_codec(GROUPS[:1], "pcodec"), *GROUPS[1:])
+    build(uri, groups=mixed)
+    dataset = Dataset.open(uri)
+    assert [g.codec.partition(":")[0] for g in dataset.groups] == ["pcodec", "blosc2", "blosc2"]
+    schema = pq.read_schema(pa.BufferReader(read_bytes(f"{uri}/shards/part-00000.parquet")))
+    for group in mixed:
+        assert schema.field(group.name).metadata[b"codec"].decode() == group.codec
+    by_id = {tile(n).tile_id: tile(n) for n in range(6)}
+    for row, tile_id in enumerate(dataset.tile_ids):
+        for name, pixels in dataset.read_tile(row).items():
+            np.testing.assert_array_equal(pixels, by_id[tile_id].arrays[name])
+
+
+def test_a_manifest_of_format_1_is_still_read(uri):
+    manifest = build(uri)
+    old = json.loads(manifest.to_json()) | {"format_version": 1, "codec": codec.DEFAULT_CODEC}
+    for group in old["groups"]:
+        del group["codec"]
+    write_bytes(f"{uri}/manifest.json", json.dumps(old).encode())
+    dataset = Dataset.open(uri)
+    assert dataset.manifest == manifest
+    assert dataset.read_tile(0).keys() == {g.name for g in GROUPS}
+
+
 def test_absent_modality(uri):
     build(uri, absent=("s1",))
     dataset = Dataset.open(uri)
@@ -143,7 +152,7 @@ def test_any_parquet_reader_opens_a_shard(tmp_path):
     pixels = codec.decode(
         cell, tuple(json.loads(field.metadata[b"shape"])), field.metadata[b"dtype"].decode()
     )
-    assert field.metadata[b"codec"].decode() == codec.CODEC
+    assert field.metadata[b"codec"].decode() == codec.DEFAULT_CODEC
     np.testing.assert_array_equal(pixels, tile(1).arrays["s2_l2a_10m"])
 
 
@@ -273,8 +282,11 @@ def test_what_is_not_a_dataset_is_one_clear_line(uri):
     for damaged, message in [
         (text[:100], "not the manifest"),
         ("[1, 2]", "not the manifest"),
-        (text.replace('"format_version": 1', '"format_version": 9'), "upgrade TerraFM"),
-        (text.replace("bitshuffle", "other"), "codec"),
+        (text.replace('"format_version": 2', '"format_version": 9'), "upgrade TerraFM"),
+        (
+            text.replace("bitshuffle", "other"),
+            "cell group s1_10m names codec blosc2:other.*upgrade",
+        ),
     ]:
         write_bytes(f"{uri}/manifest.json", damaged.encode())
         with pytest.raises(UsageError, match=message) as caught:

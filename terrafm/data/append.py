@@ -1,0 +1,238 @@
+"""More tiles for a complete dataset: a new version beside the old ones.
+
+The archive is ingested into a folder of its own inside the dataset, out of every reader's sight
+and with all of ingest's rules. Its shards are then taken over under names of their own; the new
+version's manifest is written last. What is stopped on the way goes on when it is repeated. A
+dataset has one writer at a time.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from terrafm.config import IngestConfig
+from terrafm.data.adopt import Adoption
+from terrafm.data.codec import CODECS
+from terrafm.data.commit import commit_dataset
+from terrafm.data.dataset import Dataset
+from terrafm.data.entry import ShardEntry
+from terrafm.data.ingest import QUARANTINE, IngestReport, ingest
+from terrafm.data.manifest import Manifest, StoredFile, manifest_name, read_manifest
+from terrafm.data.tally import Tally
+from terrafm.errors import TerraFMError, UsageError
+from terrafm.storage import absolute, exists, join, list_names, read_bytes, remove, write_bytes
+
+STAGING = "appending"
+_PARALLEL_READS = 16
+
+
+def append(
+    source: str,
+    input_uri: str,
+    output_uri: str,
+    *,
+    tile_size: int = 534,
+    config: IngestConfig | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> IngestReport:
+    """Adds the tiles of an archive, or of one that has grown, to a dataset as a new version.
+
+    A tile that the dataset holds already, equal in pixels, place, class and products, is left
+    out; so a grown archive can be given whole. Older versions are not touched. Statistics are
+    those of all tiles of the new version, from integer sums.
+
+    Args:
+        source: as for `ingest`.
+        input_uri: the archive.
+        output_uri: the dataset.
+        tile_size: side of a tile, pixels; that of the dataset.
+        config: settings; the codec is that of the dataset.
+        progress: called with (cells done, cells in all).
+        options: the other arguments of `ingest`.
+
+    Returns:
+        What the new version holds; `already_complete` where the archive brought nothing new.
+
+    Raises:
+        UsageError: there is no complete dataset, or the archive does not fit it (tile size, GSD,
+            bands, codec, legend); nothing was changed.
+        TerraFMError: as `ingest`; or a tile id that the dataset holds with other content.
+    """
+    config = config or IngestConfig()
+    output_uri = absolute(output_uri)
+    base = read_manifest(output_uri)
+    _check_settings(base, output_uri, tile_size, config)
+    held = _read_entries(output_uri, base)
+    what = [source, input_uri, tile_size, config.model_dump(mode="json"), repr(options)]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    staging = join(output_uri, STAGING, key)
+    ingest(
+        source,
+        input_uri,
+        staging,
+        tile_size=tile_size,
+        config=config,
+        progress=progress,
+        **options,
+    )
+    try:
+        result = _take_over(output_uri, base, held, staging)
+    except TerraFMError:
+        # An archive that was refused is read anew when it has been put right.
+        _remove_staging(output_uri, staging)
+        raise
+    _remove_staging(output_uri, staging)
+    return result
+
+
+def _take_over(
+    output_uri: str, base: Manifest, held: list[ShardEntry], staging: str
+) -> IngestReport:
+    added = Dataset.open(staging)
+    _check_fits(base, added.manifest, output_uri)
+    version = base.version + 1
+    adoption = Adoption(Dataset.open(output_uri, base.version), added, f"v{version}")
+    staged = _read_entries(staging, added.manifest)
+    adopted = [new for entry in staged if (new := adoption.take(entry)) is not None]
+    if not adopted:
+        return IngestReport(output_uri, base.tiles, base.fingerprint, True, base.report)
+    entries = [*held, *adopted]
+    tally = Tally()
+    for entry in entries:
+        tally.merge(Tally.from_json(entry.extra["tally"]))
+    report = _merged_report(base, added, adoption)
+    if exists(join(staging, QUARANTINE)):
+        # One file for each version: what an older one could not use stays as it is.
+        name = QUARANTINE.replace(".", f"-{version}.")
+        write_bytes(join(output_uri, name), read_bytes(join(staging, QUARANTINE)))
+    _remove_leftovers(output_uri, adoption.prefix, {entry.name for entry in adopted})
+    manifest = commit_dataset(
+        output_uri,
+        entries,
+        tile_size=base.tile_size,
+        gsd=base.gsd,
+        groups=base.groups,
+        statistics=tally.statistics(base.statistics),
+        legend=dict(sorted((base.legend | added.legend).items())),
+        report=report,
+    )
+    return IngestReport(output_uri, manifest.tiles, manifest.fingerprint, False, report)
+
+
+def _remove_staging(output_uri: str, staging: str) -> None:
+    # The manifest first: what is left of a removal that was stopped is unfinished, not complete.
+    remove(join(staging, manifest_name()))
+    remove(join(output_uri, STAGING))
+
+
+def _remove_leftovers(uri: str, prefix: str, kept: set[str]) -> None:
+    """Removes what an append of other tiles, never finished, took over for this version."""
+    for folder in ("shards", "entries"):
+        for name in list_names(join(uri, folder)):
+            if name.startswith(f"{prefix}-") and name.rpartition(".")[0] not in kept:
+                remove(join(uri, folder, name))
+
+
+def _check_settings(base: Manifest, uri: str, tile_size: int, config: IngestConfig) -> None:
+    if tile_size != base.tile_size:
+        raise UsageError(
+            f"cannot append tiles of {tile_size} px to {uri}: its tiles have {base.tile_size} px; "
+            f"give --tile-size {base.tile_size}"
+        )
+    wanted = CODECS[config.codec]
+    for group in base.groups:
+        if group.codec != wanted:
+            raise UsageError(
+                f"cannot append cells of {wanted} to {uri}: {group.name} has {group.codec}; "
+                f"give --set ingest.codec={group.codec.partition(':')[0]}"
+            )
+
+
+def _check_fits(base: Manifest, added: Manifest, uri: str) -> None:
+    if added.gsd != base.gsd:
+        raise UsageError(
+            f"cannot append an archive of {added.gsd} m to {uri}, which has {base.gsd} m: "
+            "make a dataset of its own"
+        )
+    have = {group.name: group for group in base.groups}
+    for group in added.groups:
+        if have.get(group.name) != group:
+            held = have.get(group.name)
+            there = f"bands {', '.join(held.bands)}" if held else "no such cells"
+            raise UsageError(
+                f"cannot append to {uri}: the archive has {group.name} of bands "
+                f"{', '.join(group.bands)}, the dataset has {there}; choose --modalities, or make "
+                "a dataset of its own"
+            )
+    for code, name in added.legend.items():
+        if base.legend.get(code, name) != name:
+            raise UsageError(
+                f"cannot append to {uri}: land-cover code {code} is {name} in the archive and "
+                f"{base.legend[code]} in the dataset"
+            )
+    if _has_nameless(base.legend) != _has_nameless(added.legend):
+        raise UsageError(
+            f"cannot append to {uri}: its land-cover codes {sorted(base.legend)} and the "
+            f"archive's {sorted(added.legend)} are of two legends"
+        )
+
+
+def _has_nameless(legend: dict[int, str]) -> bool:
+    return any(name == f"class {code}" for code, name in legend.items())
+
+
+def _read_entries(uri: str, manifest: Manifest) -> list[ShardEntry]:
+    """What ingest kept of each shard of a version."""
+
+    def read(shard: StoredFile) -> ShardEntry:
+        entry = ShardEntry.read(uri, _name(shard))
+        if entry is None or entry.sha256 != shard.sha256 or "tally" not in entry.extra:
+            raise UsageError(
+                f"cannot append to {uri}: entries/{_name(shard)}.arrow, which ingest wrote, is "
+                "missing or is not of this version"
+            )
+        return entry
+
+    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+        return list(pool.map(read, manifest.shards))
+
+
+def _name(shard: StoredFile) -> str:
+    return shard.name.removeprefix("shards/").removesuffix(".parquet")
+
+
+def _merged_report(base: Manifest, added: Dataset, adoption: Adoption) -> dict[str, Any]:
+    """The first ingest's report with all counts added up, and what was appended when."""
+    report = dict(base.report)
+    for name, counts in added.report.items():
+        if name not in ("settings", "archive"):
+            report[name] = _add(report[name], counts) if name in report else counts
+    if "selection" in report:
+        report["selection"]["tiles"] -= adoption.known
+    appended = {
+        "version": base.version + 1,
+        "tiles": adoption.fresh,
+        "tiles_already_there": adoption.known,
+        "settings": added.report.get("settings", {}),
+        "archive": added.report.get("archive", {}),
+    }
+    return report | {"appended": [*base.report.get("appended", []), appended]}
+
+
+def _add(one: Any, other: Any) -> Any:
+    """Counts added up wherever they stand: in mappings, and in lists of what was decided."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        both = {key: _add(one[key], other[key]) for key in one if key in other}
+        return {**one, **other, **both}
+    if isinstance(one, int) and isinstance(other, int):
+        return one + other
+    if isinstance(one, list) and isinstance(other, list):
+        totals: dict[str, int] = {}
+        for entry in [*one, *other]:
+            kind = json.dumps({k: v for k, v in entry.items() if k != "products"}, sort_keys=True)
+            totals[kind] = totals.get(kind, 0) + entry["products"]
+        return [json.loads(kind) | {"products": n} for kind, n in sorted(totals.items())]
+    return one

@@ -1,0 +1,164 @@
+"""One shard held against its line of the manifest and its rows of the index."""
+
+import hashlib
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from terrafm.data.manifest import CellGroup, StoredFile
+from terrafm.storage import join, resolve
+
+_BLOCK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, order=True)
+class Fault:
+    """Something that is not as it was written.
+
+    Attributes:
+        shard: file inside the dataset.
+        tile: tile id, "" where the fault is of the whole file.
+        cell: cell group, "" where the fault is of the whole tile or file.
+        what: what is wrong.
+    """
+
+    shard: str
+    tile: str
+    cell: str
+    what: str
+
+
+@dataclass
+class _Cell:
+    start: int
+    stop: int
+    expected: int
+    tile: str
+    group: str
+    crc: int = 0
+    seen: int = 0
+
+
+def check_shard(
+    uri: str, shard: StoredFile, rows: pa.Table, groups: Sequence[CellGroup]
+) -> list[Fault]:
+    """Reads a shard once and compares it.
+
+    Args:
+        uri: the dataset's folder.
+        shard: its line of the manifest.
+        rows: its rows of the index: tile_id, and offset, length and checksum per cell group.
+        groups: all cell groups of the dataset.
+    """
+    where = join(uri, shard.name)
+    filesystem, path = resolve(where)
+    try:
+        size = filesystem.size(path)
+        faults = [] if size == shard.bytes else [_wrong_size(shard, size)]
+        cells = _cells(rows, groups)
+        digest = _read(where, size, cells)
+        faults += _cell_faults(shard, cells)
+        if size == shard.bytes:
+            faults += _structure_faults(where, shard, rows, groups)
+            if digest != shard.sha256 and not faults:
+                what = "does not match its SHA-256, though all of its cells are whole"
+                faults.append(Fault(shard.name, "", "", what))
+    except FileNotFoundError:
+        return [Fault(shard.name, "", "", "is missing")]
+    except OSError as error:
+        return [Fault(shard.name, "", "", f"cannot be read: {error}")]
+    return faults
+
+
+def read_blocks(uri: str, size: int) -> Iterator[bytes]:
+    """A file in blocks of 16 MiB, each by one range request."""
+    filesystem, path = resolve(uri)
+    for start in range(0, size, _BLOCK_BYTES):
+        yield filesystem.cat_file(path, start=start, end=min(start + _BLOCK_BYTES, size))
+
+
+def _wrong_size(shard: StoredFile, size: int) -> Fault:
+    how = "is cut short" if size < shard.bytes else "is too long"
+    return Fault(shard.name, "", "", f"{how}: {size} bytes, written with {shard.bytes}")
+
+
+def _cells(rows: pa.Table, groups: Sequence[CellGroup]) -> list[_Cell]:
+    ids = rows["tile_id"].to_pylist()
+    cells = []
+    for group in groups:
+        columns = [
+            rows[f"{group.name}.{part}"].to_pylist() for part in ("offset", "length", "checksum")
+        ]
+        for tile, offset, length, crc in zip(ids, *columns, strict=True):
+            if length:
+                cells.append(_Cell(offset, offset + length, crc, tile, group.name))
+    return sorted(cells, key=lambda cell: cell.start)
+
+
+def _read(where: str, size: int, cells: list[_Cell]) -> str:
+    """Fills in the cells' checksums; returns the file's SHA-256."""
+    digest = hashlib.sha256()
+    position, first = 0, 0
+    for block in read_blocks(where, size):
+        digest.update(block)
+        view, end = memoryview(block), position + len(block)
+        for cell in cells[first:]:
+            if cell.start >= end:
+                break
+            part = view[max(0, cell.start - position) : max(0, cell.stop - position)]
+            cell.crc = zlib.crc32(part, cell.crc)
+            cell.seen += len(part)
+        while first < len(cells) and cells[first].stop <= end:
+            first += 1
+        position = end
+    return digest.hexdigest()
+
+
+def _cell_faults(shard: StoredFile, cells: list[_Cell]) -> Iterator[Fault]:
+    for cell in cells:
+        if cell.seen < cell.stop - cell.start:
+            yield Fault(shard.name, cell.tile, cell.group, "is cut short, or lies past the end")
+        elif cell.crc != cell.expected:
+            what = f"does not match its CRC-32 (bytes {cell.start} to {cell.stop})"
+            yield Fault(shard.name, cell.tile, cell.group, what)
+
+
+def _structure_faults(
+    where: str, shard: StoredFile, rows: pa.Table, groups: Sequence[CellGroup]
+) -> Iterator[Fault]:
+    """Whether the Parquet file itself has the tiles and cells of the index, at its offsets."""
+    filesystem, path = resolve(where)
+    try:
+        with filesystem.open(path, "rb") as file:
+            ids = pq.read_table(file, columns=["tile_id"], use_threads=False)["tile_id"].to_pylist()
+            footer = pq.read_metadata(file)
+            places = [_places(footer, row) for row in range(footer.num_row_groups)]
+    except (pa.ArrowException, OSError) as error:
+        why = str(error).splitlines()[0]
+        yield Fault(shard.name, "", "", f"its Parquet structure cannot be read: {why}")
+        return
+    indexed = {row["tile_id"]: row for row in rows.to_pylist()}
+    for tile in sorted(set(ids) - set(indexed)):
+        yield Fault(shard.name, tile, "", "is in the shard, but not in the index")
+    for tile in sorted(set(indexed) - set(ids)):
+        yield Fault(shard.name, tile, "", "is in the index, but not in the shard")
+    for tile, ends in zip(ids, places, strict=False):
+        for group in groups if tile in indexed else ():
+            row = indexed[tile]
+            stop = row[f"{group.name}.offset"] + row[f"{group.name}.length"]
+            if row[f"{group.name}.length"] and stop != ends.get(group.name):
+                what = f"ends at byte {ends.get(group.name)}, by the index at {stop}"
+                yield Fault(shard.name, tile, group.name, what)
+
+
+def _places(footer: Any, row: int) -> dict[str, int]:
+    """Where each column's only value of a row ends, bytes."""
+    columns = [footer.row_group(row).column(c) for c in range(footer.num_columns)]
+    return {
+        column.path_in_schema: column.data_page_offset + column.total_compressed_size
+        for column in columns
+    }
