@@ -24,7 +24,8 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[Any, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(uri)
     except (ValueError, ImportError) as error:
-        raise UsageError(f"cannot open {uri}: {error}") from None
+        advice = "pip install 'terrafm[huggingface]'" if uri.startswith("hf://") else error
+        raise UsageError(f"cannot open {uri}: {advice}") from None
     return filesystem, path.rstrip("/") or "/"
 
 
