@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from terrafm.config import load_config, recipe_names, settings
+from terrafm.data.sources.registry import source_names
 from terrafm.errors import TerraFMError
 from terrafm.modalities import MODALITIES
 from terrafm.progress import progress_bar
@@ -33,14 +34,6 @@ app = typer.Typer(
 )
 evaluate_app = typer.Typer(help="Score weights on a labelled set.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
-
-
-class SourceName(StrEnum):
-    """Archive layouts."""
-
-    GEOTIFF = "geotiff"
-    MAJOR_TOM = "major-tom"
-    SYNTHETIC = "synthetic"
 
 
 class ExportFormat(StrEnum):
@@ -84,11 +77,20 @@ def demo(
 
 @app.command(epilog=_settings_help())
 def ingest(
-    source: Annotated[SourceName, typer.Option(help="Layout of the archive.")],
+    source: Annotated[
+        str,
+        typer.Option(help=f"Layout of the archive: {', '.join(source_names())}, or module:Class."),
+    ],
     input_uri: Annotated[str, typer.Option("--input", help="URI of the archive.")],
     output: OutputOption,
     worldcover: Annotated[
         str | None, typer.Option(help="ESA WorldCover folder or bucket, for tiles without one.")
+    ] = None,
+    legend: Annotated[
+        str | None, typer.Option(help="YAML that maps the codes of the archive's land cover.")
+    ] = None,
+    climate: Annotated[
+        str | None, typer.Option(help="Raster of climate zones in EPSG:4326, any integer codes.")
     ] = None,
     tile_size: Annotated[
         int, typer.Option(help="Side of a tile on the finest grid, pixels.")
@@ -107,10 +109,12 @@ def ingest(
     with progress_bar(console, "cells") as advance:
         run: Any = run_append if append else run_ingest
         report = run(
-            source.value,
+            source,
             input_uri,
             output,
             worldcover=worldcover,
+            legend_uri=legend,
+            climate=climate,
             tile_size=tile_size,
             modalities=tuple(m.strip() for m in modalities.split(",") if m.strip()),
             config=config.ingest,

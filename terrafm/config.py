@@ -179,12 +179,25 @@ class IngestConfig(Section):
     ocean_drop: Fraction | None = Field(
         None, description="share of water-only tiles dropped; by default 0.98, geotiff: 0"
     )
+    max_gap_days: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="most days between a product and its cell's anchor; any by default"
+    )
+    max_cloud_cover: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, description="most cloud of an optical product, percent; any by default"
+    )
+    max_tiles: Count | None = Field(None, description="most tiles of the dataset; all by default")
+    spread: tuple[Literal["land_cover", "climate", "region"], ...] = Field(
+        ("land_cover", "climate", "region"),
+        description="over what max_tiles is spread: land_cover, climate, region",
+    )
     tiles_per_shard: Count = Field(256, description="tiles of one Parquet shard")
     codec: Literal["blosc2", "pcodec"] = Field(
         "blosc2", description="codec of the pixel cells; pcodec where the network is the limit"
     )
     workers: Count | None = Field(None, description="parallel readers; by default all CPUs")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the ocean rule")
+    seed: Annotated[int, Field(ge=0)] = Field(
+        0, description="seed of the ocean rule and of max_tiles"
+    )
 
 
 class Config(Section):

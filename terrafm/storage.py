@@ -46,7 +46,8 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[Any, str]:
         s3 = uri.startswith(("s3://", "s3a://"))
         filesystem, path = fsspec.core.url_to_fs(uri, **(_S3_OPTIONS if s3 else {}))
     except (ValueError, ImportError) as error:
-        raise UsageError(f"cannot open {uri}: {error}") from None
+        advice = "pip install 'terrafm[huggingface]'" if uri.startswith("hf://") else error
+        raise UsageError(f"cannot open {uri}: {advice}") from None
     if s3:
         filesystem.retries = _S3_PART_ATTEMPTS
     return filesystem, path.rstrip("/") or "/"

@@ -208,7 +208,7 @@ def _merged_report(base: Manifest, added: Dataset, adoption: Adoption) -> dict[s
     """The first ingest's report with all counts added up, and what was appended when."""
     report = dict(base.report)
     for name, counts in added.report.items():
-        if name not in ("settings", "archive"):
+        if name not in ("settings", "archive", "max_tiles"):
             report[name] = _add(report[name], counts) if name in report else counts
     if "selection" in report:
         report["selection"]["tiles"] -= adoption.known

@@ -147,6 +147,13 @@ class Dataset:
         return region_codes(self._column("latitude"), self._column("longitude"))
 
     @cached_property
+    def climate(self) -> NDArray[np.int32]:
+        """(N,) climate zone at each tile's centre; 0 where it is not known."""
+        if "climate" not in self.index.column_names:
+            return np.zeros(len(self), dtype=np.int32)
+        return self._column("climate")
+
+    @cached_property
     def available(self) -> NDArray[np.bool_]:
         """(N, M) whether a tile has a modality, in the order of `modalities`."""
         columns = []

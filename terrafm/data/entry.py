@@ -20,6 +20,7 @@ TILE_FIELDS = [
     pa.field("transform", pa.string(), nullable=False),
     pa.field("latitude", pa.float64(), nullable=False),
     pa.field("longitude", pa.float64(), nullable=False),
+    pa.field("climate", pa.int32(), nullable=False),
     pa.field("products", pa.string(), nullable=False),
 ]
 
@@ -38,6 +39,7 @@ class TileRecord:
         latitude: of the tile's centre, degrees.
         longitude: of the tile's centre, degrees.
         products: modality -> product id, time and the decisions made; JSON-able.
+        climate: climate zone at the tile's centre; 0 where it is not known.
     """
 
     tile_id: str
@@ -49,6 +51,7 @@ class TileRecord:
     latitude: float
     longitude: float
     products: dict[str, dict[str, Any]]
+    climate: int = 0
 
 
 @dataclass

@@ -8,20 +8,28 @@ again: an ingest that was killed goes on where it stopped when it is repeated.
 import hashlib
 import json
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import ray.data
+from numpy.typing import NDArray
 from rich.text import Text
 
 from terrafm.config import IngestConfig
+from terrafm.data.climate import ClimateZones
 from terrafm.data.landcover import WORLDCOVER_URI, WorldCover, legend
+from terrafm.data.legend import Legend, read_legend
 from terrafm.data.manifest import Manifest, manifest_name, read_manifest, with_codec
+from terrafm.data.selection import Limits
 from terrafm.data.shards import ShardEntry, commit_dataset, read_shard_entry, write_shard
 from terrafm.data.sources.base import CellRef, Layout, Source
+from terrafm.data.sources.pairing import count_pairs
 from terrafm.data.sources.registry import open_source
 from terrafm.data.tally import Tally
+from terrafm.data.thinning import kept_rows, write_thinned
 from terrafm.data.tiling import Cutter, make_groups
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.faults import explain
@@ -73,6 +81,10 @@ class IngestReport:
         parts = [f"{head}: {self.tiles} tiles of {counts['cells']} cells"]
         if counts["water_only_dropped"]:
             parts.append(f"{counts['water_only_dropped']} of open sea dropped")
+        if counts["tiles_over_limits"]:
+            parts.append(f"{counts['tiles_over_limits']} over a limit dropped")
+        if thinned := self.details["max_tiles"]:
+            parts.append(f"{thinned['tiles_dropped']} over ingest.max_tiles dropped")
         if counts["edge_pixels_dropped"]:
             parts.append(f"{counts['edge_pixels_dropped']} pixels at the edges dropped")
         text = Text(", ".join(parts) + f"\ndataset {self.uri}, fingerprint {self.fingerprint[:16]}")
@@ -91,6 +103,8 @@ def ingest(
     output_uri: str,
     *,
     worldcover: str | None = None,
+    legend_uri: str | None = None,
+    climate: str | None = None,
     tile_size: int = 534,
     modalities: tuple[str, ...] = tuple(MODALITIES),
     config: IngestConfig | None = None,
@@ -99,11 +113,13 @@ def ingest(
     """Makes a dataset from an archive.
 
     Args:
-        source: "geotiff", "major-tom" or "synthetic".
+        source: name of an archive layout, or "package.module:ClassName" of one's own.
         input_uri: the archive, or the specification of a synthetic one.
         output_uri: folder of the dataset.
         worldcover: folder of ESA WorldCover tiles, for cells without a land-cover raster of their
             own; by default tiles that lie in the archive, else ESA's public bucket.
+        legend_uri: mapping file for the codes of the archive's own land-cover rasters.
+        climate: raster of climate zones in EPSG:4326, for the index and for `ingest.spread`.
         tile_size: side of a tile, pixels of the finest grid.
         modalities: those to take.
         config: settings; the defaults where None.
@@ -111,7 +127,7 @@ def ingest(
 
     Raises:
         UsageError: something asked for cannot be (archive, tile size, land cover, another dataset
-            at the output); nothing was changed.
+            at the output), or a land-cover code is not in the legend; there is no dataset.
         TerraFMError: too many tiles are bad; there is no dataset, but the quarantine list is kept.
     """
     config = config or IngestConfig()
@@ -119,10 +135,14 @@ def ingest(
     # Readers may run in other folders than this process.
     input_uri, output_uri = _absolute(input_uri), _absolute(output_uri)
     worldcover = _absolute(worldcover) if worldcover else None
+    climate = _absolute(climate) if climate else None
+    mapping = read_legend(legend_uri) if legend_uri else None
     settings = {
         "source": source,
         "input": input_uri,
         "worldcover": worldcover,
+        "legend": None if mapping is None else mapping.to_json(),
+        "climate": climate,
         "tile_size": tile_size,
         "modalities": list(modalities),
         "ingest": config.model_dump(mode="json", exclude=_NOT_CONTENT),
@@ -136,11 +156,17 @@ def ingest(
             raise _occupied(output_uri, "the archive has changed since")
         return IngestReport(output_uri, previous.tiles, previous.fingerprint, True, previous.report)
     cutter = _make_cutter(source, layout, refs, worldcover, tile_size, modalities, config)
+    cutter = replace(cutter, legend=mapping, climate=ClimateZones(climate) if climate else None)
     shards = _divide(refs, cutter.tiles_per_cell(layout.shape), config.tiles_per_shard)
     ensure_writable(output_uri)
     job = _Job(archive, cutter, output_uri, _digest([settings, len(shards)]))
-    entries = _run(job, shards, config.workers, progress)
-    return _commit(job, entries, settings, layout, config.max_bad_fraction)
+    works = [_Cut(_shard_name(number), some) for number, some in enumerate(shards)]
+    entries = _run(job, works, config.workers, progress)
+    tally = _count(job, entries, config.max_bad_fraction)
+    kept, thinned = _thin(job, entries, config)
+    notes = {"pairing": count_pairs(refs)} | layout.notes
+    report = {"settings": settings, "archive": notes, **tally.summary(), "max_tiles": thinned}
+    return _commit(job, kept, report, mapping)
 
 
 @dataclass(frozen=True)
@@ -152,74 +178,146 @@ class _Job:
     output_uri: str
     key: str
 
-    def finished(self, number: int) -> ShardEntry | None:
-        entry = read_shard_entry(self.output_uri, _shard_name(number))
-        return entry if entry is not None and entry.extra.get("key") == self.key else None
+    def finished(self, work: "_Work") -> ShardEntry | None:
+        entry = read_shard_entry(self.output_uri, work.name)
+        return entry if entry is not None and entry.extra.get("key") == work.key(self) else None
 
-    def write(self, number: int, refs: list[CellRef]) -> None:
+
+@dataclass(frozen=True)
+class _Cut:
+    """A shard to be cut from cells of the archive."""
+
+    name: str
+    refs: list[CellRef]
+
+    @property
+    def cells(self) -> int:
+        return len(self.refs)
+
+    def key(self, job: _Job) -> str:
+        return job.key
+
+    def write(self, job: _Job) -> None:
         tally = Tally()
-        extra: dict[str, Any] = {"key": self.key}
+        extra: dict[str, Any] = {"key": self.key(job)}
 
         def records() -> Any:
-            for ref in refs:
-                yield from self.cutter.tiles(self.archive, ref, tally)
+            for ref in self.refs:
+                yield from job.cutter.tiles(job.archive, ref, tally)
             extra["tally"] = tally.to_json()
 
-        write_shard(self.output_uri, _shard_name(number), records(), self.cutter.groups, extra)
+        write_shard(job.output_uri, self.name, records(), job.cutter.groups, extra)
+
+
+@dataclass(frozen=True)
+class _Thin:
+    """A finished shard to be written again with some of its tiles."""
+
+    entry: ShardEntry
+    rows: NDArray[np.bool_]
+    cells: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.entry.name}-thinned"
+
+    def key(self, job: _Job) -> str:
+        return _digest([job.key, self.entry.sha256, self.rows.tolist()])
+
+    def write(self, job: _Job) -> None:
+        groups, extra = job.cutter.groups, {"key": self.key(job)}
+        write_thinned(job.output_uri, self.entry, self.rows, self.name, groups, extra)
+
+
+_Work = _Cut | _Thin
 
 
 def _run(
-    job: _Job, shards: list[list[CellRef]], workers: int | None, progress: Progress | None
+    job: _Job, works: Sequence[_Work], workers: int | None, progress: Progress | None = None
 ) -> list[ShardEntry]:
-    total = sum(len(refs) for refs in shards)
-    missing = [number for number in range(len(shards)) if job.finished(number) is None]
-    done = total - sum(len(shards[number]) for number in missing)
+    total = sum(work.cells for work in works)
+    missing = [work for work in works if job.finished(work) is None]
+    done = total - sum(work.cells for work in missing)
     if progress is not None:
         progress(done, total)
     if missing:
         ensure_ray(workers)
-        rows = [{"number": n, "cells": pickle.dumps(shards[n])} for n in missing]
+        rows = [{"cells": work.cells, "work": pickle.dumps(work)} for work in missing]
         tasks = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _write_one, fn_args=(job,), num_cpus=1, concurrency=workers
         )
         for result in tasks.iter_rows():
             if result["error"]:
                 raise (UsageError if result["usage"] else TerraFMError)(result["error"])
-            done += len(shards[result["number"]])
+            done += result["cells"]
             if progress is not None:
                 progress(done, total)
-    entries = [job.finished(number) for number in range(len(shards))]
+    entries = [job.finished(work) for work in works]
     return [entry for entry in entries if entry is not None]
 
 
 def _write_one(row: dict[str, Any], job: _Job) -> dict[str, Any]:
     # Errors as values: Ray would wrap the exception in a traceback of its own.
-    name, error, usage = _shard_name(row["number"]), "", False
+    error, usage = "", False
+    work: _Work = pickle.loads(row["work"])
+    where = f"shard {work.name} of {job.output_uri}"
     try:
-        job.write(row["number"], pickle.loads(row["cells"]))
+        work.write(job)
     except TerraFMError as reason:
-        error, usage = f"shard {name} of {job.output_uri}: {reason}", isinstance(reason, UsageError)
+        error, usage = f"{where}: {reason}", isinstance(reason, UsageError)
     except OSError as reason:
-        fault = explain(reason, "write", f"shard {name} of {job.output_uri}")
+        fault = explain(reason, "write", where)
         error, usage = str(fault), isinstance(fault, UsageError)
-    return {"number": row["number"], "error": error, "usage": usage}
+    return {"cells": row["cells"], "error": error, "usage": usage}
 
 
-def _commit(
-    job: _Job,
-    entries: list[ShardEntry],
-    settings: dict[str, Any],
-    layout: Layout,
-    max_bad_fraction: float,
-) -> IngestReport:
+def _count(job: _Job, entries: list[ShardEntry], max_bad_fraction: float) -> Tally:
+    """The counts of all shards; the quarantine list is written, and judged."""
     tally = Tally()
     for entry in entries:
         tally.merge(Tally.from_json(entry.extra["tally"]))
     lines = [json.dumps(fault, sort_keys=True) + "\n" for fault in tally.quarantine]
     write_bytes(join(job.output_uri, QUARANTINE), "".join(lines).encode())
     _check_quality(tally, job.output_uri, max_bad_fraction)
+    return tally
+
+
+def _thin(
+    job: _Job, entries: list[ShardEntry], config: IngestConfig
+) -> tuple[list[ShardEntry], dict[str, Any]]:
+    """Applies `ingest.max_tiles`: the shards that stay, and what it did for the report."""
+    tiles = sum(entry.rows.num_rows for entry in entries)
+    if config.max_tiles is None or tiles <= config.max_tiles:
+        return entries, {}
+    masks = kept_rows(entries, config.spread, config.max_tiles, config.seed)
+    whole = [entry for entry, rows in zip(entries, masks, strict=True) if rows.all()]
+    works = [
+        _Thin(entry, rows)
+        for entry, rows in zip(entries, masks, strict=True)
+        if rows.any() and not rows.all()
+    ]
+    before = Counter[int]()
+    for entry in entries:
+        before.update(entry.rows["land_cover"].to_pylist())
+    report = {
+        "tiles_before": tiles,
+        "tiles_dropped": tiles - config.max_tiles,
+        "spread": list(config.spread),
+        "class_counts_before": {str(code): n for code, n in sorted(before.items())},
+    }
+    return whole + _run(job, works, config.workers), report
+
+
+def _commit(
+    job: _Job,
+    entries: list[ShardEntry],
+    report: dict[str, Any],
+    mapping: Legend | None,
+) -> IngestReport:
+    tally = Tally()
+    for entry in entries:
+        tally.merge(Tally.from_json(entry.extra["tally"]))
     groups = job.cutter.groups
-    report = {"settings": settings, "archive": layout.notes, **tally.summary()}
     manifest = commit_dataset(
         job.output_uri,
         entries,
@@ -227,7 +325,7 @@ def _commit(
         gsd=job.cutter.gsd,
         groups=groups,
         statistics=tally.statistics(dict.fromkeys(group.modality for group in groups)),
-        legend=legend(tally.codes),
+        legend=legend(tally.codes, None if mapping is None else mapping.names),
         report=report,
     )
     _remove_leftovers(job.output_uri, {entry.name for entry in entries if entry.bytes})
@@ -253,6 +351,11 @@ def _check_quality(tally: Tally, output_uri: str, max_bad_fraction: float) -> No
             f"{bad} of {seen} tiles are bad (ingest.max_bad_fraction is {max_bad_fraction:g}); "
             f"first: {first['what']} {first['modality']}: {first['why']} ({first['where']}); "
             f"all are in {join(output_uri, QUARANTINE)}"
+        )
+    if tally.counts["tiles"] == 0 and tally.counts["tiles_over_limits"]:
+        raise TerraFMError(
+            f"no tile is left of {seen}: {tally.counts['tiles_over_limits']} are of products over "
+            "a limit; raise ingest.max_gap_days or ingest.max_cloud_cover"
         )
     if tally.counts["tiles"] == 0:
         raise TerraFMError(
@@ -284,11 +387,12 @@ def _make_cutter(
         gsd=layout.gsd,
         cell_shape=layout.shape,
         groups=groups,
-        required=tuple(m for m in config.require_modalities if m in modalities),
+        required=tuple(m for m in config.require_modalities if m in layout.band_gsd),
         max_nodata=config.max_nodata,
         ocean_drop=ocean_drop,
         seed=config.seed,
         worldcover=cover,
+        limits=Limits(config.max_gap_days, config.max_cloud_cover),
     )
 
 

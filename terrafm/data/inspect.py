@@ -2,14 +2,21 @@
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from terrafm.config import Config
+from terrafm.data.climate import UNKNOWN
 from terrafm.data.dataset import Dataset
+from terrafm.data.regions import region_codes, region_name
 from terrafm.data.sampling import high_frequency_classes, resampled_counts
 from terrafm.modalities import MODALITIES
+
+_RULES = {"gap": "too far in time from the anchor", "clouds": "too cloudy"}
+_SHOWN = 8
 
 
 def inspect(uri: str, config: Config) -> dict[str, Any]:
@@ -23,8 +30,9 @@ def inspect(uri: str, config: Config) -> dict[str, Any]:
         JSON-able: uri, tiles, modalities, tiles_with (per modality), tile_size, gsd, groups,
         class_counts, class_counts_before_selection, resampled_class_counts,
         high_frequency_classes, legend, statistics (physical units), selection, decisions (offset
-        and unit per product), archive (pairing, repeated cells), quarantine, settings,
-        fingerprint, version, bytes.
+        and unit per product), archive (pairing, repeated cells), products_left_out (by limits),
+        max_tiles (what it dropped), climate_counts, region_counts (by block, named), quarantine,
+        settings, fingerprint, version, bytes.
 
     Raises:
         UsageError: there is no readable dataset, or the resampling settings cannot be met.
@@ -57,6 +65,13 @@ def inspect(uri: str, config: Config) -> dict[str, Any]:
         "legend": dataset.legend,
         "statistics": dataset.statistics,
         "selection": report.get("selection", {}),
+        "products_left_out": report.get("products_left_out", {}),
+        "max_tiles": report.get("max_tiles", {}),
+        "climate_counts": _counts(dataset.climate),
+        "region_counts": {
+            region_name(code): count
+            for code, count in _counts(region_codes(dataset.latitude, dataset.longitude)).items()
+        },
         "decisions": report.get("decisions", {}),
         "archive": report.get("archive", {}),
         "quarantine": report.get("quarantine", {}),
@@ -79,6 +94,11 @@ def render(description: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
+def _counts(codes: NDArray[np.int32]) -> dict[int, int]:
+    values, counts = np.unique(codes, return_counts=True)
+    return {int(code): int(count) for code, count in zip(values, counts, strict=True)}
+
+
 def _overview(d: dict[str, Any]) -> Text:
     side = d["tile_size"]
     return Text.assemble(
@@ -93,7 +113,9 @@ def _classes(d: dict[str, Any]) -> Table:
     table = Table(title="Land cover (majority class of a tile)", title_justify="left")
     table.add_column("code", justify="right")
     table.add_column("class")
-    for name in ("archive", "tiles", "share", "one epoch"):
+    selected = {int(code): n for code, n in d["max_tiles"].get("class_counts_before", {}).items()}
+    names = ["archive", "before max_tiles", "tiles", "share", "one epoch"]
+    for name in names if selected else [n for n in names if n != "before max_tiles"]:
         table.add_column(name, justify="right")
     before, after = d["class_counts_before_selection"], d["class_counts"]
     for code in sorted(set(before) | set(after)):
@@ -103,6 +125,7 @@ def _classes(d: dict[str, Any]) -> Table:
             str(code),
             d["legend"].get(code, f"class {code}") + (" *" if frequent else ""),
             f"{before[code]:,}" if code in before else "",
+            *([f"{selected.get(code, 0):,}"] if selected else []),
             f"{count:,}",
             f"{count / d['tiles']:.1%}",
             f"{d['resampled_class_counts'].get(code, 0):,}",
@@ -143,6 +166,18 @@ def _origin(d: dict[str, Any]) -> Table:
     table.add_row(
         "open sea", f"{counts['water_only']:,} tiles, {counts['water_only_dropped']:,} dropped"
     )
+    for modality, rules in d["products_left_out"].items():
+        lines = [f"{count:,} {_RULES[rule]}" for rule, count in rules.items()]
+        table.add_row(f"{modality} left out", "\n".join(lines))
+    if counts.get("tiles_over_limits"):
+        table.add_row("over limits", f"{counts['tiles_over_limits']:,} tiles dropped")
+    if most := d["max_tiles"]:
+        spread = ", ".join(most["spread"]) or "nothing"
+        table.add_row(
+            "max_tiles",
+            f"{most['tiles_dropped']:,} of {most['tiles_before']:,} tiles dropped, "
+            f"spread over {spread}",
+        )
     table.add_row("edges", f"{counts['edge_pixels_dropped']:,} pixels that fill no tile, dropped")
     faults = d["quarantine"]
     table.add_row("quarantine", f"{faults['tiles']:,} tiles, {faults['faults']:,} faults")
@@ -163,7 +198,19 @@ def _origin(d: dict[str, Any]) -> Table:
     repeated = d["archive"].get("repeated_cells", {})
     if any(repeated.values()):
         table.add_row("repeated cells", ", ".join(f"{m} {n:,}" for m, n in repeated.items()))
+    if set(d["climate_counts"]) != {UNKNOWN}:
+        table.add_row("climate zones", _listed(d["climate_counts"]))
+    table.add_row("regions", _listed(d["region_counts"]))
     return table
+
+
+def _listed(counts: dict[Any, int]) -> str:
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    lines = [f"{name}: {count:,}" for name, count in ordered[:_SHOWN]]
+    if len(ordered) > _SHOWN:
+        rest = sum(count for _, count in ordered[_SHOWN:])
+        lines.append(f"{len(ordered) - _SHOWN} others: {rest:,}")
+    return "\n".join(lines)
 
 
 def _size(size: float) -> str:

@@ -7,6 +7,7 @@ dual centering.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import fsspec
@@ -54,11 +55,19 @@ def majority(counts: dict[int, int]) -> int:
     return min(counts, key=lambda code: (-counts[code], code))
 
 
-def legend(codes: set[int]) -> dict[int, str]:
-    """Class code -> name: WorldCover's where every code is one of its, else "class N"."""
-    if codes <= set(WORLDCOVER_CLASSES):
-        return {code: WORLDCOVER_CLASSES[code] for code in sorted(codes)}
-    return {code: f"class {code}" for code in sorted(codes)}
+def legend(codes: set[int], names: Mapping[int, str] | None = None) -> dict[int, str]:
+    """Class code -> name.
+
+    Args:
+        codes: those that occur.
+        names: of a mapping file, which go before WorldCover's. Without a mapping file WorldCover's
+            names hold only where every code is one of its, else a code is "class N".
+    """
+    if names is None:
+        names = WORLDCOVER_CLASSES if codes <= set(WORLDCOVER_CLASSES) else {}
+    else:
+        names = WORLDCOVER_CLASSES | dict(names)
+    return {code: names.get(code, f"class {code}") for code in sorted(codes)}
 
 
 class WorldCover:

@@ -167,6 +167,7 @@ def _tile_row(record: TileRecord) -> dict[str, Any]:
         "transform": json.dumps([float(value) for value in record.transform]),
         "latitude": float(record.latitude),
         "longitude": float(record.longitude),
+        "climate": int(record.climate),
         "products": json.dumps(record.products, sort_keys=True),
     }
 

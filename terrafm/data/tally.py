@@ -15,6 +15,7 @@ _COUNTS = (
     "cells",
     "tiles_seen",
     "tiles_quarantined",
+    "tiles_over_limits",
     "water_only",
     "water_only_dropped",
     "edge_pixels_dropped",
@@ -27,8 +28,10 @@ class Tally:
     """Counts of one shard, or of all.
 
     Attributes:
-        counts: cells; tiles seen; of these quarantined, water-only, dropped as water-only, and
-            kept; pixels of the finest grid at the cells' edges that fill no tile.
+        counts: cells; tiles seen; of these quarantined, lost because a required product broke a
+            limit, water-only, dropped as water-only, and kept; pixels of the finest grid at the
+            cells' edges that fill no tile.
+        left_out: (modality, rule) -> products that broke a limit and were not joined.
         classes_before: majority class -> tiles seen whose land cover is known.
         codes: all land-cover codes that occur in kept tiles.
         decisions: (modality, unit, offset, reason) -> products.
@@ -38,6 +41,7 @@ class Tally:
     """
 
     counts: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
     classes_before: Counter[int] = field(default_factory=Counter)
     codes: set[int] = field(default_factory=set)
     decisions: Counter[tuple[str, str, int, str]] = field(default_factory=Counter)
@@ -62,6 +66,7 @@ class Tally:
     def merge(self, other: "Tally") -> None:
         """Adds another tally; entries of the quarantine list are appended."""
         self.counts.update(other.counts)
+        self.left_out.update(other.left_out)
         self.classes_before.update(other.classes_before)
         self.codes |= other.codes
         self.decisions.update(other.decisions)
@@ -98,8 +103,12 @@ class Tally:
             decisions.setdefault(modality, []).append(
                 {"unit": unit, "offset": offset, "reason": reason, "products": products}
             )
+        left_out: dict[str, dict[str, int]] = {}
+        for (modality, rule), products in sorted(self.left_out.items()):
+            left_out.setdefault(modality, {})[rule] = products
         return {
             "selection": {name: self.counts[name] for name in _COUNTS},
+            "products_left_out": left_out,
             "class_counts_before_selection": {
                 str(code): count for code, count in sorted(self.classes_before.items())
             },
@@ -117,6 +126,7 @@ class Tally:
         """All of it as JSON values."""
         return {
             "counts": dict(sorted(self.counts.items())),
+            "left_out": [[*key, count] for key, count in sorted(self.left_out.items())],
             "classes_before": sorted(self.classes_before.items()),
             "codes": sorted(self.codes),
             "decisions": [[*key, count] for key, count in sorted(self.decisions.items())],
@@ -129,6 +139,7 @@ class Tally:
         """Restores what `to_json` gave."""
         return cls(
             counts=Counter(values["counts"]),
+            left_out=Counter({(m, rule): count for m, rule, count in values["left_out"]}),
             classes_before=Counter({int(c): n for c, n in values["classes_before"]}),
             codes=set(values["codes"]),
             decisions=Counter({tuple(key): count for *key, count in values["decisions"]}),

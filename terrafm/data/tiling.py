@@ -1,21 +1,21 @@
 """One grid cell to tiles: radiometry, land cover, selection, quarantine."""
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pyproj import Transformer
 
+from terrafm.data.climate import UNKNOWN, ClimateZones
 from terrafm.data.landcover import WATER, WorldCover, histogram, majority
+from terrafm.data.legend import Legend
 from terrafm.data.manifest import CellGroup
 from terrafm.data.radiometry import S1_FLOOR, Decision, decide, to_storage
+from terrafm.data.selection import Limits, days_from_anchor, drops_water
 from terrafm.data.shards import TileRecord
-from terrafm.data.sources.base import BadCellError, Cell, CellRef, Product, Source
-from terrafm.data.sources.pairing import ANCHORS
+from terrafm.data.sources.base import BadCellError, Cell, CellRef, Listed, Product, Source
 from terrafm.data.tally import Tally
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
@@ -36,6 +36,9 @@ class Cutter:
         ocean_drop: share of water-only tiles to drop, chosen by the hash of their ids.
         seed: of the ocean rule.
         worldcover: land cover of cells that bring no raster of their own.
+        legend: of the rasters that cells bring; None takes their codes as they are.
+        limits: what products must keep to be joined.
+        climate: zones of the tiles' centres, or None.
     """
 
     tile_size: int
@@ -47,6 +50,9 @@ class Cutter:
     ocean_drop: float
     seed: int
     worldcover: WorldCover | None
+    legend: Legend | None = None
+    limits: Limits = field(default_factory=Limits)
+    climate: ClimateZones | None = None
 
     def tiles(self, source: Source, ref: CellRef, tally: Tally) -> Iterator[TileRecord]:
         """Reads a cell and yields its usable tiles; everything else goes into the tally."""
@@ -58,13 +64,17 @@ class Cutter:
                 tally.fault(ref.cell_id, modality, ref.cell_id, why, fatal=True)
             self._lose(self.cell_shape, tally)
             return
+        kept = self._within_limits(ref.modalities, ref.listed, self.cell_shape, tally)
+        if not kept:
+            return
         try:
-            cell = source.read(ref)
+            cell = source.read(replace(ref, modalities=kept))
             if cell.gsd != self.gsd:
                 raise BadCellError(
                     ref.cell_id, f"grid of {cell.gsd} m; the archive's first cell has {self.gsd} m"
                 )
             cover = self._land_cover(cell)
+            places = self._places(cell)
         except BadCellError as fault:
             tally.fault(ref.cell_id, "", fault.where, fault.why, fatal=True)
             self._lose(self.cell_shape, tally)
@@ -77,11 +87,35 @@ class Cutter:
         if lost:
             self._lose(cell.shape, tally)
             return
-        yield from self._cut(cell, cover, tally)
+        opened = {m: Listed(p.time, p.cloud_cover) for m, p in cell.products.items()}
+        kept = self._within_limits(tuple(cell.products), opened, cell.shape, tally)
+        if not kept:
+            return
+        cell.products = {modality: cell.products[modality] for modality in kept}
+        yield from self._cut(cell, cover, places, tally)
 
     def tiles_per_cell(self, shape: tuple[int, int]) -> int:
         """Whole tiles in a cell."""
         return (shape[0] // self.tile_size) * (shape[1] // self.tile_size)
+
+    def _within_limits(
+        self,
+        modalities: tuple[str, ...],
+        listed: dict[str, Listed],
+        shape: tuple[int, int],
+        tally: Tally,
+    ) -> tuple[str, ...]:
+        """The modalities that break no limit; none where a required one does."""
+        left_out = self.limits.left_out(listed)
+        for modality, rule in left_out.items():
+            tally.left_out[modality, rule] += 1
+        kept = tuple(m for m in modalities if m not in left_out)
+        if kept and not any(m in left_out for m in self.required):
+            return kept
+        count = self.tiles_per_cell(shape)
+        tally.counts["tiles_seen"] += count
+        tally.counts["tiles_over_limits"] += count
+        return ()
 
     def _lose(self, shape: tuple[int, int], tally: Tally) -> None:
         count = self.tiles_per_cell(shape)
@@ -90,7 +124,9 @@ class Cutter:
 
     def _land_cover(self, cell: Cell) -> NDArray[np.integer[Any]]:
         if cell.land_cover is not None:
-            return cell.land_cover
+            if self.legend is None:
+                return cell.land_cover
+            return self.legend.translate(cell.land_cover, f"cell {cell.cell_id}")
         if self.worldcover is None:
             raise BadCellError(
                 cell.cell_id, "no land-cover raster, though other cells of the archive have one"
@@ -98,7 +134,7 @@ class Cutter:
         return self.worldcover.codes(cell.crs, cell.transform, cell.shape)
 
     def _cut(
-        self, cell: Cell, cover: NDArray[np.integer[Any]], tally: Tally
+        self, cell: Cell, cover: NDArray[np.integer[Any]], places: "_Places", tally: Tally
     ) -> Iterator[TileRecord]:
         decisions = decide(cell.products)
         for name, decision in decisions.items():
@@ -110,7 +146,6 @@ class Cutter:
         tally.counts["edge_pixels_dropped"] += (
             cell.shape[0] * cell.shape[1] - rows * columns * size * size
         )
-        to_degrees = Transformer.from_crs(cell.crs, "EPSG:4326", always_xy=True)
         for row, column in np.ndindex(rows, columns):
             tally.counts["tiles_seen"] += 1
             tile_id = f"{cell.cell_id}_{row}_{column}"
@@ -118,7 +153,7 @@ class Cutter:
             tally.classes_before[majority(counts)] += 1
             if set(counts) == {WATER}:
                 tally.counts["water_only"] += 1
-                if self._drops(tile_id):
+                if drops_water(tile_id, self.seed, self.ocean_drop):
                     tally.counts["water_only_dropped"] += 1
                     continue
             arrays = self._arrays(stored, cell, row, column, tile_id, tally)
@@ -131,19 +166,32 @@ class Cutter:
             tally.counts["tiles"] += 1
             tally.codes |= set(counts)
             a, b, c, d, e, f = cell.transform
-            left, top = c + a * column * size, f + e * row * size
-            longitude, latitude = to_degrees.transform(left + a * size / 2, top + e * size / 2)
             yield TileRecord(
                 tile_id=tile_id,
                 arrays={group.name: pixels for group, pixels in arrays.items()},
                 land_cover=majority(counts),
                 histogram=counts,
                 crs=cell.crs,
-                transform=(a, b, left, d, e, top),
-                latitude=latitude,
-                longitude=longitude,
+                transform=(a, b, c + a * column * size, d, e, f + e * row * size),
+                latitude=float(places.latitude[row, column]),
+                longitude=float(places.longitude[row, column]),
                 products={name: notes[name] for name in sorted(modalities)},
+                climate=int(places.climate[row, column]),
             )
+
+    def _places(self, cell: Cell) -> "_Places":
+        size = self.tile_size
+        rows, columns = np.mgrid[0 : cell.shape[0] // size, 0 : cell.shape[1] // size]
+        a, _, c, _, e, f = cell.transform
+        to_degrees = Transformer.from_crs(cell.crs, "EPSG:4326", always_xy=True)
+        longitude, latitude = to_degrees.transform(
+            c + a * size * (columns + 0.5), f + e * size * (rows + 0.5)
+        )
+        climate = np.full(rows.shape, UNKNOWN, dtype=np.int32)
+        if self.climate is not None:
+            zones = self.climate.codes(latitude.ravel(), longitude.ravel())
+            climate = zones.reshape(rows.shape)
+        return _Places(latitude, longitude, climate)
 
     def _stored(
         self, products: dict[str, Product], decisions: dict[str, Decision]
@@ -189,9 +237,13 @@ class Cutter:
             return {}
         return {group: pixels for group, pixels in arrays.items() if group.modality in usable}
 
-    def _drops(self, tile_id: str) -> bool:
-        digest = hashlib.sha256(f"{self.seed}:{tile_id}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") < self.ocean_drop * 2**64
+
+@dataclass(frozen=True)
+class _Places:
+    # Of the centres of a cell's tiles, (rows, columns) each.
+    latitude: NDArray[np.float64]
+    longitude: NDArray[np.float64]
+    climate: NDArray[np.int32]
 
 
 def make_groups(
@@ -249,8 +301,7 @@ def _notes(
     products: dict[str, Product], decisions: dict[str, Decision]
 ) -> dict[str, dict[str, Any]]:
     """What is kept of every product: its name, time, and what was decided."""
-    times = {name: _parse_time(product.time) for name, product in products.items()}
-    anchor = next((times[name] for name in ANCHORS if times.get(name)), None)
+    gaps = days_from_anchor({name: product.time for name, product in products.items()})
     notes: dict[str, dict[str, Any]] = {}
     for name, product in products.items():
         notes[name] = {
@@ -262,16 +313,6 @@ def _notes(
         }
         if product.cloud_cover is not None:
             notes[name]["cloud_cover"] = product.cloud_cover
-        time = times[name]
-        if anchor is not None and time is not None:
-            days = abs((time - anchor).total_seconds()) / 86400
-            notes[name]["days_from_anchor"] = round(days, 4)
+        if name in gaps:
+            notes[name]["days_from_anchor"] = round(gaps[name], 4)
     return notes
-
-
-def _parse_time(text: str) -> datetime | None:
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)

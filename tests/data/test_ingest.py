@@ -2,10 +2,12 @@ import json
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import rasterio
 import ray
@@ -334,6 +336,155 @@ def test_without_land_cover(geotiff_archive, place, tmp_path):
             tile_size=48,
             worldcover=str(tmp_path / "missing"),
         )
+
+
+def test_real_ssl4eo_s12(realdata, tmp_path):
+    cover = str(realdata / "worldcover")
+    config = IngestConfig(max_gap_days=15, require_modalities=("s2_l2a",), ocean_drop=0.0)
+    source = ("ssl4eo-s12", str(realdata / "ssl4eo_s12"))
+    out = tmp_path / "out"
+    report = ingest(*source, str(out), worldcover=cover, tile_size=264, config=config)
+    dataset = Dataset.open(out)
+    assert list(dataset.tile_ids) == [
+        "0000200_20200604T054639_20200604T054831_T43RCP_0_0",
+        "0000200_20200813T054639_20200813T054952_T43RCP_0_0",
+    ]
+    # The second date's nearest radar scene is three weeks away.
+    assert dataset.available.tolist() == [[True, True, True], [False, True, True]]
+    assert report.details["products_left_out"] == {"s1": {"gap": 1}}
+    assert report.details["archive"]["pairing"]["s1"]["within_30_days"] == 2
+    tile = dataset.tile(0)
+    assert tile["crs"] == "EPSG:4326"
+    assert (tile["latitude"], tile["longitude"]) == pytest.approx((30.46396, 73.30593), abs=1e-4)
+    assert tile["products"]["s2_l1c"]["offset_reason"] == "baseline N0209"
+    assert tile["products"]["s1"]["days_from_anchor"] == pytest.approx(2.8065, abs=1e-3)
+    assert dataset.tile(1)["products"]["s2_l1c"]["cloud_cover"] == pytest.approx(9.9194)
+    folder = realdata / "ssl4eo_s12/s2a/0000200/20200813T054639_20200813T054952_T43RCP"
+    with rasterio.open(folder / "B8A.tif") as file:
+        bands = dict(zip(dataset.groups[-2].bands, dataset.read_tile(1)["s2_l2a_20m"], strict=True))
+        np.testing.assert_array_equal(bands["B8A"], file.read(1))
+    clear = config.model_copy(update={"max_cloud_cover": 5.0})
+    report = ingest(*source, str(tmp_path / "clear"), worldcover=cover, tile_size=264, config=clear)
+    assert report.details["products_left_out"] == {"s1": {"gap": 1}, "s2_l1c": {"clouds": 1}}
+    strict = config.model_copy(update={"require_modalities": ("s1", "s2_l2a")})
+    report = ingest(*source, str(tmp_path / "gap"), worldcover=cover, tile_size=264, config=strict)
+    assert (report.tiles, report.details["selection"]["tiles_over_limits"]) == (1, 1)
+    assert report.details["quarantine"]["faults"] == 0
+
+
+def test_real_bigearthnet(realdata, tmp_path):
+    archive = tmp_path / "archive"
+    with pytest.raises(UsageError, match=r"unpack BigEarthNet-S1-Example\.tar\.bz2 first"):
+        ingest("bigearthnet", str(realdata / "bigearthnet"), str(tmp_path / "packed"))
+    for packed in (realdata / "bigearthnet").glob("*.tar.bz2"):
+        with tarfile.open(packed) as file:
+            file.extractall(archive, filter="data")
+    out = tmp_path / "out"
+    cover = str(realdata / "worldcover")
+    config = IngestConfig(ocean_drop=0.0)
+    ingest("bigearthnet", str(archive), str(out), worldcover=cover, tile_size=120, config=config)
+    dataset = Dataset.open(out)
+    assert len(dataset) == 6
+    assert dataset.modalities == ("s1", "s2_l2a")
+    assert dataset.available.all()
+    row = list(dataset.tile_ids).index("S2A_MSIL2A_20170617T113321_4_55_0_0")
+    tile = dataset.tile(row)
+    assert tile["products"]["s1"]["product_id"].startswith("S1A_IW_GRDH_1SDV_20170617T064724")
+    assert tile["products"]["s1"]["input_unit"] == "dB"
+    patch = archive / "BigEarthNet-S2-Example/S2A_MSIL2A_20170617T113321_4_55"
+    with rasterio.open(patch / f"{patch.name}_B12.tif") as file:
+        np.testing.assert_array_equal(dataset.read_tile(row)["s2_l2a_20m"][-1], file.read(1))
+    faults = config.model_copy(update={"require_modalities": ("s2_l2a",)})
+    (patch / f"{patch.name}_B12.tif").unlink()
+    lost = tmp_path / "lost"
+    ingest("bigearthnet", str(archive), str(lost), worldcover=cover, tile_size=120, config=faults)
+    assert [(q["what"], q["modality"]) for q in faults_of(lost)] == [(patch.name, "s2_l2a")]
+
+
+@pytest.fixture
+def uneven_archive(geotiff_archive, place):
+    """24 tiles in classes 1, 2 and 3: sixteen, seven and one."""
+    places = {}
+    for i in range(6):
+        pixels = place(i)
+        pixels["LULC"][:] = 1 if i < 4 else 2
+        if i == 5:
+            pixels["LULC"][0, 48:, 48:] = 3
+        places[f"p{i}"] = pixels
+    return str(geotiff_archive(places))
+
+
+def test_at_most_so_many_tiles_spread_over_classes(uneven_archive, tmp_path):
+    reports = {}
+    for workers in (1, 2):
+        config = IngestConfig(max_tiles=9, workers=workers, tiles_per_shard=8)
+        out = tmp_path / f"out{workers}"
+        reports[workers] = ingest("geotiff", uneven_archive, str(out), tile_size=48, config=config)
+    assert reports[1].fingerprint == reports[2].fingerprint
+    assert files_of(tmp_path / "out1") == files_of(tmp_path / "out2")
+    dataset = Dataset.open(out)
+    assert dataset.class_counts() == {1: 4, 2: 4, 3: 1}
+    dropped = reports[1].details["max_tiles"]
+    assert dropped["tiles_before"] == 24
+    assert dropped["tiles_dropped"] == 15
+    assert dropped["class_counts_before"] == {"1": 16, "2": 7, "3": 1}
+    # No dead bytes: the shards hold the tiles of the index and no others.
+    whole = tmp_path / "whole"
+    ingest("geotiff", uneven_archive, str(whole), tile_size=48)
+    everything = Dataset.open(whole)
+    rows = {name: row for row, name in enumerate(everything.tile_ids)}
+    stored = 0
+    for shard in (out / "shards").iterdir():
+        stored += pq.read_metadata(shard).num_rows
+    assert stored == len(dataset) == 9
+    # What stays is untouched, and the statistics are of what stays.
+    kept = [dataset.read_tile(row)["s2_l2a_10m"] for row in range(9)]
+    for row, pixels in enumerate(kept):
+        before = everything.read_tile(rows[dataset.tile_ids[row]])["s2_l2a_10m"]
+        np.testing.assert_array_equal(pixels, before)
+        assert dataset.tile(row) == everything.tile(rows[dataset.tile_ids[row]]) | {
+            "shard": dataset.tile(row)["shard"]
+        }
+    mean = np.mean([pixels[2].mean() for pixels in kept]) / 10000
+    assert dataset.statistics["s2_l2a"]["mean"][2] == pytest.approx(mean)
+    assert set(everything.histogram(0)) <= {1, 2, 3}
+    # Repeated after a kill in the second pass: the same bytes.
+    for path in [*out.glob("manifest*"), *out.glob("shards/*-thinned*")]:
+        path.unlink()
+    again = ingest("geotiff", uneven_archive, str(out), tile_size=48, config=config)
+    assert again.fingerprint == reports[1].fingerprint
+
+
+def test_climate_zones_and_a_legend(uneven_archive, tmp_path):
+    zones = tmp_path / "zones.tif"
+    with rasterio.open(
+        zones,
+        "w",
+        driver="GTiff",
+        dtype="uint8",
+        count=1,
+        height=180,
+        width=360,
+        crs="EPSG:4326",
+        transform=rasterio.Affine(1, 0, -180, 0, -1, 90),
+    ) as file:
+        file.write(np.full((1, 180, 360), 14, np.uint8))
+    legend = tmp_path / "legend.yaml"
+    legend.write_text("codes: {1: 10, 2: 80, 3: 30}")
+    out = tmp_path / "out"
+    options = {"tile_size": 48, "climate": str(zones), "legend_uri": str(legend)}
+    ingest("geotiff", uneven_archive, str(out), **options)
+    dataset = Dataset.open(out)
+    assert set(dataset.climate) == {14}
+    assert dataset.class_counts() == {10: 16, 30: 1, 80: 7}
+    assert dataset.legend == {10: "tree cover", 30: "grassland", 80: "permanent water"}
+    assert dataset.report["selection"]["water_only"] == 7
+    legend.write_text("codes: {1: 10, 2: 80}")
+    with pytest.raises(UsageError, match="legend was"):
+        ingest("geotiff", uneven_archive, str(out), **options)
+    with pytest.raises(UsageError, match=r"land-cover code 3 of cell p5 \(2304 pixels\)") as caught:
+        ingest("geotiff", uneven_archive, str(tmp_path / "other"), **options)
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.slow

@@ -30,18 +30,35 @@ class BadCellError(Exception):
 
 
 @dataclass(frozen=True)
+class Listed:
+    """What an archive says of a product before it is opened.
+
+    Attributes:
+        time: acquisition time, ISO 8601, or "" where the listing does not say.
+        cloud_cover: 0..100, or None where the listing does not say.
+    """
+
+    time: str = ""
+    cloud_cover: float | None = None
+
+
+@dataclass(frozen=True)
 class CellRef:
     """A cell of the archive, not yet opened.
 
     Attributes:
         cell_id: unique and stable name of the cell in its archive.
         location: what the source needs to read it; picklable.
-        modalities: those the archive lists for the cell, readable or not.
+        modalities: those the archive lists for the cell, readable or not; `Source.read` reads
+            these and no others.
+        listed: modality -> time and clouds where the listing tells them, so that products over a
+            limit need not be read.
     """
 
     cell_id: str
     location: Any
     modalities: tuple[str, ...]
+    listed: dict[str, Listed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

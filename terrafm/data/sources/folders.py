@@ -1,6 +1,13 @@
 """Which sensor a folder holds, by its name."""
 
-from terrafm.storage import join, list_names
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from terrafm.data.sources.base import BadCellError
+from terrafm.errors import UsageError
+from terrafm.storage import join, list_names, read_bytes, resolve
 
 LAND_COVER = "land_cover"
 WORLDCOVER = "worldcover"
@@ -32,11 +39,69 @@ def content_of(folder: str) -> str | None:
     return _ALIASES.get(letters) or _ALIASES.get(letters.removeprefix("core"))
 
 
+def names_if_listed(uri: str) -> list[str]:
+    """Names directly under a folder; empty where the store cannot list it.
+
+    Plain HTTP has no listing, and the Hugging Face Hub none above a single dataset.
+    """
+    try:
+        return list_names(uri)
+    # What cannot be listed is told in types of the store's library; what cannot be reached at all
+    # is told by the next request.
+    except Exception:  # noqa: BLE001
+        return []
+
+
 def find_folders(uri: str) -> dict[str, str]:
     """What the folders directly under a URI hold: content -> URI, first name in order wins."""
     found: dict[str, str] = {}
-    for name in list_names(uri):
+    for name in names_if_listed(uri):
         content = content_of(name)
         if content is not None:
             found.setdefault(content, join(uri, name))
     return found
+
+
+def is_file(uri: str) -> bool:
+    """Whether a file is there, without opening it: over HTTP a HEAD request.
+
+    Raises:
+        UsageError: the store cannot be reached or refuses to answer.
+    """
+    filesystem, path = resolve(uri)
+    try:
+        return bool(filesystem.info(path)["type"] == "file")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    # Stores report failures (credentials, network) in types of their own libraries.
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"cannot reach {uri}: {reason}") from None
+
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+# Listing an archive of small files is waiting: for a disk a little, for object storage mostly.
+_THREADS = 16
+
+
+def for_all(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """Applies `work` to all items in threads; results in the items' order."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(work, items))
+
+
+def read_json(uri: str) -> dict[str, Any]:
+    """A JSON object from any file system.
+
+    Raises:
+        BadCellError: the file is missing, cut short, or no JSON object.
+    """
+    try:
+        content = json.loads(read_bytes(uri))
+    except (OSError, ValueError) as error:
+        reason = "file not found" if isinstance(error, FileNotFoundError) else str(error)
+        raise BadCellError(uri, f"metadata cannot be read: {reason}") from None
+    if not isinstance(content, dict):
+        raise BadCellError(uri, "metadata cannot be read: not a JSON object")
+    return content

@@ -13,14 +13,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from terrafm.data.selection import ANCHORS
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Product
-from terrafm.data.sources.folders import WORLDCOVER, content_of, find_folders
-from terrafm.data.sources.pairing import ANCHORS, MetadataRow, pair_products, read_metadata
+from terrafm.data.sources.folders import WORLDCOVER, content_of, find_folders, is_file
+from terrafm.data.sources.pairing import MetadataRow, pair_products, read_metadata
+from terrafm.data.sources.parquet import open_parquet
 from terrafm.data.sources.raster import Grid, decode_geotiff, reference_grid
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.storage import arrow_filesystem, exists, join
+from terrafm.storage import exists, is_local, join
 
+PUBLISHED = {"s2_l2a": "Core-S2L2A", "s2_l1c": "Core-S2L1C", "s1": "Core-S1RTC"}
 _SHAPE = (1068, 1068)
 _GSD = 10
 _CIRRUS = "B10"
@@ -74,7 +77,8 @@ class MajorTom:
         products: dict[str, Product] = {}
         grids: dict[str, Grid] = {}
         faults: dict[str, BadCellError] = {}
-        for modality, row in ref.location.items():
+        for modality in ref.modalities:
+            row = ref.location[modality]
             try:
                 products[modality], grids[modality] = self._product(modality, row, ref.cell_id)
             except BadCellError as fault:
@@ -112,18 +116,19 @@ class MajorTom:
         return self._listing
 
     def _folders(self) -> dict[str, str]:
-        if not exists(self._uri):
-            raise UsageError(f"archive {self._uri} does not exist")
         folders = find_folders(self._uri)
         own = content_of(self._uri.rstrip("/").rpartition("/")[2])
         if own is not None:
             folders = {own: self._uri, **folders}
+        folders = {m: join(self._uri, name) for m, name in PUBLISHED.items()} | folders
         folders = {
             content: folder
             for content, folder in folders.items()
-            if content in self._modalities and exists(join(folder, "metadata.parquet"))
+            if content in self._modalities and is_file(join(folder, "metadata.parquet"))
         }
         if not folders:
+            if is_local(self._uri) and not exists(self._uri):
+                raise UsageError(f"archive {self._uri} does not exist")
             raise UsageError(
                 f"{self._uri} holds no Major-TOM dataset of {', '.join(self._modalities)}: "
                 "expected folders such as Core-S2L2A/ with metadata.parquet and images/"
@@ -197,8 +202,7 @@ class MajorTom:
 
     def _open(self, uri: str) -> pq.ParquetFile:
         if uri not in self._files:
-            filesystem, path = arrow_filesystem(uri)
-            self._files[uri] = pq.ParquetFile(path, filesystem=filesystem)
+            self._files[uri] = open_parquet(uri)
             if len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)[1].close(force=True)
         return self._files[uri]

@@ -7,18 +7,20 @@ which for Level-1C is the one of the same datatake where there is one; ties go b
 A cell without Level-2A takes Level-1C, and without that Sentinel-1, as its anchor.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from terrafm.data.sources.base import CellRef
+from terrafm.data.selection import ANCHORS, days_from_anchor, parse_time
+from terrafm.data.sources.base import CellRef, Listed
+from terrafm.data.sources.folders import is_file, names_if_listed
+from terrafm.data.sources.parquet import open_parquet
 from terrafm.errors import UsageError
-from terrafm.storage import arrow_filesystem, join, list_names
+from terrafm.storage import is_local, join
 
-ANCHORS = ("s2_l2a", "s2_l1c", "s1")
 _REQUIRED = ("grid_cell", "product_id", "parquet_url", "parquet_row")
 _OPTIONAL = ("timestamp", "cloud_cover", "nodata")
 _RANKING = {
@@ -63,14 +65,15 @@ def read_metadata(folder: str) -> pd.DataFrame:
         UsageError: the file is damaged, empty, or lacks a column.
     """
     uri = join(folder, "metadata.parquet")
-    filesystem, path = arrow_filesystem(uri)
     try:
-        names = pq.read_schema(path, filesystem=filesystem).names
+        file = open_parquet(uri)
+        names = file.schema_arrow.names
         absent = [name for name in _REQUIRED if name not in names]
         if absent:
             raise UsageError(f"{uri} has no column {', '.join(absent)}")
         wanted = [name for name in (*_REQUIRED, *_OPTIONAL) if name in names]
-        table = pq.read_table(path, filesystem=filesystem, columns=wanted)
+        table = file.read(columns=wanted)
+        file.close(force=True)
     except (OSError, pa.ArrowException) as error:
         detail = " ".join(str(error).split())[:200]
         raise UsageError(f"cannot read {uri} (damaged or cut short?): {detail}") from None
@@ -80,8 +83,9 @@ def read_metadata(folder: str) -> pd.DataFrame:
     frame["time"] = _times(frame)
     for name in ("cloud_cover", "nodata"):
         frame[name] = frame[name].astype(float) if name in frame else float("nan")
-    parts = set(list_names(join(folder, "images")))
-    located = {url: _locate(url, folder, parts) for url in frame["parquet_url"].unique()}
+    urls = sorted(frame["parquet_url"].unique())
+    parts = _parts(folder, urls[0])
+    located = {url: _locate(url, folder, parts) for url in urls}
     frame["uri"] = frame["parquet_url"].map(located)
     return frame
 
@@ -95,12 +99,12 @@ def pair_products(tables: dict[str, pd.DataFrame]) -> tuple[list[CellRef], dict[
     Returns:
         The cells in the order in which their anchors lie in the archive's files, with a
         `MetadataRow` per modality as location; and for the report, how many cells occurred more
-        than once and how far apart in time the pairs are.
+        than once and how far apart in time the pairs are (`count_pairs`).
     """
     anchors: dict[str, pd.Timestamp] = {}
     chosen: dict[str, dict[str, MetadataRow]] = {}
     order: list[tuple[str, int, str]] = []
-    notes: dict[str, Any] = {"repeated_cells": {}, "pairing": {}}
+    repeats: dict[str, int] = {}
     for modality, table in tables.items():
         anchor = pd.to_datetime(table["grid_cell"].map(anchors), utc=True)
         ranked = table.assign(gap=(table["time"] - anchor).abs()).sort_values(
@@ -108,12 +112,7 @@ def pair_products(tables: dict[str, pd.DataFrame]) -> tuple[list[CellRef], dict[
         )
         picked = ranked.drop_duplicates("grid_cell")
         repeated = ranked.loc[ranked["grid_cell"].duplicated(), "grid_cell"]
-        notes["repeated_cells"][modality] = int(repeated.nunique())
-        days = picked["gap"].dropna().dt.total_seconds() / 86400
-        if len(days):
-            notes["pairing"][modality] = {"cells": len(days)} | {
-                f"within_{limit}_days": int((days <= limit).sum()) for limit in _REPORTED_DAYS
-            }
+        repeats[modality] = int(repeated.nunique())
         for row in picked.to_dict("records"):
             cell = row["grid_cell"]
             if cell not in chosen:
@@ -127,8 +126,54 @@ def pair_products(tables: dict[str, pd.DataFrame]) -> tuple[list[CellRef], dict[
                 time="" if pd.isna(row["time"]) else row["time"].isoformat(),
                 cloud_cover=None if pd.isna(row["cloud_cover"]) else row["cloud_cover"],
             )
-    refs = [CellRef(cell, chosen[cell], tuple(chosen[cell])) for *_, cell in sorted(order)]
-    return refs, notes
+    refs = [
+        CellRef(
+            cell,
+            chosen[cell],
+            tuple(chosen[cell]),
+            {m: Listed(row.time, row.cloud_cover) for m, row in chosen[cell].items()},
+        )
+        for *_, cell in sorted(order)
+    ]
+    return refs, {"repeated_cells": repeats, "pairing": count_pairs(refs)}
+
+
+def count_pairs(refs: Sequence[CellRef]) -> dict[str, dict[str, int]]:
+    """How far apart in time the products of a cell are, by what the listing tells.
+
+    Returns:
+        Modality -> cells in which its time and that of an anchor of another modality are known,
+        and how many of these are within 1, 4, 7 and 30 days; modalities without any are left out.
+    """
+    gaps: dict[str, list[float]] = {}
+    for ref in refs:
+        days = days_from_anchor({m: product.time for m, product in ref.listed.items()})
+        for modality in [m for m in ANCHORS if m in days][1:]:
+            gaps.setdefault(modality, []).append(days[modality])
+    return {
+        modality: {"cells": len(days)}
+        | {f"within_{limit}_days": sum(d <= limit for d in days) for limit in _REPORTED_DAYS}
+        for modality, days in gaps.items()
+    }
+
+
+def nearest(time: str, candidates: Mapping[str, str]) -> str | None:
+    """The candidate nearest in time; ties go to the later one, then to the first by name.
+
+    Args:
+        time: ISO 8601, or "" where it is not known: then the latest candidate is taken.
+        candidates: name -> time, ISO 8601 or "".
+    """
+    anchor = parse_time(time)
+
+    def rank(name: str) -> tuple[float, float, str]:
+        own = parse_time(candidates[name])
+        if own is None:
+            return float("inf"), float("inf"), name
+        gap = abs((own - anchor).total_seconds()) if anchor else 0.0
+        return gap, -own.timestamp(), name
+
+    return min(candidates, key=rank, default=None)
 
 
 def _times(table: pd.DataFrame) -> "pd.Series[pd.Timestamp]":
@@ -144,9 +189,19 @@ def _times(table: pd.DataFrame) -> "pd.Series[pd.Timestamp]":
     return times
 
 
-def _locate(url: str, folder: str, parts: set[str]) -> str:
+def _parts(folder: str, url: str) -> set[str] | None:
+    """Names of the archive's own image files; None where it cannot list but has the first."""
+    images = join(folder, "images")
+    names = set(names_if_listed(images))
+    first = url.rpartition("/")[2]
+    if not names and not is_local(folder) and is_file(join(images, first)):
+        return None
+    return names
+
+
+def _locate(url: str, folder: str, parts: set[str] | None) -> str:
     # metadata.parquet names files where they were published; a copy in the archive is preferred.
     name = url.rpartition("/")[2]
-    if name in parts or "://" not in url:
+    if parts is None or name in parts or "://" not in url:
         return join(folder, "images", name)
     return url

@@ -71,6 +71,38 @@ class Raster:
     tags: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Patch:
+    """A GeoTIFF of one band whose georeference is left to its source to judge.
+
+    Attributes:
+        pixels: (H, W), as stored in the file.
+        crs: authority string, of any kind.
+        transform: affine coefficients (a, b, c, d, e, f), in units of the crs.
+        nodata: the file's nodata value, or None.
+    """
+
+    pixels: NDArray[Any]
+    crs: str
+    transform: Affine
+    nodata: float | None
+
+
+def read_patch(uri: str) -> Patch:
+    """Reads a GeoTIFF of one band, whatever its grid.
+
+    Raises:
+        BadCellError: the file is missing, damaged, cut short, has several bands or no georeference.
+    """
+    with _opened(_fetch(uri), uri) as dataset:
+        if dataset.count != 1:
+            raise BadCellError(uri, f"{dataset.count} bands, not 1")
+        if dataset.crs is None:
+            raise BadCellError(uri, "the GeoTIFF has no coordinate system")
+        a, b, c, d, e, f = (float(value) for value in tuple(dataset.transform)[:6])
+        return Patch(dataset.read(1), dataset.crs.to_string(), (a, b, c, d, e, f), dataset.nodata)
+
+
 def read_grid(uri: str) -> Grid:
     """The grid of a GeoTIFF without its pixels.
 

@@ -1,30 +1,43 @@
-"""Archive layouts by name. A new one is a class with `Source`'s methods and a line here."""
+"""Archive layouts by name, and those of other packages.
 
-import json
-import tempfile
+A layout of one's own is a class with `Source`'s methods, made from (uri, modalities). It is named
+as "package.module:ClassName", or by a name that its package gives it as an entry point in the
+group "terrafm.sources". docs/sources.md has a complete one.
+"""
+
+import inspect
 from collections.abc import Callable
-from dataclasses import asdict
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, cast
 
 from terrafm.data.sources.base import Source
-from terrafm.data.sources.geotiff_folder import GeotiffFolder
-from terrafm.data.sources.major_tom import MajorTom
-from terrafm.data.sources.synthetic import SyntheticSpec, write_archive
 from terrafm.errors import UsageError
-from terrafm.storage import exists, is_local, join, resolve, write_bytes
 
-_Factory = Callable[[str, tuple[str, ...], str], Source]
+ENTRY_POINTS = "terrafm.sources"
+
+# By import path: a layout's libraries are loaded when it is used.
+_BUILT_IN = {
+    "geotiff": "terrafm.data.sources.geotiff_folder:GeotiffFolder",
+    "major-tom": "terrafm.data.sources.major_tom:MajorTom",
+    "ssl4eo-s12": "terrafm.data.sources.ssl4eo_s12:Ssl4eoS12",
+    "bigearthnet": "terrafm.data.sources.bigearthnet:BigEarthNet",
+}
+_SYNTHETIC = "synthetic"
+_METHODS = ("layout", "cells", "read")
 
 
 def source_names() -> tuple[str, ...]:
-    """Names that `open_source` knows."""
-    return tuple(_FACTORIES)
+    """Names that `open_source` knows: the built-in ones, then those of installed packages."""
+    installed = {point.name for point in entry_points(group=ENTRY_POINTS)}
+    return (*_BUILT_IN, _SYNTHETIC, *sorted(installed - {*_BUILT_IN, _SYNTHETIC}))
 
 
 def open_source(name: str, uri: str, modalities: tuple[str, ...], workspace: str) -> Source:
     """Opens an archive.
 
     Args:
-        name: "geotiff", "major-tom" or "synthetic".
+        name: one of `source_names`, or "package.module:ClassName".
         uri: the archive, or the specification of a synthetic one.
         modalities: those to read.
         workspace: URI of a folder where a synthetic archive is written, under its own name.
@@ -32,31 +45,31 @@ def open_source(name: str, uri: str, modalities: tuple[str, ...], workspace: str
     Raises:
         UsageError: no such source, or a specification that cannot be read.
     """
-    if name not in _FACTORIES:
-        raise UsageError(f"no source named {name!r}; sources: {', '.join(_FACTORIES)}")
-    return _FACTORIES[name](uri, modalities, workspace)
+    if name == _SYNTHETIC:
+        from terrafm.data.sources.synthetic import open_synthetic
+
+        return open_synthetic(uri, modalities, workspace)
+    points = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    path = _BUILT_IN.get(name) or points.get(name) or (name if ":" in name else None)
+    if path is None:
+        raise UsageError(
+            f"no source named {name!r}; sources: {', '.join(source_names())}, "
+            "or package.module:ClassName"
+        )
+    return _load(path)(uri, modalities)
 
 
-def _synthetic(uri: str, modalities: tuple[str, ...], workspace: str) -> Source:
-    spec = SyntheticSpec.parse(uri)
-    values = asdict(spec)
-    archive = join(workspace, "-".join(f"{key}{value}" for key, value in values.items()))
-    # Written last: without it the archive may have been cut short and is drawn again.
-    seal = join(archive, "specification.json")
-    if not exists(seal):
-        if is_local(archive):
-            write_archive(spec, resolve(archive)[1])
-        else:
-            filesystem, path = resolve(archive)
-            with tempfile.TemporaryDirectory() as folder:
-                write_archive(spec, folder)
-                filesystem.put(f"{folder}/", f"{path}/", recursive=True)
-        write_bytes(seal, json.dumps(values).encode())
-    return MajorTom(archive, modalities)
-
-
-_FACTORIES: dict[str, _Factory] = {
-    "geotiff": lambda uri, modalities, _: GeotiffFolder(uri, modalities),
-    "major-tom": lambda uri, modalities, _: MajorTom(uri, modalities),
-    "synthetic": _synthetic,
-}
+def _load(path: str) -> Callable[[str, tuple[str, ...]], Source]:
+    module_name, _, attribute = path.partition(":")
+    try:
+        found: Any = getattr(import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"cannot load the source {path}: {error}; install its package or set PYTHONPATH"
+        ) from None
+    absent = [m for m in _METHODS if not callable(getattr(found, m, None))]
+    if not inspect.isclass(found) or absent:
+        what = f"lacks {', '.join(absent)}()" if absent else "is not a class"
+        wanted = ", ".join(f"{method}()" for method in _METHODS)
+        raise UsageError(f"the source {path} {what}: a source is a class with {wanted}")
+    return cast(Callable[[str, tuple[str, ...]], Source], found)

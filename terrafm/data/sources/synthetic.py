@@ -5,11 +5,13 @@ one. Specification: `synthetic:cells=24,seed=0[,px=1068][,clouds=0.15]`.
 """
 
 import difflib
+import json
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,14 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
+from terrafm.data.sources.major_tom import MajorTom
 from terrafm.data.synthetic import optics, radar
 from terrafm.data.synthetic.globe import Footprint, settle
 from terrafm.data.synthetic.landscape import BIOMES, make_landscape
 from terrafm.data.synthetic.products import offset, optical_date, radar_date
 from terrafm.data.synthetic.worldcover import warp, write_tiles
 from terrafm.errors import UsageError
+from terrafm.storage import exists, is_local, join, resolve, write_bytes
 
 PREFIX = "synthetic:"
 FOLDERS = {"s2_l2a": "Core-S2L2A", "s2_l1c": "Core-S2L1C", "s1": "Core-S1RTC"}
@@ -350,3 +354,31 @@ class _FolderWriter:
         if self._part is not None:
             self._part.close()
         pq.write_table(pa.Table.from_pylist(self._metadata), self._folder / "metadata.parquet")
+
+
+def open_synthetic(uri: str, modalities: tuple[str, ...], workspace: str) -> MajorTom:
+    """Draws the archive of a specification where that was not done yet, and opens it.
+
+    Args:
+        uri: the specification.
+        modalities: those to read.
+        workspace: URI of a folder; the archive lies in it under a name of its own.
+
+    Raises:
+        UsageError: a specification that cannot be read.
+    """
+    spec = SyntheticSpec.parse(uri)
+    values = asdict(spec)
+    archive = join(workspace, "-".join(f"{key}{value}" for key, value in values.items()))
+    # Written last: without it the archive may have been cut short and is drawn again.
+    seal = join(archive, "specification.json")
+    if not exists(seal):
+        if is_local(archive):
+            write_archive(spec, resolve(archive)[1])
+        else:
+            filesystem, path = resolve(archive)
+            with tempfile.TemporaryDirectory() as folder:
+                write_archive(spec, folder)
+                filesystem.put(f"{folder}/", f"{path}/", recursive=True)
+        write_bytes(seal, json.dumps(values).encode())
+    return MajorTom(archive, modalities)

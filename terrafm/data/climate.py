@@ -1,0 +1,84 @@
+"""Climate zones from a raster that the user gives, such as a Koeppen-Geiger map.
+
+Any raster of integer codes in EPSG:4326 will do, at any resolution. Zones are only used to spread
+the selection of tiles; they never enter the loss.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from terrafm.data.sources.base import BadCellError
+from terrafm.errors import UsageError
+from terrafm.storage import resolve
+
+UNKNOWN = 0
+
+
+class ClimateZones:
+    """A raster of climate zones; picklable, opened once in each process that reads it."""
+
+    def __init__(self, uri: str) -> None:
+        """Checks the raster.
+
+        Raises:
+            UsageError: it cannot be opened, is not in EPSG:4326, or holds no integer codes.
+        """
+        self._uri = uri
+        try:
+            dataset = self._dataset
+        except (RasterioError, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"cannot open the climate raster {uri}: {reason}") from None
+        kind = np.dtype(dataset.dtypes[0])
+        if dataset.crs is None or dataset.crs.to_epsg() != 4326:
+            raise UsageError(f"the climate raster {uri} must be in EPSG:4326, not {dataset.crs}")
+        if not np.issubdtype(kind, np.integer) or dataset.transform.b or dataset.transform.d:
+            raise UsageError(
+                f"the climate raster {uri} must be a north-up grid of integer codes, not {kind}"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Open files stay behind."""
+        return {"_uri": self._uri}
+
+    def codes(
+        self, latitude: NDArray[np.float64], longitude: NDArray[np.float64]
+    ) -> NDArray[np.int32]:
+        """The zone at each place, nearest neighbour.
+
+        Args:
+            latitude: (N,) degrees.
+            longitude: (N,) degrees; any turn.
+
+        Returns:
+            (N,) codes of the raster; 0 outside of it and where it has no data.
+
+        Raises:
+            BadCellError: the raster is damaged there.
+        """
+        dataset = self._dataset
+        west, north = dataset.transform.c, dataset.transform.f
+        columns = np.floor(np.mod(longitude - west, 360.0) / dataset.transform.a).astype(np.int64)
+        rows = np.floor((latitude - north) / dataset.transform.e).astype(np.int64)
+        # The South Pole lies on the lower edge of the last row.
+        rows[latitude == dataset.bounds.bottom] = dataset.height - 1
+        codes = np.full(len(latitude), UNKNOWN, dtype=np.int32)
+        for i in np.flatnonzero((rows >= 0) & (rows < dataset.height) & (columns < dataset.width)):
+            try:
+                window = Window(int(columns[i]), int(rows[i]), 1, 1)
+                code = int(dataset.read(1, window=window)[0, 0])
+            except RasterioError as error:
+                raise BadCellError(self._uri, f"climate raster cannot be read: {error}") from None
+            codes[i] = UNKNOWN if code == dataset.nodata else code
+        return codes
+
+    @cached_property
+    def _dataset(self) -> Any:
+        filesystem, path = resolve(self._uri)
+        return rasterio.open(path, opener=filesystem)
