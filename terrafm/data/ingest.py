@@ -81,9 +81,9 @@ class IngestReport:
         parts = [f"{head}: {self.tiles} tiles of {counts['cells']} cells"]
         if counts["water_only_dropped"]:
             parts.append(f"{counts['water_only_dropped']} of open sea dropped")
-        if counts["tiles_over_limits"]:
+        if counts.get("tiles_over_limits"):
             parts.append(f"{counts['tiles_over_limits']} over a limit dropped")
-        if thinned := self.details["max_tiles"]:
+        if thinned := self.details.get("max_tiles"):
             parts.append(f"{thinned['tiles_dropped']} over ingest.max_tiles dropped")
         if counts["edge_pixels_dropped"]:
             parts.append(f"{counts['edge_pixels_dropped']} pixels at the edges dropped")

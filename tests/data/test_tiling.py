@@ -1,10 +1,13 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from pyproj import Transformer
 
+from terrafm.data.selection import Limits
+from terrafm.data.sources.base import Listed
 from terrafm.data.sources.geotiff_folder import GeotiffFolder
 from terrafm.data.tally import Tally
 from terrafm.data.tiling import Cutter, make_groups
@@ -212,3 +215,49 @@ def test_a_band_without_spread_has_a_standard_deviation_of_one():
         "mean": [-10.0, 0.0],
         "std": [1.0, 1.0],
     }
+
+
+class Spy(GeotiffFolder):
+    """Lists times and clouds, and remembers what was read."""
+
+    def __init__(self, uri, listed):
+        super().__init__(uri, ALL)
+        self.listed, self.opened = listed, []
+
+    def cells(self):
+        return [replace(ref, listed=self.listed) for ref in super().cells()]
+
+    def read(self, ref):
+        self.opened.append(ref.modalities)
+        return super().read(ref)
+
+
+FAR = {"s2_l2a": Listed("2022-01-01", 5.0), "s1": Listed("2022-01-09"), "s2_l1c": Listed("", 50.0)}
+
+
+@pytest.mark.parametrize(
+    ("limits", "required", "opened", "left_out"),
+    [
+        (Limits(), ALL, [ALL], {}),
+        (Limits(max_gap_days=7), ("s2_l2a",), [("s2_l1c", "s2_l2a")], {("s1", "gap"): 1}),
+        (Limits(max_gap_days=7), ("s1",), [], {("s1", "gap"): 1}),
+        (Limits(7, 20), (), [("s2_l2a",)], {("s1", "gap"): 1, ("s2_l1c", "clouds"): 1}),
+        (Limits(None, 1), (), [("s1",)], {("s2_l2a", "clouds"): 1, ("s2_l1c", "clouds"): 1}),
+    ],
+)
+def test_what_breaks_a_limit_is_not_read(geotiff_archive, limits, required, opened, left_out):
+    source = Spy(str(geotiff_archive({"a": None})), FAR)
+    layout = source.layout()
+    source.opened.clear()
+    groups = make_groups(layout.band_gsd, 10, 48)
+    cutter = Cutter(48, 10, layout.shape, groups, required, 0.5, 0.0, 0, None, limits=limits)
+    tally = Tally()
+    tiles = [tile for ref in source.cells() for tile in cutter.tiles(source, ref, tally)]
+    assert source.opened == opened
+    assert dict(tally.left_out) == left_out
+    assert {m for tile in tiles for m in tile.products} == set(opened[0] if opened else ())
+    # A cell that loses what it must have is selection's doing, not a fault.
+    assert tally.counts["tiles_over_limits"] == (0 if opened else 4)
+    assert tally.counts["tiles"] + tally.counts["tiles_over_limits"] == tally.counts["tiles_seen"]
+    assert not tally.quarantine
+    assert Tally.from_json(json.loads(json.dumps(tally.to_json()))) == tally
