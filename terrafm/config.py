@@ -85,6 +85,9 @@ class DataConfig(Section):
     global_scale: tuple[Positive, Fraction] = Field((0.25, 1.0), description="area share, global")
     local_scale: tuple[Positive, Fraction] = Field((0.05, 0.25), description="area share, local")
     aspect_ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="width / height")
+    crop_on: Literal["workers", "device"] = Field(
+        "workers", description="where crops are cut: in data workers, or on the training device"
+    )
     rows_per_block: Count = Field(64, description="most samples of one Ray Data task")
     prefetch_batches: Annotated[int, Field(ge=0)] = Field(2, description="batches made ahead")
 

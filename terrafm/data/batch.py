@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,22 @@ class Crops:
     image: dict[str, Tensor]
     student: dict[str, Tensor]
     teacher: dict[str, Tensor] | None
+
+
+class HostBatch(Protocol):
+    """A micro-batch as the stream hands it over: `Batch`, or tiles that are still to be cropped.
+
+    Attributes as in `Batch`.
+    """
+
+    sample_weight: Tensor
+    tile_id: list[str]
+    epoch: NDArray[np.int64]
+    position: NDArray[np.int64]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on the device that trains on it."""
+        ...
 
 
 @dataclass
@@ -79,6 +95,14 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor, modality: str) -> Tenso
     missing = values == sensor.nodata
     values = values.mul_(sensor.scale).sub_(mean[:, None, None]).div_(std[:, None, None])
     return values.masked_fill_(missing, 0.0)
+
+
+def pin(shape: tuple[int, ...], dtype: str) -> Tensor:
+    """Uninitialised memory for pixels of a batch.
+
+    Pinned where there is a GPU, which lets the copy to it run beside the computation.
+    """
+    return torch.empty(shape, dtype=getattr(torch, dtype), pin_memory=torch.cuda.is_available())
 
 
 def assemble(
@@ -132,10 +156,7 @@ def _gather(
         crop, sample = np.nonzero(views.drawn[:, crops.start : crops.stop, m].T)
         ends = views.ends[sample, crops.start + crop, m].tolist()
         shape = (len(ends), modality.channels, side, side)
-        # Pinned memory, where there is a GPU, lets the copy to it run beside the computation.
-        pixels = torch.empty(
-            shape, dtype=getattr(torch, modality.dtype), pin_memory=torch.cuda.is_available()
-        )
+        pixels = pin(shape, modality.dtype)
         length = modality.channels * side**2
         flat = pixels.numpy().view(np.uint16).reshape(len(ends), length)
         for i, (row, end) in enumerate(zip(sample.tolist(), ends, strict=True)):

@@ -227,6 +227,17 @@ class Cropper:
             units=self.units,
         )
 
+    def needed(self, views: Views) -> NDArray[np.bool_]:
+        """(n, number of groups) whether any crop of a sample shows the group."""
+        index = [self.modalities.index(group.modality) for group in self.groups]
+        drawn: NDArray[np.bool_] = np.any(views.drawn, axis=1)
+        return drawn[:, index]
+
+    def tile_ends(self, views: Views) -> NDArray[np.int64]:
+        """(n, number of groups) end of each group in its sample's buffer of whole tiles."""
+        lengths = np.array([math.prod(group.shape) for group in self.groups])
+        return np.cumsum(self.needed(views) * lengths, axis=1)
+
     def crop(
         self,
         pixels: Mapping[str, NDArray[Any]],

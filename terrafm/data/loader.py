@@ -7,15 +7,17 @@ so that all ranks see equal shapes.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from terrafm.config import DataConfig
-from terrafm.data.batch import Batch, assemble
+from terrafm.data.batch import HostBatch, assemble
 from terrafm.data.crops import Cropper
 from terrafm.data.dataset import Dataset
+from terrafm.data.device_crops import assemble_tiles
 from terrafm.data.samples import SampleMaker
 from terrafm.data.sampling import Plan
 from terrafm.errors import UsageError
@@ -123,17 +125,19 @@ class BatchMaker:
             table = table.append_column(name, pa.array(column))
         return table
 
-    def batch(self, instructions: pa.Table, buffers: Sequence[NDArray[np.uint16]]) -> Batch:
-        """One micro-batch from its instructions and each row's crops."""
-        return assemble(
-            self.samples.views(instructions),
-            buffers,
-            high_frequency=instructions["high_frequency"].to_numpy().copy(),
-            sample_weight=instructions["weight"].to_numpy().copy(),
-            tile_id=instructions["tile_id"].to_pylist(),
-            epoch=instructions["epoch"].to_numpy().copy(),
-            position=instructions["position"].to_numpy().copy(),
-        )
+    def batch(self, instructions: pa.Table, buffers: Sequence[NDArray[np.uint16]]) -> HostBatch:
+        """One micro-batch from its instructions and each row's buffer."""
+        views = self.samples.views(instructions)
+        rows: dict[str, Any] = {
+            "high_frequency": instructions["high_frequency"].to_numpy().copy(),
+            "sample_weight": instructions["weight"].to_numpy().copy(),
+            "tile_id": instructions["tile_id"].to_pylist(),
+            "epoch": instructions["epoch"].to_numpy().copy(),
+            "position": instructions["position"].to_numpy().copy(),
+        }
+        if self.samples.whole_tiles:
+            return assemble_tiles(self.samples.cropper, views, buffers, **rows)
+        return assemble(views, buffers, **rows)
 
 
 def make_batches(
@@ -146,7 +150,7 @@ def make_batches(
     start_step: int,
     stop_step: int,
     high_frequency: Sequence[int],
-) -> Iterator[Batch]:
+) -> Iterator[HostBatch]:
     """The micro-batches of a rank, one after the other, made in this process.
 
     Args:

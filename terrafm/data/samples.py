@@ -34,7 +34,7 @@ class SampleMaker:
 
     Attributes:
         uri: the dataset's folder.
-        cropper: cuts the crops.
+        cropper: cuts the crops; with `data.crop_on` "device" it only says which tiles they need.
     """
 
     uri: str
@@ -56,12 +56,25 @@ class SampleMaker:
             np.stack(columns, axis=1),
         )
 
+    def ends(self, views: Views) -> NDArray[np.int64]:
+        """(n,) length of each row's buffer, in pixels."""
+        if self.whole_tiles:
+            return self.cropper.tile_ends(views)[:, -1]
+        return views.ends[:, -1, -1]
+
+    @property
+    def whole_tiles(self) -> bool:
+        """Whether a buffer holds tiles, to be cropped on the device, in place of crops."""
+        return self.cropper.config.crop_on == "device"
+
     def make(
         self,
         instructions: pa.Table,
         allocate: Callable[[int], NDArray[np.uint16]] = _fresh,
     ) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
         """The crops of all rows in one buffer, and the (n + 1,) bounds of each row's part.
+
+        Where crops are cut on the device, the tiles that they need take their place.
 
         Args:
             instructions: one row per sample.
@@ -72,23 +85,24 @@ class SampleMaker:
         """
         reader = CellReader(self.uri, self.cropper.groups)
         views = self.views(instructions)
-        bounds = np.concatenate([[0], np.cumsum(views.ends[:, -1, -1])])
+        bounds = np.concatenate([[0], np.cumsum(self.ends(views))])
         out = allocate(int(bounds[-1]))
-        needed: NDArray[np.bool_] = np.any(views.drawn, axis=1)
+        needed = self.cropper.needed(views)
         wanted = [
-            [
-                g.name
-                for g in self.cropper.groups
-                if needed[row, self.cropper.modalities.index(g.modality)]
-            ]
-            for row in range(len(needed))
+            [group.name for group, here in zip(self.cropper.groups, row, strict=True) if here]
+            for row in needed
         ]
         at_once = _TILES_PER_READ[reader.local]
         for first in range(0, len(needed), at_once):
             chunk = wanted[first : first + at_once]
             tiles = reader.read(instructions.slice(first, at_once), chunk)
             for row, pixels in enumerate(tiles, start=first):
-                self.cropper.crop(pixels, views, row, out[bounds[row] : bounds[row + 1]])
+                target = out[bounds[row] : bounds[row + 1]]
+                if self.whole_tiles:
+                    flat = [pixels[name].view(np.uint16).ravel() for name in wanted[row]]
+                    np.concatenate(flat, out=target)
+                else:
+                    self.cropper.crop(pixels, views, row, target)
         return out, bounds
 
 

@@ -24,7 +24,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.annotations import RayDeprecationWarning
 
 from terrafm.config import DataConfig
-from terrafm.data.batch import Batch
+from terrafm.data.batch import HostBatch
 from terrafm.data.dataset import Dataset
 from terrafm.data.loader import BatchMaker, RankLayout, make_batches
 from terrafm.data.samples import make_block, open_block
@@ -56,7 +56,7 @@ def stream_batches(
     stop_step: int,
     high_frequency: Sequence[int],
     cpus: float,
-) -> Iterator[Batch]:
+) -> Iterator[HostBatch]:
     """The micro-batches of a rank, made by Ray Data tasks; equal to those of `make_batches`.
 
     Closing the iterator stops the tasks. Ray must be initialised.
@@ -84,7 +84,7 @@ def stream_batches(
     )
     steps = max(1, _SEGMENT_ROWS // layout.rows_per_rank)
 
-    def produce() -> Generator[Batch, None, None]:
+    def produce() -> Generator[HostBatch, None, None]:
         for start in range(start_step, stop_step, steps):
             instructions = maker.instructions(start, min(start + steps, stop_step))
             yield from _stream_segment(maker, instructions, config, max(1.0, cpus))
@@ -94,10 +94,11 @@ def stream_batches(
 
 def _stream_segment(
     maker: BatchMaker, instructions: pa.Table, config: DataConfig, cpus: float
-) -> Iterator[Batch]:
+) -> Iterator[HostBatch]:
     store = ray.cluster_resources().get("object_store_memory", 0.0)
     share = store * _STORE_SHARE / maker.layout.world_size
-    row_bytes = 2 * int(maker.samples.views(instructions.slice(0, 64)).ends[:, -1, -1].mean())
+    sample = maker.samples.views(instructions.slice(0, 64))
+    row_bytes = 2 * int(maker.samples.ends(sample).mean())
     fitting = int(min(_BLOCK_BYTES, share / 4)) // row_bytes
     limit = max(1, min(config.rows_per_block, fitting))
     context = _context(cpus, limit * row_bytes, share)
@@ -179,7 +180,9 @@ def _context(cpus: float, block_bytes: int, store: float) -> ray.data.DataContex
     return context
 
 
-def _ahead(produce: Callable[[], Generator[Batch, None, None]], depth: int) -> Iterator[Batch]:
+def _ahead(
+    produce: Callable[[], Generator[HostBatch, None, None]], depth: int
+) -> Iterator[HostBatch]:
     """Runs a generator in a thread, `depth` items ahead; closing this one closes that one."""
     if depth == 0:
         yield from produce()

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch.utils.tensorboard import SummaryWriter
 
-from terrafm.data.batch import Batch
+from terrafm.data.batch import HostBatch
 from terrafm.storage import exists, is_local, join, read_bytes, resolve, write_bytes
 
 METRICS_FILE = "metrics.jsonl"
@@ -111,7 +111,7 @@ class SampleAudit:
         self._rank = rank
         self._rows: list[tuple[int, int, str, int, int]] = []
 
-    def add(self, step: int, batches: Sequence[Batch]) -> None:
+    def add(self, step: int, batches: Sequence[HostBatch]) -> None:
         """Records a step's micro-batches; padding rows carry weight 0 and do not count."""
         for batch in batches:
             for weight, tile, epoch, position in zip(

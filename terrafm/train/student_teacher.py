@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from terrafm.config import Config
-from terrafm.data.batch import Batch, Crops, normalise
+from terrafm.data.batch import Batch, Crops, HostBatch, normalise
 from terrafm.losses import DINOLoss
 from terrafm.models.dino_head import DINOHead
 from terrafm.models.encoder import build_encoder
@@ -122,7 +122,9 @@ class SelfDistillation:
         }
         self._device = device
 
-    def forward_backward(self, batches: Iterable[Batch], settings: StepSettings) -> StepStatistics:
+    def forward_backward(
+        self, batches: Iterable[HostBatch], settings: StepSettings
+    ) -> StepStatistics:
         """Adds up the gradients of this rank's micro-batches.
 
         Returns:

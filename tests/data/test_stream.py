@@ -143,6 +143,16 @@ def test_stream_equals_in_process_batches(cluster, small_dataset, batch, world, 
             assert_equal(first, second)
 
 
+def test_tiles_for_the_device_stream_like_crops(cluster, small_dataset):
+    config = CONFIG.model_copy(update={"crop_on": "device"})
+    setup = options(small_dataset, RankLayout(8, 1, 0, 3), 1, 4, config)
+    streamed = [batch.to("cpu") for batch in stream_batches(**setup, cpus=2)]
+    made = [batch.to("cpu") for batch in make_batches(**setup)]
+    assert len(streamed) == len(made) == 3 * 3
+    for first, second in zip(streamed, made, strict=True):
+        assert_equal(first, second)
+
+
 def test_stream_over_several_datasets_and_without_prefetch(cluster, small_dataset, monkeypatch):
     monkeypatch.setattr("terrafm.data.stream._SEGMENT_ROWS", 20)
     config = CONFIG.model_copy(update={"prefetch_batches": 0})
