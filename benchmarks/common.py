@@ -134,7 +134,7 @@ def run_child(
         check=False,
     )
     if done.returncode:
-        tail = "\n".join((done.stderr or done.stdout).splitlines()[-15:])
+        tail = "\n".join((done.stderr or done.stdout).splitlines()[-25:])
         raise SystemExit(f"{script} {request} ended with exit code {done.returncode}:\n{tail}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer

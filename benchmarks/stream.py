@@ -47,6 +47,7 @@ def measure(work: Workload, rounds: int) -> list[Figure]:
     against_plain = median_ratio(results, "stream", "plain")
     order = median_ratio(results, "ordered", "unordered")
     first = statistics.median(firsts)
+    rates = {name: statistics.median(values) for name, values in results.items()}
     return [
         Figure("stream with crops / plain processes", against_plain, STREAM_BAR, "higher", "x"),
         Figure("ordered / unordered stream", order, ORDER_BAR, "higher", "x"),

@@ -62,8 +62,8 @@ def test_crops_equal_those_of_the_workers(small_dataset, global_size, local_size
                 for name, values in getattr(a, field.name).items():
                     assert torch.equal(values, getattr(b, field.name)[name])
             for name, pixels in a.pixels.items():
-                assert pixels.dtype == b.pixels[name].dtype == getattr(
-                    torch, MODALITIES[name].dtype
+                assert (
+                    pixels.dtype == b.pixels[name].dtype == getattr(torch, MODALITIES[name].dtype)
                 )
                 assert pixels.shape == b.pixels[name].shape
                 difference = (pixels.to(torch.int32) - b.pixels[name].to(torch.int32)).abs()
