@@ -90,6 +90,14 @@ class DataConfig(Section):
     )
     rows_per_block: Count = Field(64, description="most samples of one Ray Data task")
     prefetch_batches: Annotated[int, Field(ge=0)] = Field(2, description="batches made ahead")
+    max_requests: Count = Field(64, description="most range requests of a node at once")
+    cache_dir: str | None = Field(
+        None, description="local folder that keeps cells of a remote dataset, on every node"
+    )
+    cache_bytes: Count = Field(100_000_000_000, description="most bytes of a node's cache")
+    on_damage: Literal["fatal", "quarantine"] = Field(
+        "fatal", description="a tile whose bytes are damaged ends the run, or is left out"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

@@ -1,14 +1,35 @@
-"""Files at any URI, local or object storage, through fsspec; writes that are whole or invisible."""
+"""Files at any URI, local or object storage, through fsspec; writes that are whole or invisible.
+
+Requests to a store are repeated while its faults pass (`terrafm.faults`); a lasting fault is one
+line. A file that is not there stays a `FileNotFoundError`, and local faults stay as they are but
+for a disk that is full.
+"""
 
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from pyarrow.fs import LocalFileSystem
 
-from terrafm.errors import UsageError
+from terrafm.errors import TerraFMError, UsageError
+from terrafm.faults import STALL_SECONDS, explain, is_full, patiently
+
+Answer = TypeVar("Answer")
+
+# The libraries' own patience, so that ours decides. Their parts of a large upload keep a few
+# attempts: ours repeat it as a whole. A listing is asked for anew: other processes write too.
+_S3_OPTIONS = {
+    "config_kwargs": {
+        "connect_timeout": STALL_SECONDS,
+        "read_timeout": STALL_SECONDS,
+        "retries": {"mode": "standard", "total_max_attempts": 1},
+    },
+    "use_listings_cache": False,
+}
+_S3_PART_ATTEMPTS = 4
 
 
 def resolve(uri: str | os.PathLike[str]) -> tuple[Any, str]:
@@ -22,9 +43,12 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[Any, str]:
     """
     uri = os.fspath(uri)
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri)
+        s3 = uri.startswith(("s3://", "s3a://"))
+        filesystem, path = fsspec.core.url_to_fs(uri, **(_S3_OPTIONS if s3 else {}))
     except (ValueError, ImportError) as error:
         raise UsageError(f"cannot open {uri}: {error}") from None
+    if s3:
+        filesystem.retries = _S3_PART_ATTEMPTS
     return filesystem, path.rstrip("/") or "/"
 
 
@@ -59,12 +83,24 @@ def exists(uri: str | os.PathLike[str]) -> bool:
 
     Raises:
         UsageError: the store refuses to answer (credentials, address).
+        TerraFMError: it fails for too long.
     """
     filesystem, path = resolve(uri)
     try:
-        return bool(filesystem.exists(path))
+        return bool(_ask("read", uri, filesystem, lambda: filesystem.exists(path)))
+    except FileNotFoundError:
+        return False
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot reach {uri}: {error}") from None
+        raise explain(error, "read", os.fspath(uri)) from None
+
+
+def file_size(uri: str | os.PathLike[str]) -> int | None:
+    """Bytes of a file; None where there is none."""
+    filesystem, path = resolve(uri)
+    try:
+        return int(_ask("read", uri, filesystem, lambda: filesystem.size(path)))
+    except FileNotFoundError:
+        return None
 
 
 def read_bytes(uri: str | os.PathLike[str]) -> bytes:
@@ -72,9 +108,11 @@ def read_bytes(uri: str | os.PathLike[str]) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such file.
+        UsageError: the store refuses to answer (credentials, address).
+        TerraFMError: it fails for too long.
     """
     filesystem, path = resolve(uri)
-    content: bytes = filesystem.cat_file(path)
+    content: bytes = _ask("read", uri, filesystem, lambda: filesystem.cat_file(path))
     return content
 
 
@@ -83,29 +121,63 @@ def write_bytes(uri: str | os.PathLike[str], content: bytes) -> None:
 
     Object stores show an object only when its upload has ended; on a disk a temporary
     neighbour is renamed.
+
+    Raises:
+        UsageError: no room, no bucket, no permission.
+        TerraFMError: the store fails for too long.
     """
     filesystem, path = resolve(uri)
-    if "file" not in _protocols(filesystem):
-        filesystem.pipe_file(path, content)
+    if not is_local(uri):
+        _write(uri, filesystem, lambda: filesystem.pipe_file(path, content))
         return
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
+    except OSError as error:
+        if is_full(error):
+            raise explain(error, "write", os.fspath(uri)) from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def upload(file: str | os.PathLike[str], uri: str | os.PathLike[str]) -> None:
+    """Copies a local file to a store, whole or invisible.
+
+    Raises:
+        UsageError: no bucket, no permission, no room.
+        TerraFMError: the store fails for too long.
+    """
+    filesystem, path = resolve(uri)
+    _write(uri, filesystem, lambda: filesystem.put_file(os.fspath(file), path))
+
+
+def ensure_writable(uri: str | os.PathLike[str]) -> None:
+    """Writes and removes a small file in a folder: better now than after an hour's work.
+
+    Raises:
+        UsageError: no room, no bucket, no permission, not a folder.
+        TerraFMError: the store fails for too long.
+    """
+    probe = join(uri, f".writable-{uuid.uuid4().hex}")
+    try:
+        write_bytes(probe, b"1")
+        remove(probe)
+    except OSError as error:
+        raise explain(error, "write", os.fspath(uri)) from None
 
 
 def list_names(uri: str | os.PathLike[str]) -> list[str]:
     """Names directly under a folder, sorted; empty where the folder is missing."""
     filesystem, path = resolve(uri)
     try:
-        entries = filesystem.ls(path, detail=False)
+        entries = _ask("read", uri, filesystem, lambda: filesystem.ls(path, detail=False))
     except FileNotFoundError:
         return []
     return sorted(name for e in entries if (name := e.rstrip("/").rpartition("/")[2]))
@@ -114,8 +186,35 @@ def list_names(uri: str | os.PathLike[str]) -> list[str]:
 def remove(uri: str | os.PathLike[str]) -> None:
     """Removes a file or a folder with all it holds; nothing happens where none is."""
     filesystem, path = resolve(uri)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+
+    def erase() -> None:
+        if filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
+
+    _ask("write", uri, filesystem, erase)
+
+
+def _ask(
+    doing: str, uri: str | os.PathLike[str], filesystem: Any, request: Callable[[], Answer]
+) -> Answer:
+    if "file" in _protocols(filesystem):
+        return request()
+    where = os.fspath(uri)
+    try:
+        return patiently(request, where)
+    except (FileNotFoundError, NotADirectoryError, TerraFMError):
+        raise
+    except Exception as error:
+        # Every library raises classes of its own: what is not a missing file becomes one line.
+        raise explain(error, doing, where) from error
+
+
+def _write(uri: str | os.PathLike[str], filesystem: Any, request: Callable[[], object]) -> None:
+    try:
+        _ask("write", uri, filesystem, request)
+    except FileNotFoundError as error:
+        # Stores have no folders to miss: it is the bucket.
+        raise explain(error, "write", os.fspath(uri)) from None
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

@@ -5,10 +5,16 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# The servers beside the tests; tests are not a package.
+sys.path.insert(0, str(Path(__file__).parent / "s3"))
+
+from s3_servers import moto_server, real_bucket, real_server, s3_bucket  # noqa: F401
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -1,7 +1,7 @@
 """One micro-batch: crops gathered by size and modality, ready for the device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,6 +42,7 @@ class HostBatch(Protocol):
     tile_id: list[str]
     epoch: NDArray[np.int64]
     position: NDArray[np.int64]
+    damage: list[dict[str, str]]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on the device that trains on it."""
@@ -57,10 +58,12 @@ class Batch:
         local_crops: crops that only the student sees; None where none are configured.
         drop_path_key: (V, B) int64, the global crops first.
         high_frequency: (B,) bool, the tile's class is a high-frequency class.
-        sample_weight: (B,) float32; 0 for rows that only pad the micro-batch.
+        sample_weight: (B,) float32; 0 for rows that only pad the micro-batch, and for those whose
+            tile is damaged.
         tile_id: of each row.
         epoch: (B,) of each row.
         position: (B,) in the epoch.
+        damage: one record (tile, shard, cell, reason) per row whose tile is damaged.
     """
 
     global_crops: Crops
@@ -71,6 +74,7 @@ class Batch:
     tile_id: list[str]
     epoch: NDArray[np.int64]
     position: NDArray[np.int64]
+    damage: list[dict[str, str]] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch with its tensors on a device; copies from pinned memory do not block."""

@@ -1,10 +1,10 @@
-"""The reading side of a dataset: the index in memory, cells by range reads."""
+"""The reading side of a dataset: the index in memory, and a reader of its cells."""
 
 import hashlib
 import json
 import os
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,120 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from terrafm.data.codec import checksum, decode
+from terrafm.data.cells import CellReader
 from terrafm.data.manifest import CellGroup, Manifest, read_manifest
-from terrafm.errors import TerraFMError, UsageError
+from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.storage import is_local, join, read_bytes, resolve
-
-# Cells of one tile are neighbours, page headers apart: below this gap one request serves both.
-_MERGE_GAP = 4096
-_OPEN_FILES = 128
-_PARALLEL_RANGES = 16
-
-
-class CellReader:
-    """Reads cells of a dataset by byte range; holds no pixels and no index.
-
-    Args:
-        uri: the dataset's folder.
-        groups: the dataset's cell groups.
-    """
-
-    def __init__(self, uri: str, groups: Sequence[CellGroup]) -> None:
-        self.uri = uri
-        self.groups = {group.name: group for group in groups}
-        self.local = is_local(uri)
-        self._filesystem, self._root = resolve(uri)
-        self._open = lru_cache(maxsize=_OPEN_FILES)(_Descriptor)
-
-    def read(
-        self, locations: pa.Table, wanted: Sequence[Sequence[str]] | None = None
-    ) -> list[dict[str, NDArray[Any]]]:
-        """Pixels of some tiles.
-
-        Args:
-            locations: rows as from `Dataset.locations`, one per tile.
-            wanted: per tile the names of the cell groups to read; all of them by default. Groups
-                that a tile does not have are left out of the answer.
-
-        Returns:
-            Per tile: cell group name -> (bands, h, w) storage integers.
-
-        Raises:
-            TerraFMError: a shard is missing, cut short or damaged; names shard and tile.
-        """
-        columns = {name: locations[name].to_pylist() for name in locations.column_names}
-        requests: list[tuple[int, list[str], int, int]] = []
-        for row in range(locations.num_rows):
-            names = list(self.groups) if wanted is None else wanted[row]
-            requests += [(row, *run) for run in _runs(columns, row, names)]
-        chunks = self._fetch(columns, requests)
-        tiles: list[dict[str, NDArray[Any]]] = [{} for _ in range(locations.num_rows)]
-        for (row, names, start, _), chunk in zip(requests, chunks, strict=True):
-            for name in names:
-                begin = columns[f"{name}.offset"][row] - start
-                cell = chunk[begin : begin + columns[f"{name}.length"][row]]
-                tiles[row][name] = self._decode(name, cell, columns, row)
-        return tiles
-
-    def _decode(
-        self, name: str, cell: memoryview, columns: dict[str, list[Any]], row: int
-    ) -> NDArray[Any]:
-        group = self.groups[name]
-        fault = ""
-        if len(cell) != columns[f"{name}.length"][row]:
-            fault = "is cut short"
-        elif checksum(cell) != columns[f"{name}.checksum"][row]:
-            fault = "does not match its checksum"
-        else:
-            try:
-                return decode(cell, group.shape, group.dtype)
-            except ValueError as error:
-                fault = str(error)
-        raise TerraFMError(
-            f"tile {columns['tile_id'][row]}: {name} {fault}; shard "
-            f"{join(self.uri, columns['shard'][row])} is damaged: remove it and ingest again"
-        )
-
-    def _fetch(
-        self, columns: dict[str, list[Any]], requests: list[tuple[int, list[str], int, int]]
-    ) -> list[memoryview]:
-        shards = [columns["shard"][row] for row, *_ in requests]
-        if self.local:
-            answers = [
-                self._attempt(self._pread, shard, start, stop)
-                for shard, (_, _, start, stop) in zip(shards, requests, strict=True)
-            ]
-        else:
-            answers = self._filesystem.cat_ranges(
-                [join(self._root, shard) for shard in shards],
-                [start for _, _, start, _ in requests],
-                [stop for *_, stop in requests],
-                on_error="return",
-                batch_size=_PARALLEL_RANGES,
-            )
-        chunks = []
-        for (row, *_), shard, answer in zip(requests, shards, answers, strict=True):
-            if isinstance(answer, Exception):
-                why = "is missing" if isinstance(answer, FileNotFoundError) else str(answer)
-                raise TerraFMError(
-                    f"tile {columns['tile_id'][row]}: cannot read shard "
-                    f"{join(self.uri, shard)}: {why}"
-                )
-            chunks.append(memoryview(answer))
-        return chunks
-
-    def _pread(self, shard: str, start: int, stop: int) -> bytes:
-        return os.pread(self._open(join(self._root, shard)).number, stop - start, start)
-
-    @staticmethod
-    def _attempt(read: Any, *arguments: Any) -> bytes | Exception:
-        try:
-            content: bytes = read(*arguments)
-        except OSError as error:
-            return error
-        return content
+from terrafm.storage import join, read_bytes
 
 
 class Dataset:
@@ -300,32 +191,3 @@ class Dataset:
     def _column(self, name: str) -> NDArray[Any]:
         values: NDArray[Any] = self.index[name].to_numpy()
         return values
-
-
-class _Descriptor:
-    """An open file that closes when it is dropped from the cache."""
-
-    def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-
-def _runs(
-    columns: dict[str, list[Any]], row: int, names: Sequence[str]
-) -> list[tuple[list[str], int, int]]:
-    """Byte ranges (groups in it, start, stop) of one tile, neighbours merged."""
-    cells = sorted(
-        (columns[f"{name}.offset"][row], columns[f"{name}.length"][row], name)
-        for name in names
-        if columns[f"{name}.length"][row]
-    )
-    runs: list[tuple[list[str], int, int]] = []
-    for offset, length, name in cells:
-        if runs and offset - runs[-1][2] <= _MERGE_GAP:
-            runs[-1] = ([*runs[-1][0], name], runs[-1][1], offset + length)
-        else:
-            runs.append(([name], offset, offset + length))
-    return runs

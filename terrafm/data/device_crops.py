@@ -6,7 +6,7 @@ crop is two matrix products, rows @ window @ columns^T, and a batch of crops is 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class TileBatch:
         tile_id: of each row.
         epoch: (B,) of each row.
         position: (B,) in the epoch.
+        damage: of each row whose tile is damaged, see `Batch`.
     """
 
     cropper: Cropper
@@ -47,6 +48,7 @@ class TileBatch:
     tile_id: list[str]
     epoch: NDArray[np.int64]
     position: NDArray[np.int64]
+    damage: list[dict[str, str]] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> Batch:
         """Copies the tiles to a device and cuts the crops there."""

@@ -24,9 +24,18 @@ from terrafm.data.sources.registry import open_source
 from terrafm.data.tally import Tally
 from terrafm.data.tiling import Cutter, make_groups
 from terrafm.errors import TerraFMError, UsageError
+from terrafm.faults import explain
 from terrafm.modalities import MODALITIES
 from terrafm.ray_runtime import ensure_ray
-from terrafm.storage import absolute, exists, join, list_names, remove, write_bytes
+from terrafm.storage import (
+    absolute,
+    ensure_writable,
+    exists,
+    join,
+    list_names,
+    remove,
+    write_bytes,
+)
 
 QUARANTINE = "quarantine.jsonl"
 # Settings that change how an ingest runs or ends, but not the tiles it makes.
@@ -128,6 +137,7 @@ def ingest(
         return IngestReport(output_uri, previous.tiles, previous.fingerprint, True, previous.report)
     cutter = _make_cutter(source, layout, refs, worldcover, tile_size, modalities, config)
     shards = _divide(refs, cutter.tiles_per_cell(layout.shape), config.tiles_per_shard)
+    ensure_writable(output_uri)
     job = _Job(archive, cutter, output_uri, _digest([settings, len(shards)]))
     entries = _run(job, shards, config.workers, progress)
     return _commit(job, entries, settings, layout, config.max_bad_fraction)
@@ -174,7 +184,7 @@ def _run(
         )
         for result in tasks.iter_rows():
             if result["error"]:
-                raise TerraFMError(result["error"])
+                raise (UsageError if result["usage"] else TerraFMError)(result["error"])
             done += len(shards[result["number"]])
             if progress is not None:
                 progress(done, total)
@@ -183,13 +193,16 @@ def _run(
 
 
 def _write_one(row: dict[str, Any], job: _Job) -> dict[str, Any]:
-    error = ""
+    # Errors as values: Ray would wrap the exception in a traceback of its own.
+    name, error, usage = _shard_name(row["number"]), "", False
     try:
         job.write(row["number"], pickle.loads(row["cells"]))
-    except (TerraFMError, OSError) as reason:
-        # As a value: Ray would wrap the exception in a traceback of its own.
-        error = f"shard {_shard_name(row['number'])} of {job.output_uri}: {reason}"
-    return {"number": row["number"], "error": error}
+    except TerraFMError as reason:
+        error, usage = f"shard {name} of {job.output_uri}: {reason}", isinstance(reason, UsageError)
+    except OSError as reason:
+        fault = explain(reason, "write", f"shard {name} of {job.output_uri}")
+        error, usage = str(fault), isinstance(fault, UsageError)
+    return {"number": row["number"], "error": error, "usage": usage}
 
 
 def _commit(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from terrafm.config import DataConfig
 from terrafm.data.batch import HostBatch, assemble
+from terrafm.data.cells import DamagedTileError
 from terrafm.data.crops import Cropper
 from terrafm.data.dataset import Dataset
 from terrafm.data.device_crops import assemble_tiles
@@ -125,19 +126,37 @@ class BatchMaker:
             table = table.append_column(name, pa.array(column))
         return table
 
-    def batch(self, instructions: pa.Table, buffers: Sequence[NDArray[np.uint16]]) -> HostBatch:
-        """One micro-batch from its instructions and each row's buffer."""
+    def batch(
+        self,
+        instructions: pa.Table,
+        buffers: Sequence[NDArray[np.uint16]],
+        damage: Sequence[dict[str, str] | None] = (),
+    ) -> HostBatch:
+        """One micro-batch from its instructions and each row's buffer.
+
+        Args:
+            instructions: one row per sample.
+            buffers: per row its pixels.
+            damage: per row what is wrong with its tile, None where nothing is; a damaged row
+                gets weight 0. By default no row is damaged.
+        """
         views = self.samples.views(instructions)
+        weight = instructions["weight"].to_numpy().copy()
+        weight[[row for row, record in enumerate(damage) if record]] = 0.0
         rows: dict[str, Any] = {
             "high_frequency": instructions["high_frequency"].to_numpy().copy(),
-            "sample_weight": instructions["weight"].to_numpy().copy(),
+            "sample_weight": weight,
             "tile_id": instructions["tile_id"].to_pylist(),
             "epoch": instructions["epoch"].to_numpy().copy(),
             "position": instructions["position"].to_numpy().copy(),
         }
+        batch: HostBatch
         if self.samples.whole_tiles:
-            return assemble_tiles(self.samples.cropper, views, buffers, **rows)
-        return assemble(views, buffers, **rows)
+            batch = assemble_tiles(self.samples.cropper, views, buffers, **rows)
+        else:
+            batch = assemble(views, buffers, **rows)
+        batch.damage = [record for record in damage if record]
+        return batch
 
 
 def make_batches(
@@ -177,5 +196,7 @@ def make_batches(
         instructions = maker.instructions(step, step + 1)
         for micro in range(layout.n_micro):
             rows = instructions.slice(micro * layout.micro_rows, layout.micro_rows)
-            crops, bounds = maker.samples.make(rows)
-            yield maker.batch(rows, np.split(crops, bounds[1:-1]))
+            damaged: dict[int, DamagedTileError] = {}
+            crops, bounds = maker.samples.make(rows, damaged=damaged)
+            damage = [damaged[r].record() if r in damaged else None for r in range(len(bounds) - 1)]
+            yield maker.batch(rows, np.split(crops, bounds[1:-1]), damage)

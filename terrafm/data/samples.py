@@ -4,6 +4,7 @@ An instruction is a small row: (epoch, position) of a sample, and where its tile
 """
 
 import ctypes
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -12,13 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from terrafm.data.cells import CellReader, DamagedTileError, Tile
 from terrafm.data.crops import Cropper, Views
-from terrafm.data.dataset import CellReader
 from terrafm.errors import TerraFMError
+from terrafm.modalities import MODALITIES
 
-# Tiles read with one call. From a disk one by one, so that a tile is cropped while it lies in the
-# processor's cache; from a store some at once, so that their requests overlap.
-_TILES_PER_READ = {True: 1, False: 8}
 # mallopt: parameter numbers of glibc's malloc.h, and the largest threshold that it takes.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST_MMAP_THRESHOLD = 32 << 20
@@ -71,6 +70,7 @@ class SampleMaker:
         self,
         instructions: pa.Table,
         allocate: Callable[[int], NDArray[np.uint16]] = _fresh,
+        damaged: dict[int, DamagedTileError] | None = None,
     ) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
         """The crops of all rows in one buffer, and the (n + 1,) bounds of each row's part.
 
@@ -79,11 +79,13 @@ class SampleMaker:
         Args:
             instructions: one row per sample.
             allocate: number of pixels -> the buffer to fill.
+            damaged: takes the rows left out because their tile is damaged, under
+                `data.on_damage: quarantine`; their pixels are nodata.
 
         Raises:
             TerraFMError: a cell cannot be read; names shard and tile.
         """
-        reader = CellReader(self.uri, self.cropper.groups)
+        reader = CellReader(self.uri, self.cropper.groups, self.cropper.config)
         views = self.views(instructions)
         bounds = np.concatenate([[0], np.cumsum(self.ends(views))])
         out = allocate(int(bounds[-1]))
@@ -92,18 +94,26 @@ class SampleMaker:
             [group.name for group, here in zip(self.cropper.groups, row, strict=True) if here]
             for row in needed
         ]
-        at_once = _TILES_PER_READ[reader.local]
-        for first in range(0, len(needed), at_once):
-            chunk = wanted[first : first + at_once]
-            tiles = reader.read(instructions.slice(first, at_once), chunk)
-            for row, pixels in enumerate(tiles, start=first):
-                target = out[bounds[row] : bounds[row + 1]]
-                if self.whole_tiles:
-                    flat = [pixels[name].view(np.uint16).ravel() for name in wanted[row]]
-                    np.concatenate(flat, out=target)
-                else:
-                    self.cropper.crop(pixels, views, row, target)
+        for row, pixels in enumerate(reader.read_ahead(instructions, wanted)):
+            if isinstance(pixels, DamagedTileError):
+                if damaged is None or self.cropper.config.on_damage == "fatal":
+                    raise pixels
+                damaged[row] = pixels
+                pixels = self._nodata(wanted[row])
+            target = out[bounds[row] : bounds[row + 1]]
+            if self.whole_tiles:
+                flat = [pixels[name].view(np.uint16).ravel() for name in wanted[row]]
+                np.concatenate(flat, out=target)
+            else:
+                self.cropper.crop(pixels, views, row, target)
         return out, bounds
+
+    def _nodata(self, names: list[str]) -> Tile:
+        return {
+            group.name: np.full(group.shape, MODALITIES[group.modality].nodata, group.dtype)
+            for group in self.cropper.groups
+            if group.name in names
+        }
 
 
 def make_block(instructions: pa.Table, samples: SampleMaker) -> pa.Table:
@@ -111,17 +121,23 @@ def make_block(instructions: pa.Table, samples: SampleMaker) -> pa.Table:
 
     The block lies in a buffer of the worker that its next block overwrites: Ray copies a block
     into the object store before the task ends. An unreadable cell comes back as data (column
-    "error"), so that it reaches the rank in its order and in its own words.
+    "error"), so that it reaches the rank in its order and in its own words, and so does a tile
+    left out (column "damage").
     """
     _keep_freed_memory()
+    damaged: dict[int, DamagedTileError] = {}
     try:
-        crops, bounds = samples.make(instructions, _WORKER_BUFFER.take)
+        crops, bounds = samples.make(instructions, _WORKER_BUFFER.take, damaged)
     except TerraFMError as error:
         columns = [pa.array([None], pa.large_binary()), pa.array([str(error)])]
         return pa.table(columns, names=["crops", "error"])
+    damage = [
+        json.dumps(damaged[r].record()) if r in damaged else None for r in range(len(bounds) - 1)
+    ]
     buffers = [None, pa.py_buffer(2 * bounds), pa.py_buffer(crops)]
     rows = pa.Array.from_buffers(pa.large_binary(), len(bounds) - 1, buffers)
-    return pa.table([rows, pa.nulls(len(rows), pa.string())], names=["crops", "error"])
+    columns = [rows, pa.nulls(len(rows), pa.string()), pa.array(damage, pa.string())]
+    return pa.table(columns, names=["crops", "error", "damage"])
 
 
 def open_block(block: pa.Table) -> list[NDArray[np.uint16]]:
@@ -133,6 +149,11 @@ def open_block(block: pa.Table) -> list[NDArray[np.uint16]]:
     if block.num_rows and (message := block["error"][0].as_py()) is not None:
         raise TerraFMError(message)
     return [np.frombuffer(row.as_buffer(), dtype=np.uint16) for row in block["crops"]]
+
+
+def block_damage(block: pa.Table) -> list[dict[str, str] | None]:
+    """For each row what is wrong with its tile, where it was left out."""
+    return [text and json.loads(text) for text in block["damage"].to_pylist()]
 
 
 class _Buffer:

@@ -28,13 +28,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from terrafm.data.cells import CellReader
 from terrafm.data.codec import CODEC, checksum, encode
 from terrafm.data.commit import commit_dataset
-from terrafm.data.dataset import CellReader, Dataset
+from terrafm.data.dataset import Dataset
 from terrafm.data.entry import TILE_FIELDS, ShardEntry, TileRecord, index_schema, shard_path
 from terrafm.data.manifest import CellGroup, Manifest
 from terrafm.errors import TerraFMError
-from terrafm.storage import is_local, join, resolve
+from terrafm.storage import file_size, is_local, join, resolve, upload
 
 __all__ = [
     "CellGroup",
@@ -102,10 +103,8 @@ def read_shard_entry(dataset_uri: str, shard_name: str) -> ShardEntry | None:
     entry = ShardEntry.read(dataset_uri, shard_name)
     if entry is None:
         return None
-    if entry.bytes:
-        filesystem, path = resolve(join(dataset_uri, entry.path))
-        if not filesystem.exists(path) or filesystem.size(path) != entry.bytes:
-            return None
+    if entry.bytes and file_size(join(dataset_uri, entry.path)) != entry.bytes:
+        return None
     return entry
 
 
@@ -222,10 +221,9 @@ def _scratch_file(target: str) -> Iterator[Path]:
 
 
 def _publish(scratch: Path, target: str) -> None:
-    filesystem, path = resolve(target)
     if is_local(target):
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
-        scratch.replace(path)
+        scratch.replace(resolve(target)[1])
     else:
-        filesystem.put_file(str(scratch), path)
+        upload(scratch, target)

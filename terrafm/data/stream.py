@@ -27,7 +27,7 @@ from terrafm.config import DataConfig
 from terrafm.data.batch import HostBatch
 from terrafm.data.dataset import Dataset
 from terrafm.data.loader import BatchMaker, RankLayout, make_batches
-from terrafm.data.samples import make_block, open_block
+from terrafm.data.samples import block_damage, make_block, open_block
 from terrafm.data.sampling import Plan
 
 __all__ = ["RankLayout", "make_batches", "stream_batches"]
@@ -118,13 +118,16 @@ def _stream_segment(
         )
     ready = iter(made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
     buffers: deque[NDArray[np.uint16]] = deque()
+    damage: deque[dict[str, str] | None] = deque()
     taken, micro_rows = 0, maker.layout.micro_rows
     try:
         for block in ready:
             buffers.extend(open_block(block))
+            damage.extend(block_damage(block))
             while len(buffers) >= micro_rows:
                 samples = [buffers.popleft() for _ in range(micro_rows)]
-                yield maker.batch(instructions.slice(taken, micro_rows), samples)
+                damaged = [damage.popleft() for _ in range(micro_rows)]
+                yield maker.batch(instructions.slice(taken, micro_rows), samples, damaged)
                 taken += micro_rows
     finally:
         # Ends the execution now: tasks and their blocks would live until garbage collection.

@@ -27,7 +27,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.storage import is_local, join, list_names, read_bytes, remove, resolve
+from terrafm.storage import is_local, join, list_names, read_bytes, remove, resolve, upload
 from terrafm.train.engine import EngineState
 
 FORMAT_VERSION = 1
@@ -74,7 +74,7 @@ def save_checkpoint(folder: str, state: TrainingState) -> str:
         URI of the checkpoint.
     """
     target = join(folder, step_name(state.step))
-    filesystem, path = resolve(target)
+    path = resolve(target)[1]
     local = is_local(folder)
     parent = Path(resolve(folder)[1]).parent if local else None
     if parent is not None:
@@ -102,7 +102,7 @@ def save_checkpoint(folder: str, state: TrainingState) -> str:
             staging.rename(path)
         else:
             for name in [*files, MARKER]:
-                filesystem.put_file(str(staging / name), f"{path}/{name}")
+                upload(staging / name, join(target, name))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target

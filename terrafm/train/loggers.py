@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +20,12 @@ import pyarrow.parquet as pq
 from torch.utils.tensorboard import SummaryWriter
 
 from terrafm.data.batch import HostBatch
-from terrafm.storage import exists, is_local, join, read_bytes, resolve, write_bytes
+from terrafm.storage import exists, is_local, join, read_bytes, resolve, upload, write_bytes
+
+logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+QUARANTINE_FILE = "quarantine.jsonl"
 SAMPLES_FILE = "samples.parquet"
 
 _SAMPLES_SCHEMA = pa.schema(
@@ -90,9 +94,8 @@ class MetricsLog:
         self._board.flush()
         if self._temporary is not None:
             write_bytes(self._uri, "".join(self._lines).encode())
-            filesystem, path = resolve(join(self._folder, "tensorboard"))
             for event_file in Path(self._temporary.name).iterdir():
-                filesystem.put_file(str(event_file), f"{path}/{event_file.name}")
+                upload(event_file, join(self._folder, "tensorboard", event_file.name))
 
     def close(self) -> None:
         """Flushes and closes."""
@@ -128,6 +131,37 @@ class SampleAudit:
         """The rows since the last call."""
         rows, self._rows = self._rows, []
         return rows
+
+
+class DamageLog:
+    """Damaged tiles that a rank met since the last `take`; each is warned of once."""
+
+    def __init__(self) -> None:
+        self._new: list[dict[str, str]] = []
+        self._known: set[tuple[str, str]] = set()
+
+    def add(self, batches: Sequence[HostBatch]) -> None:
+        """Records the damage that a step's micro-batches report."""
+        for record in (record for batch in batches for record in batch.damage):
+            key = record["tile"], record["cell"]
+            if key not in self._known:
+                self._known.add(key)
+                self._new.append(record)
+                logger.warning("left out: tile %(tile)s of %(shard)s: %(cell)s %(reason)s", record)
+
+    def take(self) -> list[dict[str, str]]:
+        """The records since the last call."""
+        records, self._new = self._new, []
+        return records
+
+
+def append_quarantine(run_folder: str, records: Sequence[dict[str, str]]) -> None:
+    """Adds damaged tiles to quarantine.jsonl, one line for each tile and cell."""
+    uri = join(run_folder, QUARANTINE_FILE)
+    lines = read_bytes(uri).decode().splitlines() if exists(uri) else []
+    new = {json.dumps(record, sort_keys=True) for record in records} - set(lines)
+    if new:
+        write_bytes(uri, "".join(line + "\n" for line in [*lines, *sorted(new)]).encode())
 
 
 def trim_samples(run_folder: str, start_step: int) -> None:

@@ -25,7 +25,14 @@ from terrafm.train.checkpoint import (
 )
 from terrafm.train.engine import Engine
 from terrafm.train.health import SkipLimit
-from terrafm.train.loggers import MetricsLog, SampleAudit, append_samples, trim_samples
+from terrafm.train.loggers import (
+    DamageLog,
+    MetricsLog,
+    SampleAudit,
+    append_quarantine,
+    append_samples,
+    trim_samples,
+)
 from terrafm.train.metrics import StepTimer, metrics_line, reduce_statistics
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.student_teacher import Network, SelfDistillation
@@ -102,7 +109,7 @@ class Worker:
         distillation = self.setup.distillation(self._engine, restored, self.device)
         del restored
         log = self._open_logs(start)
-        audit = SampleAudit(self.rank)
+        audit, damage = SampleAudit(self.rank), DamageLog()
         health = SkipLimit(self.config.train.max_skipped_steps)
         timer = StepTimer()
         stream = stream_batches(
@@ -115,6 +122,7 @@ class Worker:
             statistics = distillation.forward_backward(batches, settings)
             applied, grad_norm = distillation.finish(settings)
             health.record(applied, step)
+            damage.add(batches)
             if self.config.train.audit_samples:
                 audit.add(step, batches)
             done = step + 1
@@ -132,7 +140,7 @@ class Worker:
                     )
                     log.write(line | timer.take())
             if done % self.config.train.checkpoint_every == 0 or done == total:
-                self._save(done, distillation, audit, log)
+                self._save(done, distillation, audit, damage, log)
         if log is not None:
             log.close()
 
@@ -176,6 +184,7 @@ class Worker:
         done: int,
         distillation: SelfDistillation,
         audit: SampleAudit,
+        damage: DamageLog,
         log: MetricsLog | None,
     ) -> None:
         """Records and metrics first: what a checkpoint counts as done is on file before it."""
@@ -183,8 +192,11 @@ class Worker:
         rows: list[Any] = [None] * self.world_size
         if self.config.train.audit_samples:
             distributed.all_gather_object(rows, audit.take())
+        damaged: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(damaged, damage.take())
         if log is not None:
             assert engine_state is not None
+            append_quarantine(self.task.output, [record for part in damaged for record in part])
             if self.config.train.audit_samples:
                 append_samples(self.task.output, [row for part in rows for row in part])
             log.flush()

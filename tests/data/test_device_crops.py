@@ -73,19 +73,18 @@ def test_crops_equal_those_of_the_workers(small_dataset, global_size, local_size
 
 
 def test_missing_pixels_stay_missing_and_touch_no_other(make_dataset, tmp_path, monkeypatch):
-    from terrafm.data.dataset import CellReader
+    from terrafm.data.cells import CellReader
 
     uri = make_dataset(tmp_path / "dataset")
-    read = CellReader.read
+    read = CellReader.read_ahead
 
     def with_gaps(self, *arguments, **options):
-        tiles = read(self, *arguments, **options)
-        for pixels in tiles:
+        for pixels in read(self, *arguments, **options):
             for name, array in pixels.items():
                 array[:, : array.shape[1] // 3] = MODALITIES[name.rpartition("_")[0]].nodata
-        return tiles
+            yield pixels
 
-    monkeypatch.setattr(CellReader, "read", with_gaps)
+    monkeypatch.setattr(CellReader, "read_ahead", with_gaps)
     host, device = both_ways(uri, global_size=32, local_size=16)
     missing = 0
     for first, second in zip(host, device, strict=True):

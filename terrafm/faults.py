@@ -1,0 +1,161 @@
+"""Faults of storage: which pass by themselves, how long to try again, and one line for the rest.
+
+Every library reports the same faults in classes of its own; this is the one place that knows
+them. A passing fault (throttling, a reset, a stall, a server that restarts) is met by trying
+again, later and later, at random moments so that many workers do not come back all at once. A
+lasting one (credentials, a missing bucket, a full disk) is never repeated.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import tenacity
+
+from terrafm.errors import TerraFMError, UsageError
+
+logger = logging.getLogger(__name__)
+
+# From the environment, as the credentials are: files are read before any configuration, which is
+# one of them.
+STALL_SECONDS = float(os.environ.get("TERRAFM_STALL_SECONDS", "20"))
+"""A request without a byte for so long is given up and made again."""
+RETRY_SECONDS = float(os.environ.get("TERRAFM_RETRY_SECONDS", "120"))
+"""A store that fails for so long has failed."""
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.2, 10.0
+# Shorter waits are everyday; a longer one means that somebody may be waiting for the command.
+_WORTH_A_WARNING = 4
+
+# By name, so that none of these libraries has to be imported.
+_PASSING = {
+    "aiohttp.client_exceptions.ClientConnectionError",
+    "aiohttp.client_exceptions.ClientPayloadError",
+    "botocore.exceptions.ConnectionError",
+    "botocore.exceptions.HTTPClientError",
+    "botocore.exceptions.ResponseParserError",
+    "builtins.ConnectionError",
+    "builtins.TimeoutError",
+    "fsspec.exceptions.FSTimeoutError",
+    "http.client.IncompleteRead",
+    "httpx.TransportError",
+    "requests.exceptions.ConnectionError",
+    "requests.exceptions.Timeout",
+}
+_PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
+# Error codes of S3 that may come with a status of 400.
+_PASSING_CODES = {"RequestTimeout", "SlowDown", "ServiceUnavailable", "InternalError"}
+_REFUSED = {
+    "botocore.exceptions.NoCredentialsError",
+    "botocore.exceptions.PartialCredentialsError",
+    "builtins.PermissionError",
+    "obstore.exceptions.PermissionDeniedError",
+    "obstore.exceptions.UnauthenticatedError",
+}
+_LASTING_TEXTS = ("Received redirect", "Error performing token", "builder error")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+Answer = TypeVar("Answer")
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same request may succeed a little later."""
+    for cause in _chain(error):
+        names = _names(cause)
+        if names & _REFUSED:
+            return False
+        status, code = _response(cause)
+        if status is not None or code is not None:
+            return status in _PASSING_STATUS or code in _PASSING_CODES
+        if "obstore.exceptions.GenericError" in names:
+            return not any(text in str(cause) for text in _LASTING_TEXTS)
+        if names & _PASSING:
+            return True
+    return False
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed because there is no room."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def patiently(call: Callable[[], Answer], where: str) -> Answer:
+    """Makes a request until it succeeds, fails for good, or has failed for `RETRY_SECONDS`.
+
+    Args:
+        call: the request; may be made any number of times.
+        where: URI, for the warning that something takes long.
+
+    Raises:
+        Exception: the last one of `call`.
+    """
+
+    def warn(state: tenacity.RetryCallState) -> None:
+        if state.attempt_number == _WORTH_A_WARNING and state.outcome is not None:
+            fault = one_line(state.outcome.exception() or "no answer")
+            logger.warning("%s: %s; trying again for %g s", where, fault, RETRY_SECONDS)
+
+    attempts = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_passing),
+        wait=tenacity.wait_random_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT),
+        stop=tenacity.stop_after_delay(RETRY_SECONDS),
+        before_sleep=warn,
+        reraise=True,
+    )
+    return attempts(call)
+
+
+def explain(error: BaseException, doing: str, where: str) -> TerraFMError:
+    """A fault that no repetition cured, as one line: what, where, what to do.
+
+    Args:
+        error: of a library.
+        doing: "read" or "write".
+        where: URI.
+
+    Returns:
+        A `UsageError` where the user must change something, else a `TerraFMError`.
+    """
+    fault = one_line(error)
+    if is_full(error):
+        return UsageError(f"cannot {doing} {where}: no room left ({fault}): make room, repeat")
+    if is_passing(error):
+        return TerraFMError(
+            f"cannot {doing} {where}: {fault}; tried again for {RETRY_SECONDS:g} s: "
+            "see whether the store is up and the address right, then repeat the command"
+        )
+    if isinstance(error, FileNotFoundError) or "NoSuchBucket" in fault:
+        return UsageError(f"cannot {doing} {where}: the bucket or folder does not exist: make it")
+    if any(_names(cause) & _REFUSED for cause in _chain(error)):
+        return UsageError(
+            f"cannot {doing} {where}: access refused ({fault}): check credentials and permissions"
+        )
+    return UsageError(f"cannot {doing} {where}: {fault}")
+
+
+def one_line(error: BaseException | str) -> str:
+    """The first line of what an error says, of bounded length."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _names(error: BaseException) -> set[str]:
+    return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+
+
+def _response(error: BaseException) -> tuple[int | None, str | None]:
+    """HTTP status and S3 error code, where the error carries them."""
+    response: Any = getattr(error, "response", None)
+    if isinstance(response, dict):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return status, response.get("Error", {}).get("Code")
+    status = getattr(response, "status_code", getattr(error, "status", None))
+    return (status if isinstance(status, int) else None), None
