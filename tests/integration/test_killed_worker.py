@@ -17,7 +17,7 @@ from terrafm.config import load_config
 from terrafm.train.checkpoint import load_checkpoint
 from terrafm.train.setup import TrainingSetup
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STEPS, BATCH, EVERY = 40, 6, 7
 SETTINGS = [
@@ -108,7 +108,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_by_itself(
         workers = sorted(training_workers(process), key=lambda p: p.create_time())
         assert len(workers) == 2
         os.kill(workers[rank].pid, signal.SIGKILL)
-        assert process.wait(timeout=300) == 0, (tmp_path / "log").read_text()
+        assert process.wait(timeout=900) == 0, (tmp_path / "log").read_text()
     finally:
         process.kill()
     assert_history_is_whole(output, small_dataset)
@@ -127,7 +127,7 @@ def test_the_killed_command_goes_on_when_it_is_given_again(undisturbed, small_da
     for orphan in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             orphan.kill()
-    again = terrafm(*command(small_dataset, output))
+    again = terrafm(*command(small_dataset, output), timeout=900)
     assert "resumed at" in again.stdout
     assert_history_is_whole(output, small_dataset)
     assert_same_weights(output, undisturbed)
