@@ -1,6 +1,7 @@
 """A run keeps the version of the dataset that it began with, though a newer one exists."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,21 +91,15 @@ def test_a_resumed_run_ends_as_if_the_dataset_had_not_grown(data, tmp_path):
     small = [*SETTINGS, "train.checkpoint_every=2", "train.precision=float32"]
     try:
         whole = pretrain(load_config("demo", small), data, str(tmp_path / "whole"))
-        half = load_config("demo", [*small, "optim.warmup_epochs=0"])
-        output = str(tmp_path / "run")
-        pretrain(load_config("demo", small), data, output)
         # Back to the state after two steps; then the dataset grows.
-        for path in sorted(Path(output, "checkpoints/step_00000004").iterdir()):
-            path.unlink()
-        Path(output, "checkpoints/step_00000004").rmdir()
+        output = shutil.copytree(whole.output, tmp_path / "run")
+        shutil.rmtree(output / "checkpoints" / "step_00000004")
         grow(data)
-        resumed = pretrain(load_config("demo", small), data, output)
-        assert resumed.resumed_from == 2
-        expected, found = load_teacher(whole.checkpoint), load_teacher(resumed.checkpoint)
-        assert expected.keys() == found.keys()
-        for name, tensor in expected.items():
-            np.testing.assert_array_equal(found[name].numpy(), tensor.numpy())
-        with pytest.raises(UsageError, match="other settings"):
-            pretrain(half, data, output)
+        resumed = pretrain(load_config("demo", small), data, str(output))
     finally:
         ray.shutdown()
+    assert resumed.resumed_from == 2
+    expected, found = load_teacher(whole.checkpoint), load_teacher(resumed.checkpoint)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name].numpy(), tensor.numpy())
