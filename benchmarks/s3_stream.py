@@ -83,6 +83,7 @@ def delayed(environment: Environment) -> Iterator[Environment]:
             yield environment | {"AWS_ENDPOINT_URL": proxy.stdout.readline().strip()}
         finally:
             proxy.terminate()
+            note(f"the proxy counted {(proxy.stdout.read() if proxy.stdout else '').strip()}")
 
 
 def upload(dataset: str, environment: Environment, bucket: str) -> str:
