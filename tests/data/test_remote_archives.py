@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 
 from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.major_tom import MajorTom
-from terrafm.errors import UsageError
+from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
 
 ALL = tuple(MODALITIES)
@@ -73,8 +73,8 @@ class _Ranges(BaseHTTPRequestHandler):
 
     def _answer(self, body):
         path = self.server.root / self.path.lstrip("/")
-        if not path.is_file():
-            self.send_response(404)
+        if self.server.fault or not path.is_file():
+            self.send_response(self.server.fault or 404)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -101,7 +101,8 @@ class _Ranges(BaseHTTPRequestHandler):
 def served(archive):
     """(URI of the archive, list that grows by (path, bytes) with every answer)."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Ranges)
-    server.root, server.sent = archive, []
+    server.root, server.sent, server.fault = archive, [], None
+    _Ranges.running = server
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_address[1]}", server.sent
@@ -177,6 +178,19 @@ def test_over_http_a_file_that_is_gone_is_a_fault(archive, served):
     next((archive / "Core-S1RTC/images").iterdir()).unlink()
     with pytest.raises(BadCellError, match="not found"):
         source.read(refs[0])
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_over_http_a_store_that_refuses_ends_the_ingest(served, status):
+    source, refs = cells_of(served[0], ("s1",))
+    _Ranges.running.fault = status
+    message = r"cannot read http://.*part_00001.parquet row 0"
+    with pytest.raises(TerraFMError, match=message) as caught:
+        source.read(refs[0])
+    assert "\n" not in str(caught.value)
+    assert str(status) in str(caught.value)
+    with pytest.raises(UsageError, match=rf"cannot reach http://.*metadata\.parquet: {status}"):
+        MajorTom(served[0], ("s1",)).cells()
 
 
 def test_over_http_an_empty_place_is_one_line(served):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 from terrafm.data.sources.base import BadCellError
@@ -62,6 +63,18 @@ def find_folders(uri: str) -> dict[str, str]:
     return found
 
 
+def is_missing(error: BaseException) -> bool:
+    """Whether an error says that a file is not there, and not only that it was not given.
+
+    fsspec's HTTP says "not found" whatever the server's answer was; the cause has the status.
+    """
+    status = getattr(error.__cause__, "status", HTTPStatus.NOT_FOUND)
+    return isinstance(error, FileNotFoundError | NotADirectoryError) and status in (
+        HTTPStatus.NOT_FOUND,
+        HTTPStatus.GONE,
+    )
+
+
 def is_file(uri: str) -> bool:
     """Whether a file is there, without opening it: over HTTP a HEAD request.
 
@@ -71,11 +84,11 @@ def is_file(uri: str) -> bool:
     filesystem, path = resolve(uri)
     try:
         return bool(filesystem.info(path)["type"] == "file")
-    except (FileNotFoundError, NotADirectoryError):
-        return False
     # Stores report failures (credentials, network) in types of their own libraries.
     except Exception as error:  # noqa: BLE001
-        reason = " ".join(str(error).split()) or type(error).__name__
+        if is_missing(error):
+            return False
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
         raise UsageError(f"cannot reach {uri}: {reason}") from None
 
 

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 
 from terrafm.data.selection import ANCHORS
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Product
-from terrafm.data.sources.folders import WORLDCOVER, content_of, find_folders, is_file
+from terrafm.data.sources.folders import WORLDCOVER, content_of, find_folders, is_file, is_missing
 from terrafm.data.sources.pairing import MetadataRow, pair_products, read_metadata
 from terrafm.data.sources.parquet import open_parquet
 from terrafm.data.sources.raster import Grid, decode_geotiff, reference_grid
-from terrafm.errors import UsageError
+from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, is_local, join
 
@@ -188,15 +188,11 @@ class MajorTom:
             names = [present[name.lower()] for name in columns]
             group, index = _row_group(file, row)
             table = file.read_row_group(group, columns=names).slice(index, 1)
-        except (OSError, pa.ArrowException) as error:
-            reason = "file not found" if isinstance(error, FileNotFoundError) else "unreadable"
-            detail = " ".join(str(error).split())[:200]
-            raise BadCellError(
-                _where(row),
-                f"Parquet row is {reason} (damaged or cut short?): {detail}"
-                if reason == "unreadable"
-                else f"Parquet {reason}",
-            ) from None
+        except BadCellError:
+            raise
+        # Stores report failures in types of their own libraries.
+        except Exception as error:  # noqa: BLE001
+            raise _fault(row, error) from None
         values = table.to_pylist()[0]
         return {column: values[name] for column, name in zip(columns, names, strict=True)}
 
@@ -224,3 +220,15 @@ def _row_group(file: pq.ParquetFile, row: MetadataRow) -> tuple[int, int]:
 
 def _where(row: MetadataRow) -> str:
     return f"{row.uri} row {row.row}"
+
+
+def _fault(row: MetadataRow, error: Exception) -> Exception:
+    """What a failed read means: the cell is bad, or the store is, which ends the ingest."""
+    if is_missing(error):
+        return BadCellError(_where(row), "Parquet file not found")
+    detail = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
+    # Network and credentials: errors of their own libraries, and these.
+    refused = (ConnectionError, TimeoutError, PermissionError, FileNotFoundError)
+    if isinstance(error, refused) or not isinstance(error, (OSError, pa.ArrowException)):
+        return TerraFMError(f"cannot read {_where(row)}: {detail}")
+    return BadCellError(_where(row), f"Parquet row is unreadable (damaged or cut short?): {detail}")
