@@ -13,6 +13,7 @@ from terrafm.config import load_config
 from terrafm.data.adopt import record_of
 from terrafm.data.dataset import Dataset
 from terrafm.data.entry import ShardEntry
+from terrafm.data.loader import make_batches
 from terrafm.data.shards import commit_dataset, write_shard
 from terrafm.errors import UsageError
 from terrafm.train.checkpoint import load_teacher, save_checkpoint
@@ -59,6 +60,11 @@ def test_with_a_checkpoint(data, tmp_path):
     assert (setup.dataset.manifest.version, len(setup.dataset)) == (1, 11)
     assert setup.plan.hash == first.plan.hash
     assert _check_output(setup, output) == 2
+    # Both are one sequence, step by step.
+    options = [some.stream_options(some.layout(0, 1), 2) for some in (first, setup)]
+    for expected, found in zip(*(make_batches(**o) for o in options), strict=True):
+        assert found.tile_id == expected.tile_id
+        np.testing.assert_array_equal(found.position, expected.position)
     # Row numbers have moved in the new version: the old one's plan would mean other tiles.
     assert Dataset.open(data).tile_ids[0] == "a_new_tile"
     fresh = _open_setup(config, data, str(tmp_path / "another"))
@@ -87,6 +93,7 @@ def test_workers_open_the_version_of_the_driver(data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_resumed_run_ends_as_if_the_dataset_had_not_grown(data, tmp_path):
     small = [*SETTINGS, "train.checkpoint_every=2", "train.precision=float32"]
     try:
