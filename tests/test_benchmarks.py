@@ -40,6 +40,7 @@ def figures(name, *arguments):
 
 def test_every_figure_has_its_file():
     assert FIGURES == [
+        "crops",
         "decode",
         "memory",
         "peers",

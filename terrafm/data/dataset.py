@@ -149,7 +149,7 @@ class Dataset:
     @cached_property
     def climate(self) -> NDArray[np.int32]:
         """(N,) climate zone at each tile's centre; 0 where it is not known."""
-        if "climate" not in self.index.column_names:
+        if "climate" not in self.rows.column_names:
             return np.zeros(len(self), dtype=np.int32)
         return self._column("climate")
 
