@@ -1,5 +1,6 @@
 """Contestants of this project: the Ray Data stream, and the same work in plain processes."""
 
+import contextlib
 import itertools
 import multiprocessing
 import time
@@ -37,7 +38,9 @@ def stream(work: Workload, ordered: bool = True) -> dict[str, Any]:
         high_frequency=(),
         cpus=work.workers,
     )
-    result = rate((len(batch.tile_id) for batch in batches), work)
+    with contextlib.closing(batches):
+        # Closed before Ray ends: a stream that still asks for tasks would start another.
+        result = rate((len(batch.tile_id) for batch in batches), work)
     ray.shutdown()
     return result
 
