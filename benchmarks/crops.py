@@ -24,6 +24,7 @@ from harness.workload import BATCH, Workload
 
 from terrafm.data.batch import assemble
 from terrafm.data.device_crops import assemble_tiles
+from terrafm.data.samples import Part
 
 
 def measure(work: Workload, device: str, rows: int, rounds: int) -> list[Figure]:
@@ -32,18 +33,16 @@ def measure(work: Workload, device: str, rows: int, rounds: int) -> list[Figure]
     instructions = maker.instructions(0, 1).slice(0, rows)
     cropper, views = maker.samples.cropper, maker.samples.views(instructions)
     tiles = work.dataset.reader.read(instructions)
-    crops = [np.empty(end, np.uint16) for end in views.ends[:, -1, -1]]
+    crops = np.empty(views.pixels, np.uint16)
     needed = cropper.needed(views)
-    whole = [
-        np.concatenate(
-            [
-                tile[group.name].view(np.uint16).ravel()
-                for group, here in zip(cropper.groups, row, strict=True)
-                if here
-            ]
-        )
-        for tile, row in zip(tiles, needed, strict=True)
-    ]
+    whole = np.concatenate(
+        [
+            tile[group.name].view(np.uint16).ravel()
+            for tile, row in zip(tiles, needed, strict=True)
+            for group, here in zip(cropper.groups, row, strict=True)
+            if here
+        ]
+    )
     fields = {
         "high_frequency": np.zeros(rows, bool),
         "sample_weight": np.ones(rows, np.float32),
@@ -54,15 +53,15 @@ def measure(work: Workload, device: str, rows: int, rounds: int) -> list[Figure]
 
     def by_workers() -> None:
         for row, pixels in enumerate(tiles):
-            cropper.crop(pixels, views, row, crops[row])
+            cropper.crop(pixels, views, row, crops)
 
     def on_device() -> None:
-        assemble_tiles(cropper, views, whole, **fields).to(device)
+        assemble_tiles(cropper, views, [Part(rows, whole)], **fields).to(device)
         if device == "cuda":
             torch.cuda.synchronize()
 
     def gather() -> None:
-        assemble(views, crops, **fields).to(device)
+        assemble(views, [Part(rows, crops)], **fields).to(device)
         if device == "cuda":
             torch.cuda.synchronize()
 
@@ -84,13 +83,9 @@ def measure(work: Workload, device: str, rows: int, rounds: int) -> list[Figure]
         Figure("their batch, copy included", middle["batch of crops"], None, "lower", "ms/tile"),
         Figure(f"crops on the device ({where})", middle["device"], None, "lower", "ms/tile"),
         Figure("device / workers", middle["device"] / middle["workers"], None, "lower", "x"),
-        Figure("sent as crops", _megabytes(crops), None, "lower", "MB/tile"),
-        Figure("sent as tiles", _megabytes(whole), None, "lower", "MB/tile"),
+        Figure("sent as crops", crops.nbytes / rows / 1e6, None, "lower", "MB/tile"),
+        Figure("sent as tiles", whole.nbytes / rows / 1e6, None, "lower", "MB/tile"),
     ]
-
-
-def _megabytes(buffers: list[np.ndarray]) -> float:
-    return sum(buffer.nbytes for buffer in buffers) / len(buffers) / 1e6
 
 
 def main() -> None:

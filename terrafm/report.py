@@ -321,19 +321,17 @@ def _cut(
     cropper: Cropper, pixels: dict[str, Any], views: Views
 ) -> list[dict[str, NDArray[np.float32]]]:
     """Per view: modality -> (C, S, S) physical values."""
-    buffer = np.zeros(int(views.ends[0, -1, -1]), np.uint16)
+    buffer = np.zeros(views.pixels, np.uint16)
     cropper.crop(pixels, views, 0, buffer)
     crops: list[dict[str, NDArray[np.float32]]] = []
-    start = 0
     for view, size in enumerate(views.sizes.tolist()):
         crop = {}
         for m, name in enumerate(views.modalities):
             if views.drawn[0, view, m]:
                 end = int(views.ends[0, view, m])
                 modality = MODALITIES[name]
-                stored = buffer[start:end].view(modality.dtype)
+                stored = buffer[end - modality.channels * size**2 : end].view(modality.dtype)
                 crop[name] = modality.to_physical(stored.reshape(-1, size, size))
-                start = end
         crops.append(crop)
     return crops
 

@@ -18,6 +18,7 @@ from harness import codecs
 from harness.formats import REPEATS, write
 from harness.workload import BATCH, Workload, rate
 from terrafm.data.batch import HostBatch
+from terrafm.data.samples import Part
 
 _PREFETCH = 2
 Sample = tuple[pa.Table, NDArray[np.uint16]]
@@ -53,14 +54,14 @@ class Crops:
             for g in samples.cropper.groups
             if needed[views.modalities.index(g.modality)]
         }
-        buffer = np.empty(int(views.ends[0, -1, -1]), np.uint16)
+        buffer = np.empty(views.pixels, np.uint16)
         samples.cropper.crop(pixels, views, 0, buffer)
         return row, buffer
 
     def collate(self, samples: Sequence[Sample]) -> HostBatch:
         """A batch of samples."""
         rows = pa.concat_tables([row for row, _ in samples]).combine_chunks()
-        return self.work.maker.batch(rows, [buffer for _, buffer in samples])
+        return self.work.maker.batch(rows, [Part(1, buffer) for _, buffer in samples])
 
 
 def litdata(work: Workload) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from harness.workload import ENDLESS, Workload, rate
 from terrafm.data.batch import HostBatch
 from terrafm.data.crops import Views
 from terrafm.data.manifest import CellGroup
+from terrafm.data.samples import Part
 from terrafm.modalities import MODALITIES
 
 _PREFETCH = 2
@@ -32,8 +33,7 @@ class ShardBatches(Dataset[Any]):
     def __getitem__(self, step: int) -> HostBatch:
         maker = self.work.maker
         rows = maker.instructions(step, step + 1)
-        crops, bounds = maker.samples.make(rows)
-        return maker.batch(rows, np.split(crops, bounds[1:-1]))
+        return maker.batch(rows, maker.samples.make(rows))
 
 
 class GeotiffBatches(ShardBatches):
@@ -44,16 +44,15 @@ class GeotiffBatches(ShardBatches):
         cropper = maker.samples.cropper
         rows = maker.instructions(step, step + 1)
         views = maker.samples.views(rows)
-        buffers = []
+        crops = np.empty(views.pixels, np.uint16)
         for row, tile_id in enumerate(rows["tile_id"].to_pylist()):
             pixels = {
                 group.name: self._stored(tile_id, group)
                 for group in cropper.groups
                 if _drawn(views, row, group.modality)
             }
-            buffers.append(np.empty(int(views.ends[row, -1, -1]), np.uint16))
-            cropper.crop(pixels, views, row, buffers[-1])
-        return maker.batch(rows, buffers)
+            cropper.crop(pixels, views, row, crops)
+        return maker.batch(rows, [Part(len(views.box), crops)])
 
     def _stored(self, tile_id: str, group: CellGroup) -> NDArray[Any]:
         folder = f"{self.work.geotiffs}/{tile_id}/{group.modality}"

@@ -1,5 +1,8 @@
 """One micro-batch: crops gathered by size and modality, ready for the device."""
 
+import itertools
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol
@@ -10,7 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terrafm.data.crops import Views
+from terrafm.data.samples import Part
 from terrafm.modalities import MODALITIES
+
+# Pieces of a block in the object store are read-only, and nothing writes to them.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable", module=__name__)
 
 
 @dataclass
@@ -114,7 +121,7 @@ def pin(shape: tuple[int, ...], dtype: str) -> Tensor:
 
 def assemble(
     views: Views,
-    buffers: Sequence[NDArray[np.uint16]],
+    parts: Sequence[Part],
     *,
     high_frequency: NDArray[np.bool_],
     sample_weight: NDArray[np.float32],
@@ -124,9 +131,12 @@ def assemble(
 ) -> Batch:
     """Gathers the crops of B samples into a batch.
 
+    The crops of a single part are not copied, unless to pinned memory: the batch is pieces of
+    its buffer, and must not be written to.
+
     Args:
         views: of the B samples.
-        buffers: per sample the flat buffer that `Cropper.crop` filled.
+        parts: of the B samples, in order.
         high_frequency: (B,).
         sample_weight: (B,).
         tile_id: of each row.
@@ -135,10 +145,11 @@ def assemble(
     """
     n_global = views.teacher.shape[1]
     n_views = len(views.sizes)
+    pieces = _Pieces(views, parts)
     return Batch(
-        global_crops=_gather(views, buffers, range(n_global), views.teacher),
+        global_crops=_gather(views, pieces, range(n_global), views.teacher),
         local_crops=(
-            _gather(views, buffers, range(n_global, n_views), None) if n_views > n_global else None
+            _gather(views, pieces, range(n_global, n_views), None) if n_views > n_global else None
         ),
         drop_path_key=torch.from_numpy(np.ascontiguousarray(views.drop_path_key.T)),
         high_frequency=torch.from_numpy(high_frequency),
@@ -149,26 +160,50 @@ def assemble(
     )
 
 
+class _Pieces:
+    """Finds the crops of B samples in the buffers of their parts."""
+
+    def __init__(self, views: Views, parts: Sequence[Part]) -> None:
+        bounds = np.cumsum([0, *(part.rows for part in parts)])
+        self._parts = parts
+        self._part = np.repeat(np.arange(len(parts)), np.diff(bounds))
+        self._ends = np.concatenate(
+            [views.rows(*pair).ends for pair in itertools.pairwise(bounds.tolist())]
+        )
+
+    def take(
+        self,
+        crop: NDArray[np.int64],
+        sample: NDArray[np.int64],
+        m: int,
+        shape: tuple[int, ...],
+        dtype: str,
+    ) -> Tensor:
+        """(n, C, S, S) the crops (crop, sample) of one modality, all of a size, in batch order."""
+        count, length = len(crop), math.prod(shape[1:])
+        ends = self._ends[sample, crop, m].tolist()
+        if len(self._parts) == 1 and not torch.cuda.is_available():
+            stop = ends[-1] if count else 0
+            piece = self._parts[0].pixels[stop - count * length : stop]
+            return torch.from_numpy(piece.view(dtype).reshape(shape))
+        pixels = pin(shape, dtype)
+        flat = pixels.numpy().view(np.uint16).reshape(count, length)
+        for i, (part, end) in enumerate(zip(self._part[sample].tolist(), ends, strict=True)):
+            flat[i] = self._parts[part].pixels[end - length : end]
+        return pixels
+
+
 def _gather(
-    views: Views,
-    buffers: Sequence[NDArray[np.uint16]],
-    crops: range,
-    teacher: NDArray[np.bool_] | None,
+    views: Views, pieces: _Pieces, crops: range, teacher: NDArray[np.bool_] | None
 ) -> Crops:
-    batch = len(buffers)
+    batch = len(views.box)
     side = int(views.sizes[crops.start])
     gathered = Crops(batch * len(crops), {}, {}, {}, None if teacher is None else {})
     for m, name in enumerate(views.modalities):
         modality = MODALITIES[name]
         crop, sample = np.nonzero(views.drawn[:, crops.start : crops.stop, m].T)
-        ends = views.ends[sample, crops.start + crop, m].tolist()
-        shape = (len(ends), modality.channels, side, side)
-        pixels = pin(shape, modality.dtype)
-        length = modality.channels * side**2
-        flat = pixels.numpy().view(np.uint16).reshape(len(ends), length)
-        for i, (row, end) in enumerate(zip(sample.tolist(), ends, strict=True)):
-            flat[i] = buffers[row][end - length : end]
-        gathered.pixels[name] = pixels
+        shape = (len(crop), modality.channels, side, side)
+        gathered.pixels[name] = pieces.take(crops.start + crop, sample, m, shape, modality.dtype)
         gathered.image[name] = torch.from_numpy(crop * batch + sample)
         student = views.student[sample, crops.start + crop, m]
         gathered.student[name] = torch.from_numpy(student)

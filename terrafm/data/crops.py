@@ -7,7 +7,7 @@ that makes it, on its neighbours in the batch, or on how many other views there 
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -65,10 +65,42 @@ class Views:
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
-        """(n, V, M) end of each crop in its sample's buffer, in pixels: view by view."""
+        """(n, V, M) end of each crop in the buffer of all n samples, in pixels.
+
+        The order is that of a batch: global crops, then local ones; in each the modalities one
+        after the other, and of each modality all first crops, all second ones, and so on. So a
+        batch of these samples is pieces of the buffer.
+        """
+        n_global = self.teacher.shape[1]
+        orders = []
+        places = np.arange(self.drawn.size).reshape(self.drawn.shape)
+        for crops in (places[:, :n_global], places[:, n_global:]):
+            orders.append(crops.transpose(2, 1, 0).ravel())
+        order = np.concatenate(orders)
         channels = np.array([MODALITIES[name].channels for name in self.modalities])
-        lengths = self.drawn * channels * self.sizes[:, None] ** 2
-        return np.cumsum(lengths.reshape(len(lengths), -1), axis=1).reshape(lengths.shape)
+        lengths = (self.drawn * channels * self.sizes[:, None] ** 2).ravel()
+        ends: NDArray[np.int64] = np.empty_like(lengths)
+        ends[order] = np.cumsum(lengths[order])
+        placed: NDArray[np.int64] = ends.reshape(self.drawn.shape)
+        return placed
+
+    @property
+    def pixels(self) -> int:
+        """Length of that buffer."""
+        return int(self.ends.max(initial=0))
+
+    def rows(self, start: int, stop: int) -> "Views":
+        """The views of some of the samples."""
+        own = np.s_[start:stop]
+        return replace(
+            self,
+            box=self.box[own],
+            flip=self.flip[own],
+            turns=self.turns[own],
+            teacher=self.teacher[own],
+            student=self.student[own],
+            drop_path_key=self.drop_path_key[own],
+        )
 
 
 def draw_views(
@@ -234,9 +266,10 @@ class Cropper:
         return drawn[:, index]
 
     def tile_ends(self, views: Views) -> NDArray[np.int64]:
-        """(n, number of groups) end of each group in its sample's buffer of whole tiles."""
-        lengths = np.array([math.prod(group.shape) for group in self.groups])
-        return np.cumsum(self.needed(views) * lengths, axis=1)
+        """(n, number of groups) end of each group in a buffer of whole tiles, in pixels."""
+        needed = self.needed(views)
+        lengths = needed * np.array([math.prod(group.shape) for group in self.groups])
+        return np.cumsum(lengths).reshape(needed.shape)
 
     def crop(
         self,
@@ -252,20 +285,19 @@ class Cropper:
                 modalities are looked at.
             views: the views of several samples.
             row: the sample among them.
-            out: (views.ends[row, -1, -1],) receives the crops one after the other: view by view,
-                modality by modality, each (C, S, S) in model band order, int16 as its bits.
+            out: (views.pixels,) receives the sample's crops where `views.ends` says, each
+                (C, S, S) in model band order, int16 as its bits.
         """
         images: dict[str, list[_Image]] = {}
-        end = 0
         for view, size in enumerate(views.sizes.tolist()):
             for m, name in enumerate(self.modalities):
                 if not views.drawn[row, view, m]:
                     continue
                 if name not in images:
                     images[name] = self._images(name, pixels)
-                start, end = end, int(views.ends[row, view, m])
                 modality = MODALITIES[name]
-                target = out[start:end].view(modality.dtype)
+                end = int(views.ends[row, view, m])
+                target = out[end - modality.channels * size**2 : end].view(modality.dtype)
                 target = target.reshape(modality.channels, size, size)
                 for image in images[name]:
                     box = views.box[row, view] * (self.unit // image.gsd)

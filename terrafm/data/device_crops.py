@@ -5,6 +5,7 @@ along an axis that shrinks, bilinear along one that grows. Both are linear and s
 crop is two matrix products, rows @ window @ columns^T, and a batch of crops is a batch of them.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from terrafm.data.batch import Batch, Crops, pin
 from terrafm.data.crops import Cropper, Views
 from terrafm.data.manifest import CellGroup
+from terrafm.data.samples import Part
 from terrafm.modalities import MODALITIES
 
 # Images cut at once: bounds the float32 windows, about 1 GB for whole tiles of 534 px.
@@ -203,7 +205,7 @@ def resize_weights(start: Tensor, length: Tensor, full: int, size: int) -> Tenso
 def assemble_tiles(
     cropper: Cropper,
     views: Views,
-    buffers: Sequence[NDArray[np.uint16]],
+    parts: Sequence[Part],
     *,
     high_frequency: NDArray[np.bool_],
     sample_weight: NDArray[np.float32],
@@ -216,14 +218,19 @@ def assemble_tiles(
     Args:
         cropper: of the dataset.
         views: of the B samples.
-        buffers: per sample the needed cell groups' pixels, one after the other.
+        parts: of the B samples, in order.
         high_frequency: (B,).
         sample_weight: (B,).
         tile_id: of each row.
         epoch: (B,).
         position: (B,).
     """
-    ends, needed = cropper.tile_ends(views), cropper.needed(views)
+    needed = cropper.needed(views)
+    bounds = np.cumsum([0, *(part.rows for part in parts)])
+    owner = np.repeat(np.arange(len(parts)), np.diff(bounds))
+    ends = np.concatenate(
+        [cropper.tile_ends(views.rows(*pair)) for pair in itertools.pairwise(bounds.tolist())]
+    )
     tiles, slots = {}, {}
     for g, group in enumerate(cropper.groups):
         here = needed[:, g]
@@ -232,7 +239,7 @@ def assemble_tiles(
         flat = stack.numpy().view(np.uint16).reshape(len(stack), -1)
         for slot, row in enumerate(np.flatnonzero(here).tolist()):
             end = int(ends[row, g])
-            flat[slot] = buffers[row][end - flat.shape[1] : end]
+            flat[slot] = parts[owner[row]].pixels[end - flat.shape[1] : end]
         tiles[group.name] = stack
     return TileBatch(
         cropper=cropper,

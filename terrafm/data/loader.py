@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from terrafm.config import DataConfig
 from terrafm.data.batch import HostBatch, assemble
-from terrafm.data.cells import DamagedTileError
 from terrafm.data.crops import Cropper
 from terrafm.data.dataset import Dataset
 from terrafm.data.device_crops import assemble_tiles
-from terrafm.data.samples import SampleMaker
+from terrafm.data.samples import Part, SampleMaker
 from terrafm.data.sampling import Plan
 from terrafm.errors import UsageError
 
@@ -117,32 +116,32 @@ class BatchMaker:
         steps = [self.layout.rows(step) for step in range(start_step, stop_step)]
         epochs, positions, rows = self.plan.lookup(np.concatenate([s for s, _ in steps]))
         table = self.dataset.locations(rows)
+        number = np.arange(len(rows))
         for name, column in (
             ("epoch", epochs),
             ("position", positions),
             ("weight", np.concatenate([w for _, w in steps])),
             ("high_frequency", self._high_frequency[rows]),
+            ("batch", start_step * self.layout.n_micro + number // self.layout.micro_rows),
         ):
             table = table.append_column(name, pa.array(column))
         return table
 
-    def batch(
-        self,
-        instructions: pa.Table,
-        buffers: Sequence[NDArray[np.uint16]],
-        damage: Sequence[dict[str, str] | None] = (),
-    ) -> HostBatch:
-        """One micro-batch from its instructions and each row's buffer.
+    def batch(self, instructions: pa.Table, parts: Sequence[Part]) -> HostBatch:
+        """One micro-batch.
 
         Args:
             instructions: one row per sample.
-            buffers: per row its pixels.
-            damage: per row what is wrong with its tile, None where nothing is; a damaged row
-                gets weight 0. By default no row is damaged.
+            parts: of these rows, in order; a damaged row gets weight 0.
         """
         views = self.samples.views(instructions)
         weight = instructions["weight"].to_numpy().copy()
-        weight[[row for row, record in enumerate(damage) if record]] = 0.0
+        damage: list[dict[str, str]] = []
+        first = 0
+        for part in parts:
+            weight[[first + row for row in part.damage]] = 0.0
+            damage += part.damage.values()
+            first += part.rows
         rows: dict[str, Any] = {
             "high_frequency": instructions["high_frequency"].to_numpy().copy(),
             "sample_weight": weight,
@@ -152,10 +151,10 @@ class BatchMaker:
         }
         batch: HostBatch
         if self.samples.whole_tiles:
-            batch = assemble_tiles(self.samples.cropper, views, buffers, **rows)
+            batch = assemble_tiles(self.samples.cropper, views, parts, **rows)
         else:
-            batch = assemble(views, buffers, **rows)
-        batch.damage = [record for record in damage if record]
+            batch = assemble(views, parts, **rows)
+        batch.damage = damage
         return batch
 
 
@@ -196,7 +195,4 @@ def make_batches(
         instructions = maker.instructions(step, step + 1)
         for micro in range(layout.n_micro):
             rows = instructions.slice(micro * layout.micro_rows, layout.micro_rows)
-            damaged: dict[int, DamagedTileError] = {}
-            crops, bounds = maker.samples.make(rows, damaged=damaged)
-            damage = [damaged[r].record() if r in damaged else None for r in range(len(bounds) - 1)]
-            yield maker.batch(rows, np.split(crops, bounds[1:-1]), damage)
+            yield maker.batch(rows, maker.samples.make(rows))

@@ -4,9 +4,10 @@ An instruction is a small row: (epoch, position) of a sample, and where its tile
 """
 
 import ctypes
+import itertools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -25,6 +26,22 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20
 
 def _fresh(pixels: int) -> NDArray[np.uint16]:
     return np.empty(pixels, dtype=np.uint16)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows of one micro-batch.
+
+    Attributes:
+        rows: number of samples.
+        pixels: their crops, where `Views.ends` of these rows says; or their tiles, where
+            `Cropper.tile_ends` says.
+        damage: row -> what is wrong with its tile, where it was left out.
+    """
+
+    rows: int
+    pixels: NDArray[np.uint16]
+    damage: dict[int, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,11 +72,11 @@ class SampleMaker:
             np.stack(columns, axis=1),
         )
 
-    def ends(self, views: Views) -> NDArray[np.int64]:
-        """(n,) length of each row's buffer, in pixels."""
+    def pixels(self, views: Views) -> int:
+        """Length of the buffer of some rows."""
         if self.whole_tiles:
-            return self.cropper.tile_ends(views)[:, -1]
-        return views.ends[:, -1, -1]
+            return int(self.cropper.tile_ends(views).max(initial=0))
+        return views.pixels
 
     @property
     def whole_tiles(self) -> bool:
@@ -70,43 +87,63 @@ class SampleMaker:
         self,
         instructions: pa.Table,
         allocate: Callable[[int], NDArray[np.uint16]] = _fresh,
-        damaged: dict[int, DamagedTileError] | None = None,
-    ) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-        """The crops of all rows in one buffer, and the (n + 1,) bounds of each row's part.
+    ) -> list[Part]:
+        """The crops of all rows, a part for each micro-batch that the rows belong to.
 
-        Where crops are cut on the device, the tiles that they need take their place.
+        Where crops are cut on the device, the tiles that they need take their place. Under
+        `data.on_damage: quarantine` a damaged tile's pixels are nodata.
 
         Args:
             instructions: one row per sample.
-            allocate: number of pixels -> the buffer to fill.
-            damaged: takes the rows left out because their tile is damaged, under
-                `data.on_damage: quarantine`; their pixels are nodata.
+            allocate: number of pixels -> the buffer of all parts.
 
         Raises:
             TerraFMError: a cell cannot be read; names shard and tile.
         """
         reader = CellReader(self.uri, self.cropper.groups, self.cropper.config)
         views = self.views(instructions)
-        bounds = np.concatenate([[0], np.cumsum(self.ends(views))])
-        out = allocate(int(bounds[-1]))
         needed = self.cropper.needed(views)
         wanted = [
             [group.name for group, here in zip(self.cropper.groups, row, strict=True) if here]
             for row in needed
         ]
-        for row, pixels in enumerate(reader.read_ahead(instructions, wanted)):
-            if isinstance(pixels, DamagedTileError):
-                if damaged is None or self.cropper.config.on_damage == "fatal":
-                    raise pixels
-                damaged[row] = pixels
-                pixels = self._nodata(wanted[row])
-            target = out[bounds[row] : bounds[row + 1]]
-            if self.whole_tiles:
-                flat = [pixels[name].view(np.uint16).ravel() for name in wanted[row]]
-                np.concatenate(flat, out=target)
-            else:
-                self.cropper.crop(pixels, views, row, target)
-        return out, bounds
+        tiles = reader.read_ahead(instructions, wanted)
+        stretches = [views.rows(*bounds) for bounds in _stretches(instructions)]
+        bounds = np.cumsum([0, *(self.pixels(stretch) for stretch in stretches)])
+        out = allocate(int(bounds[-1]))
+        parts, first = [], 0
+        for stretch, start, stop in zip(stretches, bounds, bounds[1:], strict=False):
+            part = Part(len(stretch.box), out[start:stop], {})
+            for row, tile in enumerate(itertools.islice(tiles, part.rows)):
+                pixels = self._checked(tile, wanted[first + row], row, part.damage)
+                self._fill(part.pixels, pixels, stretch, row)
+            parts.append(part)
+            first += part.rows
+        return parts
+
+    def _checked(
+        self,
+        tile: Tile | DamagedTileError,
+        names: list[str],
+        row: int,
+        damage: dict[int, dict[str, str]],
+    ) -> Tile:
+        if not isinstance(tile, DamagedTileError):
+            return tile
+        if self.cropper.config.on_damage == "fatal":
+            raise tile
+        damage[row] = tile.record()
+        return self._nodata(names)
+
+    def _fill(self, out: NDArray[np.uint16], tile: Tile, views: Views, row: int) -> None:
+        if not self.whole_tiles:
+            self.cropper.crop(tile, views, row, out)
+            return
+        needed, ends = self.cropper.needed(views)[row], self.cropper.tile_ends(views)[row]
+        for group, here, end in zip(self.cropper.groups, needed, ends.tolist(), strict=True):
+            if here:
+                pixels = tile[group.name].view(np.uint16).ravel()
+                out[end - len(pixels) : end] = pixels
 
     def _nodata(self, names: list[str]) -> Tile:
         return {
@@ -117,43 +154,63 @@ class SampleMaker:
 
 
 def make_block(instructions: pa.Table, samples: SampleMaker) -> pa.Table:
-    """A block of instructions to a block of crops, one flat buffer per row.
+    """A block of instructions to a block of parts, one row and one flat buffer for each.
 
     The block lies in a buffer of the worker that its next block overwrites: Ray copies a block
     into the object store before the task ends. An unreadable cell comes back as data (column
-    "error"), so that it reaches the rank in its order and in its own words, and so does a tile
-    left out (column "damage").
+    "error"), so that it reaches the rank in its order and in its own words, and so does what is
+    wrong with tiles that are left out (column "damage").
     """
     _keep_freed_memory()
-    damaged: dict[int, DamagedTileError] = {}
     try:
-        crops, bounds = samples.make(instructions, _WORKER_BUFFER.take, damaged)
+        parts = samples.make(instructions, _WORKER_BUFFER.take)
     except TerraFMError as error:
-        columns = [pa.array([None], pa.large_binary()), pa.array([str(error)])]
-        return pa.table(columns, names=["crops", "error"])
-    damage = [
-        json.dumps(damaged[r].record()) if r in damaged else None for r in range(len(bounds) - 1)
-    ]
-    buffers = [None, pa.py_buffer(2 * bounds), pa.py_buffer(crops)]
-    rows = pa.Array.from_buffers(pa.large_binary(), len(bounds) - 1, buffers)
-    columns = [rows, pa.nulls(len(rows), pa.string()), pa.array(damage, pa.string())]
-    return pa.table(columns, names=["crops", "error", "damage"])
+        return pa.table(
+            {
+                "pixels": pa.array([None], pa.large_binary()),
+                "rows": [0],
+                "damage": [""],
+                "error": [str(error)],
+            }
+        )
+    bounds = 2 * np.cumsum([0, *(len(part.pixels) for part in parts)])
+    pixels = _WORKER_BUFFER.take(int(bounds[-1]) // 2)
+    buffers = [None, pa.py_buffer(bounds), pa.py_buffer(pixels)]
+    return pa.table(
+        {
+            "pixels": pa.Array.from_buffers(pa.large_binary(), len(parts), buffers),
+            "rows": [part.rows for part in parts],
+            "damage": [json.dumps(part.damage) for part in parts],
+            "error": pa.nulls(len(parts), pa.string()),
+        }
+    )
 
 
-def open_block(block: pa.Table) -> list[NDArray[np.uint16]]:
-    """Each row's flat buffer, without a copy.
+def open_block(block: pa.Table) -> list[Part]:
+    """The parts of a block; their pixels are not copied.
 
     Raises:
         TerraFMError: the block says that a cell could not be read.
     """
     if block.num_rows and (message := block["error"][0].as_py()) is not None:
         raise TerraFMError(message)
-    return [np.frombuffer(row.as_buffer(), dtype=np.uint16) for row in block["crops"]]
+    return [
+        Part(
+            rows.as_py(),
+            np.frombuffer(pixels.as_buffer(), dtype=np.uint16),
+            {int(row): record for row, record in json.loads(damage.as_py()).items()},
+        )
+        for pixels, rows, damage in zip(
+            block["pixels"], block["rows"], block["damage"], strict=True
+        )
+    ]
 
 
-def block_damage(block: pa.Table) -> list[dict[str, str] | None]:
-    """For each row what is wrong with its tile, where it was left out."""
-    return [text and json.loads(text) for text in block["damage"].to_pylist()]
+def _stretches(instructions: pa.Table) -> list[tuple[int, int]]:
+    """Bounds of the rows that belong to one micro-batch."""
+    cuts = 1 + np.flatnonzero(np.diff(instructions["batch"].to_numpy()))
+    edges = [0, *cuts.tolist(), instructions.num_rows]
+    return [pair for pair in itertools.pairwise(edges) if pair[0] < pair[1]]
 
 
 class _Buffer:

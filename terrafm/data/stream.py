@@ -11,15 +11,12 @@ import queue
 import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from numpy.typing import NDArray
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.annotations import RayDeprecationWarning
 
@@ -27,7 +24,7 @@ from terrafm.config import DataConfig
 from terrafm.data.batch import HostBatch
 from terrafm.data.dataset import Dataset
 from terrafm.data.loader import BatchMaker, RankLayout, make_batches
-from terrafm.data.samples import block_damage, make_block, open_block
+from terrafm.data.samples import Part, make_block, open_block
 from terrafm.data.sampling import Plan
 
 __all__ = ["RankLayout", "make_batches", "stream_batches"]
@@ -38,9 +35,12 @@ _SEGMENT_ROWS = 100_000
 # whole block and the later ones do not pay a task's fixed cost for a few tiles.
 _FIRST_ROWS = 8
 # Most bytes of a block: beyond this a task's fixed cost no longer shows, only its memory.
-_BLOCK_BYTES = 256 << 20
+_BLOCK_BYTES = 512 << 20
 # All ranks of a node share its object store: together they take no more than this part of it.
-_STORE_SHARE = 0.5
+_STORE_SHARE = 0.8
+# Logical CPUs of a task: three work for two CPUs. While a task's block is copied into the object
+# store and the next is scheduled, its processor would be idle.
+_TASK_CPUS = 2 / 3
 # Between two steps of Ray Data's scheduling loop; a block takes far longer to make.
 _PAUSE_SECONDS = 0.01
 
@@ -97,14 +97,17 @@ def _stream_segment(
 ) -> Iterator[HostBatch]:
     store = ray.cluster_resources().get("object_store_memory", 0.0)
     share = store * _STORE_SHARE / maker.layout.world_size
-    sample = maker.samples.views(instructions.slice(0, 64))
-    row_bytes = 2 * int(maker.samples.ends(sample).mean())
-    fitting = int(min(_BLOCK_BYTES, share / 4)) // row_bytes
-    limit = max(1, min(config.rows_per_block, fitting))
-    context = _context(cpus, limit * row_bytes, share)
+    sample = instructions.slice(0, 64)
+    row_bytes = 2 * maker.samples.pixels(maker.samples.views(sample)) // sample.num_rows
+    fitting = max(1, int(min(_BLOCK_BYTES, share / 4)) // row_bytes)
+    micro_rows = maker.layout.micro_rows
+    limit = _block_limit(micro_rows, min(config.rows_per_block, fitting))
+    # Batches are pieces of blocks: those made ahead and the one in use stay in the store.
+    held = (config.prefetch_batches + 2) * max(limit, micro_rows) * row_bytes
+    context = _context(cpus, limit * row_bytes, share - held)
     blocks = []
     first = 0
-    for rows in _block_rows(instructions.num_rows, limit, int(cpus)):
+    for rows in _block_rows(instructions.num_rows, limit, int(cpus), micro_rows):
         blocks.append(instructions.slice(first, rows))
         first += rows
     with ray.data.DataContext.current(context):
@@ -114,32 +117,44 @@ def _stream_segment(
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            num_cpus=1,
+            num_cpus=_TASK_CPUS,
         )
     ready = iter(made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
-    buffers: deque[NDArray[np.uint16]] = deque()
-    damage: deque[dict[str, str] | None] = deque()
-    taken, micro_rows = 0, maker.layout.micro_rows
+    parts: list[Part] = []
+    taken = 0
     try:
         for block in ready:
-            buffers.extend(open_block(block))
-            damage.extend(block_damage(block))
-            while len(buffers) >= micro_rows:
-                samples = [buffers.popleft() for _ in range(micro_rows)]
-                damaged = [damage.popleft() for _ in range(micro_rows)]
-                yield maker.batch(instructions.slice(taken, micro_rows), samples, damaged)
-                taken += micro_rows
+            for part in open_block(block):
+                parts.append(part)
+                rows = sum(part.rows for part in parts)
+                if rows == micro_rows:
+                    yield maker.batch(instructions.slice(taken, rows), parts)
+                    taken += rows
+                    parts = []
     finally:
         # Ends the execution now: tasks and their blocks would live until garbage collection.
         ready.close()
 
 
-def _block_rows(total: int, limit: int, width: int) -> Iterator[int]:
-    number = 0
-    while total:
-        rows = min(limit, _FIRST_ROWS << min(number // width, 30), total)
+def _block_limit(micro_rows: int, most: int) -> int:
+    """Rows of a block: whole micro-batches, or equal parts of one."""
+    if most >= micro_rows:
+        return most - most % micro_rows
+    return -(-micro_rows // -(-micro_rows // most))
+
+
+def _block_rows(total: int, limit: int, width: int, micro_rows: int) -> Iterator[int]:
+    """Rows of each block: small ones first; a micro-batch that has been begun is finished."""
+    number = first = 0
+    while first < total:
+        rows = min(limit, _FIRST_ROWS << min(number // width, 30), total - first)
+        begun = first % micro_rows
+        if begun:
+            rows = min(rows, micro_rows - begun)
+        elif rows > micro_rows:
+            rows -= rows % micro_rows
         yield rows
-        total -= rows
+        first += rows
         number += 1
 
 
@@ -168,14 +183,14 @@ def _context(cpus: float, block_bytes: int, store: float) -> ray.data.DataContex
         context.scheduling_strategy = "DEFAULT"
     # A rank that evaluates for an hour takes nothing from its stream, and that is no fault.
     context.execution_no_progress_timeout_s = -1
-    # Per CPU a block in the making and a finished one, and two on their way to the rank.
-    wanted = block_bytes * (2 * cpus + 2)
+    # Per task a block in the making and a finished one, and two on their way to the rank.
+    wanted = block_bytes * (2 * cpus / _TASK_CPUS + 2)
     context.custom_execution_callback_classes = [_Pause]
     options = context.execution_options
     options.preserve_order = True
     options.verbose_progress = False
     options.resource_limits = options.resource_limits.for_limits(
-        cpu=cpus, object_store_memory=min(wanted, store)
+        cpu=cpus, object_store_memory=max(2 * block_bytes, min(wanted, store))
     )
     # Ray Data announces every execution, and once that its progress bars are off.
     logging.getLogger("ray.data").setLevel(logging.WARNING)

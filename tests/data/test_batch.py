@@ -5,12 +5,13 @@ import torch
 from terrafm.config import DataConfig
 from terrafm.data.batch import assemble, normalise
 from terrafm.data.crops import draw_views
+from terrafm.data.samples import Part
 from terrafm.modalities import MODALITIES
 
 CONFIG = DataConfig(global_crops=2, local_crops=3, global_size=32, local_size=16)
 
 
-def numbered_batch(rows, config=CONFIG, available=None):
+def numbered_batch(rows, config=CONFIG, available=None, division=None):
     """A batch in which every crop's pixels say which sample, view and modality they are."""
     names = tuple(MODALITIES)
     available = np.ones((rows, 3), dtype=bool) if available is None else available
@@ -23,18 +24,21 @@ def numbered_batch(rows, config=CONFIG, available=None):
         available=available,
         units=16,
     )
-    buffers = []
-    for row in range(rows):
-        parts = []
-        for view, size in enumerate(views.sizes.tolist()):
-            for m, name in enumerate(names):
-                if views.drawn[row, view, m]:
-                    code = 1 + row * 100 + view * 10 + m
-                    parts.append(np.full(MODALITIES[name].channels * size**2, code, np.uint16))
-        buffers.append(np.concatenate(parts))
+    parts, first = [], 0
+    for count in division or (rows,):
+        own = views.rows(first, first + count)
+        pixels = np.zeros(own.pixels, np.uint16)
+        for row, view, m in np.argwhere(own.drawn).tolist():
+            end = own.ends[row, view, m]
+            length = MODALITIES[names[m]].channels * own.sizes[view] ** 2
+            assert (pixels[end - length : end] == 0).all()
+            pixels[end - length : end] = 1 + (first + row) * 100 + view * 10 + m
+        assert (pixels > 0).all()
+        parts.append(Part(count, pixels))
+        first += count
     batch = assemble(
         views,
-        buffers,
+        parts,
         high_frequency=np.arange(rows) % 2 == 0,
         sample_weight=np.ones(rows, dtype=np.float32),
         tile_id=[f"t{i}" for i in range(rows)],
@@ -44,9 +48,10 @@ def numbered_batch(rows, config=CONFIG, available=None):
     return views, batch
 
 
-def test_every_crop_arrives_where_it_belongs():
+@pytest.mark.parametrize("division", [(5,), (2, 3), (1, 1, 1, 1, 1)])
+def test_every_crop_arrives_where_it_belongs(division):
     rows = 5
-    views, batch = numbered_batch(rows)
+    views, batch = numbered_batch(rows, division=division)
     for crops, first, count in ((batch.global_crops, 0, 2), (batch.local_crops, 2, 3)):
         assert crops.size == count * rows
         for m, (name, sensor) in enumerate(MODALITIES.items()):

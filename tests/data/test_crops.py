@@ -77,18 +77,16 @@ def one_view(cropper, box, size, flip=False, turns=0):
 
 def cut(cropper, pixels, views, row=0):
     """Crops of one sample: (view, modality) -> (C, S, S)."""
-    out = np.empty(views.ends[row, -1, -1], dtype=np.uint16)
+    out = np.empty(views.pixels, dtype=np.uint16)
     cropper.crop(pixels, views, row, out)
     crops = {}
-    start = 0
     for view, size in enumerate(views.sizes.tolist()):
         for m, name in enumerate(views.modalities):
             if views.drawn[row, view, m]:
                 end = views.ends[row, view, m]
+                start = end - MODALITIES[name].channels * size**2
                 crop = out[start:end].view(MODALITIES[name].dtype).reshape(-1, size, size)
                 crops[view, name] = crop
-                start = end
-    assert start == len(out)
     return crops
 
 
