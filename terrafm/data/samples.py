@@ -194,16 +194,19 @@ def open_block(block: pa.Table) -> list[Part]:
     """
     if block.num_rows and (message := block["error"][0].as_py()) is not None:
         raise TerraFMError(message)
-    return [
-        Part(
-            rows.as_py(),
-            np.frombuffer(pixels.as_buffer(), dtype=np.uint16),
-            {int(row): record for row, record in json.loads(damage.as_py()).items()},
-        )
-        for pixels, rows, damage in zip(
-            block["pixels"], block["rows"], block["damage"], strict=True
-        )
-    ]
+    parts = []
+    for batch in block.to_batches():
+        # Through its buffers: a scalar of Arrow's would be a copy.
+        _, offsets, values = batch["pixels"].buffers()
+        first = batch["pixels"].offset
+        bounds = np.frombuffer(offsets, np.int64)[first : first + batch.num_rows + 1] // 2
+        pixels = np.frombuffer(values, np.uint16, count=bounds[-1])
+        for row, (rows, damage) in enumerate(
+            zip(batch["rows"].to_pylist(), batch["damage"].to_pylist(), strict=True)
+        ):
+            records = {int(r): record for r, record in json.loads(damage).items()}
+            parts.append(Part(rows, pixels[bounds[row] : bounds[row + 1]], records))
+    return parts
 
 
 def _stretches(instructions: pa.Table) -> list[tuple[int, int]]:
