@@ -416,7 +416,7 @@ def _previous(output_uri: str, settings: dict[str, Any]) -> Manifest | None:
 def _occupied(output_uri: str, why: str) -> UsageError:
     return UsageError(
         f"{output_uri} holds a complete dataset of other settings ({why}): "
-        "nothing was changed; take another --output or remove it"
+        "nothing was changed; take another --output, remove it, or add to it with --append"
     )
 
 

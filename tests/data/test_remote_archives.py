@@ -10,6 +10,7 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
+from terrafm import faults
 from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.major_tom import MajorTom
 from terrafm.errors import TerraFMError, UsageError
@@ -181,7 +182,8 @@ def test_over_http_a_file_that_is_gone_is_a_fault(archive, served):
 
 
 @pytest.mark.parametrize("status", [403, 503])
-def test_over_http_a_store_that_refuses_ends_the_ingest(served, status):
+def test_over_http_a_store_that_refuses_ends_the_ingest(served, status, monkeypatch):
+    monkeypatch.setattr(faults, "RETRY_SECONDS", 0.5)
     source, refs = cells_of(served[0], ("s1",))
     _Ranges.running.fault = status
     message = r"cannot read http://.*part_00001.parquet row 0"
@@ -191,6 +193,13 @@ def test_over_http_a_store_that_refuses_ends_the_ingest(served, status):
     assert str(status) in str(caught.value)
     with pytest.raises(UsageError, match=rf"cannot reach http://.*metadata\.parquet: {status}"):
         MajorTom(served[0], ("s1",)).cells()
+
+
+def test_over_http_a_passing_fault_is_overcome(served):
+    source, refs = cells_of(served[0], ("s1",))
+    _Ranges.running.fault = 503
+    threading.Timer(1.0, setattr, (_Ranges.running, "fault", None)).start()
+    assert set(source.read(refs[0]).products) == {"s1"}
 
 
 def test_over_http_an_empty_place_is_one_line(served):

@@ -20,6 +20,7 @@ from terrafm.data.sources.pairing import MetadataRow, pair_products, read_metada
 from terrafm.data.sources.parquet import open_parquet
 from terrafm.data.sources.raster import Grid, decode_geotiff, reference_grid
 from terrafm.errors import TerraFMError, UsageError
+from terrafm.faults import patiently
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, is_local, join
 
@@ -180,20 +181,22 @@ class MajorTom:
 
     def _row(self, row: MetadataRow, columns: list[str]) -> dict[str, Any]:
         try:
-            file = self._open(row.uri)
-            present = {name.lower(): name for name in file.schema_arrow.names}
-            absent = [name for name in columns if name.lower() not in present]
-            if absent:
-                raise BadCellError(row.uri, f"no column {', '.join(absent)}")
-            names = [present[name.lower()] for name in columns]
-            group, index = _row_group(file, row)
-            table = file.read_row_group(group, columns=names).slice(index, 1)
+            return patiently(lambda: self._read_row(row, columns), row.uri)
         except BadCellError:
             raise
         # Stores report failures in types of their own libraries.
         except Exception as error:  # noqa: BLE001
             raise _fault(row, error) from None
-        values = table.to_pylist()[0]
+
+    def _read_row(self, row: MetadataRow, columns: list[str]) -> dict[str, Any]:
+        file = self._open(row.uri)
+        present = {name.lower(): name for name in file.schema_arrow.names}
+        absent = [name for name in columns if name.lower() not in present]
+        if absent:
+            raise BadCellError(row.uri, f"no column {', '.join(absent)}")
+        names = [present[name.lower()] for name in columns]
+        group, index = _row_group(file, row)
+        values = file.read_row_group(group, columns=names).slice(index, 1).to_pylist()[0]
         return {column: values[name] for column, name in zip(columns, names, strict=True)}
 
     def _open(self, uri: str) -> pq.ParquetFile:

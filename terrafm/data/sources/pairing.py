@@ -19,6 +19,7 @@ from terrafm.data.sources.base import CellRef, Listed
 from terrafm.data.sources.folders import is_file, names_if_listed
 from terrafm.data.sources.parquet import open_parquet
 from terrafm.errors import UsageError
+from terrafm.faults import patiently
 from terrafm.storage import is_local, join
 
 _REQUIRED = ("grid_cell", "product_id", "parquet_url", "parquet_row")
@@ -66,13 +67,13 @@ def read_metadata(folder: str) -> pd.DataFrame:
     """
     uri = join(folder, "metadata.parquet")
     try:
-        file = open_parquet(uri)
+        file = patiently(lambda: open_parquet(uri), uri)
         names = file.schema_arrow.names
         absent = [name for name in _REQUIRED if name not in names]
         if absent:
             raise UsageError(f"{uri} has no column {', '.join(absent)}")
         wanted = [name for name in (*_REQUIRED, *_OPTIONAL) if name in names]
-        table = file.read(columns=wanted)
+        table = patiently(lambda: file.read(columns=wanted), uri)
         file.close(force=True)
     except (OSError, pa.ArrowException) as error:
         detail = " ".join(str(error).split())[:200]
