@@ -39,8 +39,9 @@ _BLOCK_BYTES = 512 << 20
 # All ranks of a node share its object store: together they take no more than this part of it.
 _STORE_SHARE = 0.8
 # Logical CPUs of a task: three work for two CPUs. While a task's block is copied into the object
-# store and the next is scheduled, its processor would be idle.
-_TASK_CPUS = 2 / 3
+# store and the next is scheduled, its processor would be idle. Less than 2 / 3, which Ray rounds
+# up, so that three of them would not fit.
+_TASK_CPUS = 0.66
 # Between two steps of Ray Data's scheduling loop; a block takes far longer to make.
 _PAUSE_SECONDS = 0.01
 
