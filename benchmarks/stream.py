@@ -10,8 +10,8 @@
 - Ordered against unordered: the stream with Ray Data's `preserve_order` on and off, all
   modalities drawn in every view (shapes are equal then, whatever block comes first). Bar: 0.95.
 
-Every run is a process tree of its own. The first 8 s after its start are warm-up (the first
-batch comes within them), then 20 s are measured.
+Every run is a process tree of its own. The first 8 s after its first batch are warm-up, then
+20 s are measured.
 """
 
 import statistics

@@ -27,7 +27,7 @@ class Workload:
         geotiffs: folder of the same tiles as GeoTIFFs.
         formats: folder of the same tiles in other libraries' formats.
         workers: data processes, or logical CPUs of the stream.
-        warm_up: seconds before the measurement.
+        warm_up: seconds between the first batch and the measurement.
         seconds: of the measurement; without end where `tiles` says when.
         tiles: samples of the measurement, 0 for `seconds`.
         config: settings of `DataConfig` that differ from the defaults.
@@ -75,6 +75,8 @@ class Workload:
 def rate(sizes: Iterator[int], work: Workload) -> dict[str, Any]:
     """Takes batches as fast as they come and counts them from the end of the warm-up.
 
+    The warm-up begins with the first batch.
+
     Args:
         sizes: samples of each batch.
         work: how long.
@@ -87,9 +89,10 @@ def rate(sizes: Iterator[int], work: Workload) -> dict[str, Any]:
     counted = 0
     for size in sizes:
         last = time.perf_counter()
-        first = first or last - begin
+        first = first or last
         if not start:
-            start = last if last - begin >= work.warm_up else 0.0
+            # From the first batch on: how long it takes to come is a figure of its own.
+            start = last if last - first >= work.warm_up else 0.0
             continue
         counted += size
         if work.tiles and counted >= work.tiles:
@@ -98,4 +101,4 @@ def rate(sizes: Iterator[int], work: Workload) -> dict[str, Any]:
             break
     if not counted:
         raise SystemExit(f"{work.name} gave no batch after its warm-up")
-    return {"rate": counted / (last - start), "first": first, "tiles": counted}
+    return {"rate": counted / (last - start), "first": first - begin, "tiles": counted}
