@@ -37,7 +37,8 @@ def progress_bar(console: Console, unit: str) -> Iterator[Advance]:
         def advance(done: int, total: int, line: dict[str, Any] | None = None) -> None:
             note = ""
             if line is not None:
-                note = f"loss {line['loss']:.3f}  {line['tiles_per_second']:.1f} tiles/s"
+                loss = f"loss {line['loss']:.3f}  " if "loss" in line else ""
+                note = f"{loss}{line['tiles_per_second']:.1f} tiles/s"
             bar.update(task, completed=done, total=total, note=note)
 
         yield advance

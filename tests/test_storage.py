@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from s3_servers import lead_to
 
-from terrafm import faults, ranges, storage
+from terrafm.storage import faults, ranges
+from terrafm.storage import files as storage
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.ranges import open_ranges
-from terrafm.slots import request_slot
+from terrafm.storage.ranges import open_ranges
+from terrafm.storage.slots import request_slot
 from terrafm.storage import (
     ensure_writable,
     exists,

@@ -15,7 +15,8 @@ def stream(work: Workload, ordered: bool = True) -> dict[str, Any]:
     """`stream_batches` of one rank; its consumer takes batches and does nothing else.
 
     `ordered=False` takes blocks as they are finished. What a batch then says of its rows is
-    wrong, so that all its samples must have crops of equal shapes (`keep_probability=1`).
+    wrong, so that all its samples must have crops of equal shapes (`keep_probability=1`), and
+    every block must be one batch: the first blocks are not smaller than the others.
     """
     # Before any import of Ray: its variables are read then.
     from terrafm.ray_runtime import ensure_ray
@@ -23,11 +24,12 @@ def stream(work: Workload, ordered: bool = True) -> dict[str, Any]:
     ensure_ray(work.workers + 1)
     import ray.data
 
-    from terrafm.data.stream import stream_batches
+    from terrafm.data import stream as our_stream
 
     if not ordered:
         _drop_order(ray.data.Dataset)
-    batches = stream_batches(
+        our_stream._FIRST_ROWS = work.layout.micro_rows
+    batches = our_stream.stream_batches(
         work.dataset,
         work.plan,
         work.data,

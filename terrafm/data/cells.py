@@ -15,9 +15,9 @@ from terrafm.data.cell_cache import CellCache, CellKey, open_cache
 from terrafm.data.codec import checksum, decode
 from terrafm.data.manifest import CellGroup
 from terrafm.errors import TerraFMError
-from terrafm.faults import explain, one_line, patiently
-from terrafm.ranges import open_ranges
-from terrafm.slots import request_slot
+from terrafm.storage.faults import explain, one_line, patiently
+from terrafm.storage.ranges import open_ranges
+from terrafm.storage.slots import request_slot
 from terrafm.storage import join
 
 # Cells of one tile are neighbours, page headers apart: below this gap one request serves both.

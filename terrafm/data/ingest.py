@@ -32,7 +32,7 @@ from terrafm.data.tally import Tally
 from terrafm.data.thinning import kept_rows, write_thinned
 from terrafm.data.tiling import Cutter, make_groups
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.faults import explain
+from terrafm.storage.faults import explain
 from terrafm.modalities import MODALITIES
 from terrafm.ray_runtime import ensure_ray
 from terrafm.storage import (

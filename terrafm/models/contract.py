@@ -9,7 +9,7 @@ from torch import Tensor
 
 import terrafm
 from terrafm.modalities import MODALITIES
-from terrafm.models.encoder import IMAGE_SIZE, PATCH_SIZE
+from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE
 
 
 class ModalityContract(BaseModel):

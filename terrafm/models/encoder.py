@@ -7,7 +7,6 @@ Parameter names and shapes are those of the released weights; only training has
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
+from terrafm.models.contract import WeightsContract
 from terrafm.models.drop_path import drop_path_scales
-from terrafm.models.patch_embed import PatchEmbed
+from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE, PatchEmbed
 
-if TYPE_CHECKING:
-    from terrafm.models.contract import WeightsContract
-
-PATCH_SIZE = 16
-IMAGE_SIZE = 224  # side of the image that pos_embed is laid out for
 INIT_STD = 0.02
 
 

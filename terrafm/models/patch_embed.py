@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from terrafm.modalities import MODALITIES
 from terrafm.models.fusion import Fusion, Projection
 
+PATCH_SIZE = 16
+IMAGE_SIZE = 224  # side of the image that pos_embed is laid out for
+
 # The released state dict lists the modalities in this order.
 _RELEASED_ORDER = ("s2_l2a", "s2_l1c", "s1")
 

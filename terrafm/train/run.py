@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
@@ -34,6 +35,7 @@ from terrafm.storage import (
     list_names,
     read_bytes,
     remove,
+    resolve,
     write_bytes,
 )
 from terrafm.train.checkpoint import (
@@ -185,8 +187,12 @@ def _fit(setup: TrainingSetup, output: str) -> None:
     spare = ray.cluster_resources().get("CPU", 1.0) - train.workers * train.cpus_per_worker
     data_cpus = max(1.0, spare / train.workers)
     with tempfile.TemporaryDirectory(prefix="terrafm-") as scratch:
-        # Ray's own bookkeeping; our checkpoints are the only state a run resumes from.
-        storage = scratch if is_local(output) else join(output, "ray")
+        # Ray's own bookkeeping; our checkpoints are the only state a run resumes from. Where it
+        # goes to a store it goes through our clients: Ray's would not know the store's address.
+        filesystem, storage = None, scratch
+        if not is_local(output):
+            store, storage = resolve(join(output, "ray"))
+            filesystem = PyFileSystem(FSSpecHandler(store))
         for attempt in range(_CONTROLLER_RETRIES + 1):
             trainer = TorchTrainer(
                 train_worker,
@@ -200,6 +206,7 @@ def _fit(setup: TrainingSetup, output: str) -> None:
                 run_config=RunConfig(
                     name=f"pretrain-{uuid.uuid4().hex[:8]}",
                     storage_path=storage,
+                    storage_filesystem=filesystem,
                     failure_config=FailureConfig(max_failures=train.max_failures),
                 ),
             )
@@ -299,6 +306,7 @@ def describe(result: RunResult) -> str:
     """One line that says how a run ended."""
     if result.resumed_from >= result.steps:
         return f"nothing to do: {result.checkpoint} is the last of {result.steps} steps"
-    loss = f"{result.metrics['loss']:.4f}"
+    # A step whose samples were all damaged and left out has none.
+    loss = f", loss {result.metrics['loss']:.4f}" if "loss" in result.metrics else ""
     resumed = f", resumed at {result.resumed_from}" if result.resumed_from else ""
-    return f"{result.steps} steps{resumed}, loss {loss}, checkpoint {result.checkpoint}"
+    return f"{result.steps} steps{resumed}{loss}, checkpoint {result.checkpoint}"

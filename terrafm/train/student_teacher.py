@@ -77,8 +77,10 @@ class StepStatistics:
     sums: Tensor
 
     def means(self) -> dict[str, float]:
-        """Loss and entropies as means over the samples."""
+        """Loss and entropies as means over the samples; empty where every sample was left out."""
         loss, teacher, student, samples = self.sums.tolist()
+        if not samples:
+            return {}
         return {
             "loss": loss / samples,
             "teacher_entropy": teacher / samples,

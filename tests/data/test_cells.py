@@ -314,3 +314,27 @@ def test_a_quarantined_sample_changes_nothing_but_its_own_absence(small_dataset,
         assert torch.equal(tensor, other.teacher[name]), name
     for name, tensor in state.centers.items():
         assert torch.equal(tensor, other.centers[name]), name
+
+
+def test_a_step_whose_samples_are_all_left_out_moves_nothing(small_dataset, tmp_path):
+    """No sample is no gradient, no center and no mean; the step counts as done."""
+    uri = copy_to(small_dataset, str(tmp_path / "dataset"))
+    for shard in (Path(uri) / "shards").iterdir():
+        shard.write_bytes(bytes(shard.stat().st_size))
+    overrides = [
+        "train.steps=2", "train.global_batch=4", "train.micro_batch=4", "data.global_size=32",
+        "data.local_size=16", "data.local_crops=2", "head.num_prototypes=32",
+        "head.hidden_dim=32", "head.bottleneck_dim=16", "data.on_damage=quarantine",
+    ]  # fmt: skip
+    setup = TrainingSetup.open(load_config("demo", overrides), uri)
+    distillation = setup.plain_distillation()
+    (batch,) = itertools.islice(make_batches(**setup.stream_options(setup.layout(0, 1), 0)), 1)
+    assert len(batch.damage) == 4
+    step = setup.schedules.at(0)
+    before = setup.state(0, distillation.engine.state(), distillation)
+    centers = {name: tensor.clone() for name, tensor in before.centers.items()}
+    statistics = distillation.forward_backward([batch], step)
+    assert statistics.means() == {}
+    assert distillation.finish(step) == (True, 0.0)
+    for name, tensor in centers.items():
+        assert torch.equal(distillation.criterion.state_dict()[name], tensor), name

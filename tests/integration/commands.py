@@ -1,8 +1,16 @@
 """Runs the command line as a user does: in a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
+
+import psutil
+
+# Short patience for a stalled request, enough for everything else.
+PATIENCE = {"TERRAFM_STALL_SECONDS": "2", "TERRAFM_RETRY_SECONDS": "120"}
+# Many small shards, so that there is something to interrupt.
+SMALL = ["--tile-size", "48", "--set", "ingest.tiles_per_shard=8", "--set", "ingest.workers=2"]
 
 
 def terrafm(*arguments, timeout=280, check=0, environment=None):
@@ -34,3 +42,39 @@ def start(*arguments, log):
 def clean_environment():
     """Without a cluster that the tests would join by accident."""
     return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+
+
+def ingest(archive, output, environment, *more, check=0, timeout=280):
+    """`terrafm ingest` of a GeoTIFF folder into small shards."""
+    return terrafm(
+        *ingest_arguments(archive, output, more),
+        environment=environment | PATIENCE, check=check, timeout=timeout,
+    )  # fmt: skip
+
+
+def start_ingest(archive, output, environment, *more):
+    """The same, started in a session of its own and not waited for."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "terrafm", *ingest_arguments(archive, output, more)],
+        env=clean_environment() | environment | PATIENCE,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+
+
+def ingest_arguments(archive, output, more):
+    where = ["--source", "geotiff", "--input", str(archive), "--output", str(output)]
+    return ["ingest", *where, *SMALL, *more]
+
+
+def kill_session(job):
+    """kill -9 of a command and of the Ray processes that it started."""
+    try:
+        family = [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]
+    except psutil.NoSuchProcess:
+        family = []
+    for process in reversed(family):
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    job.wait()

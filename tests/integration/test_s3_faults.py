@@ -1,7 +1,6 @@
 """What a real S3 server, killed, throttled and stalled, cannot change."""
 
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -10,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
-from commands import clean_environment, terrafm
+from commands import PATIENCE, clean_environment, ingest, kill_session, start_ingest, terrafm
 from fault_proxy import Every, Faults
 from s3_servers import forget_clients
 
@@ -19,41 +17,6 @@ from terrafm.data.dataset import Dataset
 from terrafm.storage import join, list_names, read_bytes, write_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-# Short patience for a stalled request, enough for everything else.
-PATIENCE = {"TERRAFM_STALL_SECONDS": "2", "TERRAFM_RETRY_SECONDS": "120"}
-SETTINGS = ["--tile-size", "48", "--set", "ingest.tiles_per_shard=8", "--set", "ingest.workers=2"]
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory):
-    """Ten small places as GeoTIFFs."""
-    root = tmp_path_factory.mktemp("archive")
-    for number in range(10):
-        generator = np.random.default_rng(number)
-        ground = generator.integers(300, 3000, (13, 96, 96)).astype(np.int16)
-        pixels = {
-            "S1RTC": generator.normal(-14, 3, (2, 96, 96)),
-            "S2L1C": ground,
-            "S2L2A": ground[:12] - 40,
-            "LULC": np.full((1, 96, 96), 1 + number % 3, np.uint8),
-        }
-        for sensor, values in pixels.items():
-            (root / sensor).mkdir(exist_ok=True)
-            with rasterio.open(
-                root / sensor / f"place_{number}.tif", "w", driver="GTiff", count=len(values),
-                dtype=values.dtype.name, height=96, width=96, crs="EPSG:32633",
-                transform=rasterio.Affine(10, 0, 500000.0 + 10_000 * number, 0, -10, 5000000.0),
-            ) as file:  # fmt: skip
-                file.write(values)
-    return root
-
-
-def ingest(archive, output, environment, check=0, timeout=280):
-    return terrafm(
-        "ingest", "--source", "geotiff", "--input", archive, "--output", output, *SETTINGS,
-        environment=environment | PATIENCE, check=check, timeout=timeout,
-    )  # fmt: skip
 
 
 def content(uri):
@@ -203,12 +166,7 @@ def test_ingest_killed_five_times_gives_the_same_bytes(
     output = str(tmp_path / "killed") if place == "local" else join(real_bucket, "killed")
     moments = random.Random(f"kill {place}")
     for _ in range(5):
-        job = subprocess.Popen(
-            [sys.executable, "-m", "terrafm", "ingest", "--source", "geotiff", "--input",
-             str(archive), "--output", output, *SETTINGS],
-            env=clean_environment() | real_server.environment | PATIENCE,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+        job = start_ingest(archive, output, real_server.environment)
         entries = len(list_names(join(output, "entries")))
         deadline = time.monotonic() + 60
         # From the moment that it writes at all: a kill before that proves nothing.
@@ -225,22 +183,6 @@ def test_ingest_killed_five_times_gives_the_same_bytes(
     assert content(output) == calm
     left = [name for name in list_names(join(output, "shards")) if not name.startswith("part-")]
     assert left == []
-
-
-def kill_session(job):
-    """kill -9 of a command and of the Ray processes that it started."""
-    import psutil
-
-    try:
-        family = [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]
-    except psutil.NoSuchProcess:
-        family = []
-    for process in reversed(family):
-        try:
-            process.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            continue
-    job.wait()
 
 
 def one_line(done):

@@ -106,7 +106,7 @@ def forget_clients():
     """Clients hold on to the server that the environment named when they were made."""
     import s3fs
 
-    from terrafm.ranges import _open_store
+    from terrafm.storage.ranges import _open_store
 
     s3fs.S3FileSystem.clear_instance_cache()
     _open_store.cache_clear()

@@ -20,7 +20,7 @@ from terrafm.data.sources.pairing import MetadataRow, pair_products, read_metada
 from terrafm.data.sources.parquet import open_parquet
 from terrafm.data.sources.raster import Grid, decode_geotiff, reference_grid
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.faults import patiently
+from terrafm.storage.faults import patiently
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, is_local, join
 

@@ -19,7 +19,7 @@ from terrafm.data.sources.base import CellRef, Listed
 from terrafm.data.sources.folders import is_file, names_if_listed
 from terrafm.data.sources.parquet import open_parquet
 from terrafm.errors import UsageError
-from terrafm.faults import patiently
+from terrafm.storage.faults import patiently
 from terrafm.storage import is_local, join
 
 _REQUIRED = ("grid_cell", "product_id", "parquet_url", "parquet_row")

@@ -1,6 +1,6 @@
 """Files at any URI, local or object storage, through fsspec; writes that are whole or invisible.
 
-Requests to a store are repeated while its faults pass (`terrafm.faults`); a lasting fault is one
+Requests to a store are repeated while its faults pass (`terrafm.storage.faults`); a lasting fault is one
 line. A file that is not there stays a `FileNotFoundError`, and local faults stay as they are but
 for a disk that is full.
 """
@@ -15,7 +15,7 @@ import fsspec
 from pyarrow.fs import LocalFileSystem
 
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.faults import STALL_SECONDS, explain, is_full, patiently
+from terrafm.storage.faults import STALL_SECONDS, explain, is_full, patiently
 
 Answer = TypeVar("Answer")
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from fsspec.asyn import sync
 
 from terrafm.errors import UsageError
-from terrafm.faults import STALL_SECONDS
+from terrafm.storage.faults import STALL_SECONDS
 from terrafm.storage import is_local, resolve
 
 _OPEN_FILES = 128
@@ -34,7 +34,7 @@ class Ranges(Protocol):
 
         Raises:
             FileNotFoundError: there is no such file.
-            Exception: of the library; see `terrafm.faults`.
+            Exception: of the library; see `terrafm.storage.faults`.
         """
         ...
 
