@@ -22,9 +22,9 @@ from common import Figure, alternate, parse, parser, report
 from harness.tiles import prepare
 from harness.workload import BATCH, Workload
 
-from terrafm.data.batch import assemble
-from terrafm.data.device_crops import assemble_tiles
-from terrafm.data.samples import Part
+from terrafm.data.samples.batch import assemble
+from terrafm.data.samples.device_crops import assemble_tiles
+from terrafm.data.samples.maker import Part
 
 
 def measure(work: Workload, device: str, rows: int, rounds: int) -> list[Figure]:

@@ -20,7 +20,7 @@ from harness.pixels import GROUPS, Pixels, describe, profile, tiles
 from harness.tiles import geotiffs
 from rasterio.io import MemoryFile
 
-from terrafm.data.codec import checksum
+from terrafm.data.shards.codec import checksum
 from terrafm.modalities import MODALITIES
 
 BAR = 8.0

@@ -144,8 +144,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read a whole dataset and compare it with its checksums; exit 1 where anything is wrong."""
-    from terrafm.data.verify import render, summary
-    from terrafm.data.verify import verify as run_verify
+    from terrafm.data.shards.verify import render, summary
+    from terrafm.data.shards.verify import verify as run_verify
 
     with progress_bar(console, "shards") as advance:
         result = run_verify(uri, version, progress=advance)
@@ -161,7 +161,7 @@ def tile(
     output: OutputOption,
 ) -> None:
     """Write one tile as GeoTIFFs, one for each sensor and ground sampling distance."""
-    from terrafm.data.tile_export import export_tile
+    from terrafm.data.shards.tile_export import export_tile
 
     for written in export_tile(uri, tile_id, output):
         console.print(f"wrote {written}", soft_wrap=True, highlight=False)

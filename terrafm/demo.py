@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from terrafm.config import Config, load_config
-from terrafm.data.dataset import Dataset
 from terrafm.data.ingest import ingest
+from terrafm.data.shards.dataset import Dataset
 from terrafm.eval.knn import evaluate_knn, render
 from terrafm.export import export_checkpoint
 from terrafm.progress import progress_bar

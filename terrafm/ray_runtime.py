@@ -9,10 +9,6 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
-# A Ray that is started here keeps idle workers for 15 s, not one: a stream that waits for its rank
-# would start processes anew (3 s of a processor each) again and again.
-os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "15000")
-
 import ray
 import ray.data
 

@@ -16,9 +16,9 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from terrafm.config import Config
-from terrafm.data.crops import Cropper, Views
-from terrafm.data.dataset import Dataset
-from terrafm.data.sampling import resampled_counts
+from terrafm.data.samples.crops import Cropper, Views
+from terrafm.data.samples.plan import resampled_counts
+from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, read_bytes, write_bytes

@@ -44,7 +44,10 @@ def make_dataset():
 
 def make_small_dataset(folder, seed=0):
     """Writes a dataset in which a class is a level and a texture, as land cover is."""
-    from terrafm.data.shards import CellGroup, TileRecord, commit_dataset, write_shard
+    from terrafm.data.shards.commit import commit_dataset
+    from terrafm.data.shards.entry import TileRecord
+    from terrafm.data.shards.manifest import CellGroup
+    from terrafm.data.shards.writer import write_shard
     from terrafm.modalities import MODALITIES
 
     generator = np.random.default_rng(seed)

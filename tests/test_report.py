@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from terrafm import report
 from terrafm.config import load_config
-from terrafm.data.dataset import Dataset
+from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 

@@ -12,22 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from s3_servers import lead_to
 
-from terrafm.storage import faults, ranges
-from terrafm.storage import files as storage
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.storage.ranges import open_ranges
-from terrafm.storage.slots import request_slot
 from terrafm.storage import (
     ensure_writable,
     exists,
+    faults,
     file_size,
     join,
     list_names,
+    ranges,
     read_bytes,
     remove,
     upload,
     write_bytes,
 )
+from terrafm.storage import files as storage
+from terrafm.storage.ranges import open_ranges
+from terrafm.storage.slots import request_slot
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from terrafm.data import codec
+from terrafm.data.shards import codec
 
 _FULL_NAMES: dict[str, str] = getattr(codec, "CODECS", {})
 

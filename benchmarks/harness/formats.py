@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import codecs
-from terrafm.data.dataset import Dataset
+from terrafm.data.shards.dataset import Dataset
 
 # Epochs of a few dozen tiles would measure how epochs start: LitData sees every chunk this often.
 REPEATS = 64

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.workload import ENDLESS, SEED, Workload, rate
-from terrafm.data.samples import make_block
+from terrafm.data.samples.maker import make_block
 
 
 def stream(work: Workload, ordered: bool = True) -> dict[str, Any]:

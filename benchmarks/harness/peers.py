@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from harness import codecs
 from harness.formats import REPEATS, write
 from harness.workload import BATCH, Workload, rate
-from terrafm.data.batch import HostBatch
-from terrafm.data.samples import Part
+from terrafm.data.samples.batch import HostBatch
+from terrafm.data.samples.maker import Part
 
 _PREFETCH = 2
 Sample = tuple[pa.Table, NDArray[np.uint16]]

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from terrafm.data.sampling import Plan
+from terrafm.data.samples.plan import Plan
 
 # As uneven as an archive's: from open sea and trees down to mangroves and snow.
 _SHARES = (0.34, 0.22, 0.15, 0.11, 0.07, 0.05, 0.03, 0.015, 0.01, 0.004, 0.001)

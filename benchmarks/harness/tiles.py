@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 
 from harness.pixels import GROUPS, GSD, TILE, Pixels, describe, profile, tiles
-from terrafm.data.commit import commit_dataset
-from terrafm.data.entry import ShardEntry, TileRecord
-from terrafm.data.shards import write_shard
+from terrafm.data.shards.commit import commit_dataset
+from terrafm.data.shards.entry import ShardEntry, TileRecord
+from terrafm.data.shards.writer import write_shard
 from terrafm.modalities import MODALITIES
 
 CLASSES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100)

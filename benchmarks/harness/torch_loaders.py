@@ -15,10 +15,10 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
 from harness.workload import ENDLESS, Workload, rate
-from terrafm.data.batch import HostBatch
-from terrafm.data.crops import Views
-from terrafm.data.manifest import CellGroup
-from terrafm.data.samples import Part
+from terrafm.data.samples.batch import HostBatch
+from terrafm.data.samples.crops import Views
+from terrafm.data.samples.maker import Part
+from terrafm.data.shards.manifest import CellGroup
 from terrafm.modalities import MODALITIES
 
 _PREFETCH = 2

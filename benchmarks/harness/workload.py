@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from terrafm.config import DataConfig
-from terrafm.data.dataset import Dataset
-from terrafm.data.loader import BatchMaker, RankLayout
-from terrafm.data.sampling import Plan
+from terrafm.data.samples.loader import BatchMaker, RankLayout
+from terrafm.data.samples.plan import Plan
+from terrafm.data.shards.dataset import Dataset
 
 BATCH = 64
 SEED = 0

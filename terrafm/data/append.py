@@ -13,14 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from terrafm.config import IngestConfig
-from terrafm.data.adopt import Adoption
-from terrafm.data.codec import CODECS
-from terrafm.data.commit import commit_dataset
-from terrafm.data.dataset import Dataset
-from terrafm.data.entry import ShardEntry
 from terrafm.data.ingest import QUARANTINE, IngestReport, ingest
-from terrafm.data.manifest import Manifest, StoredFile, manifest_name, read_manifest
-from terrafm.data.tally import Tally
+from terrafm.data.shards.adopt import Adoption
+from terrafm.data.shards.codec import CODECS
+from terrafm.data.shards.commit import commit_dataset
+from terrafm.data.shards.dataset import Dataset
+from terrafm.data.shards.entry import ShardEntry
+from terrafm.data.shards.manifest import Manifest, StoredFile, manifest_name, read_manifest
+from terrafm.data.tiles.tally import Tally
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import absolute, exists, join, list_names, read_bytes, remove, write_bytes
 

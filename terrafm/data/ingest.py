@@ -19,20 +19,21 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from terrafm.config import IngestConfig
-from terrafm.data.climate import ClimateZones
-from terrafm.data.landcover import WORLDCOVER_URI, WorldCover, legend
-from terrafm.data.legend import Legend, read_legend
-from terrafm.data.manifest import Manifest, manifest_name, read_manifest, with_codec
-from terrafm.data.selection import Limits
-from terrafm.data.shards import ShardEntry, commit_dataset, read_shard_entry, write_shard
+from terrafm.data.shards.commit import commit_dataset
+from terrafm.data.shards.entry import ShardEntry
+from terrafm.data.shards.manifest import Manifest, manifest_name, read_manifest, with_codec
+from terrafm.data.shards.writer import read_shard_entry, write_shard
 from terrafm.data.sources.base import CellRef, Layout, Source
 from terrafm.data.sources.pairing import count_pairs
 from terrafm.data.sources.registry import open_source
-from terrafm.data.tally import Tally
-from terrafm.data.thinning import kept_rows, write_thinned
-from terrafm.data.tiling import Cutter, make_groups
+from terrafm.data.tiles.climate import ClimateZones
+from terrafm.data.tiles.landcover import WORLDCOVER_URI, WorldCover, legend
+from terrafm.data.tiles.legend import Legend, read_legend
+from terrafm.data.tiles.selection import Limits
+from terrafm.data.tiles.tally import Tally
+from terrafm.data.tiles.thinning import kept_rows, write_thinned
+from terrafm.data.tiles.tiling import Cutter, make_groups
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.storage.faults import explain
 from terrafm.modalities import MODALITIES
 from terrafm.ray_runtime import ensure_ray
 from terrafm.storage import (
@@ -44,6 +45,7 @@ from terrafm.storage import (
     remove,
     write_bytes,
 )
+from terrafm.storage.faults import explain
 
 QUARANTINE = "quarantine.jsonl"
 # Settings that change how an ingest runs or ends, but not the tiles it makes.

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from terrafm.config import Config
-from terrafm.data.climate import UNKNOWN
-from terrafm.data.dataset import Dataset
-from terrafm.data.regions import region_codes, region_name
-from terrafm.data.sampling import high_frequency_classes, resampled_counts
+from terrafm.data.samples.plan import high_frequency_classes, resampled_counts
+from terrafm.data.shards.dataset import Dataset
+from terrafm.data.tiles.climate import UNKNOWN
+from terrafm.data.tiles.regions import region_codes, region_name
 from terrafm.modalities import MODALITIES
 
 _RULES = {"gap": "too far in time from the anchor", "clouds": "too cloudy"}

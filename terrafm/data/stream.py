@@ -1,9 +1,12 @@
 """The plan as a Ray Data stream: crops are made in tasks, micro-batches on the training rank.
 
 Each rank streams its own datasets: its instructions (a small row per sample, made from the plan)
-go to tasks that read, decode and crop, and come back in order as one flat buffer per sample. No
-split between ranks, no barrier, no shuffle: the plan has decided everything before. What a rank
-gets is bit for bit what `make_batches` makes in one process.
+go to data workers that read, decode and crop, and come back in order as one flat buffer per
+micro-batch. No split between ranks, no barrier, no shuffle: the plan has decided everything
+before. What a rank gets is bit for bit what `make_batches` makes in one process.
+
+Data workers are a pool of actors, one for a CPU: while one works, its next instructions wait at
+its door, so that no processor stands idle between two blocks.
 """
 
 import logging
@@ -12,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -21,27 +25,29 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.annotations import RayDeprecationWarning
 
 from terrafm.config import DataConfig
-from terrafm.data.batch import HostBatch
-from terrafm.data.dataset import Dataset
-from terrafm.data.loader import BatchMaker, RankLayout, make_batches
-from terrafm.data.samples import Part, make_block, open_block
-from terrafm.data.sampling import Plan
+from terrafm.data.samples.batch import HostBatch
+from terrafm.data.samples.loader import BatchMaker, RankLayout, make_batches
+from terrafm.data.samples.maker import Part, SampleMaker, make_block, open_block
+from terrafm.data.samples.plan import Plan
+from terrafm.data.shards.dataset import Dataset
 
 __all__ = ["RankLayout", "make_batches", "stream_batches"]
 
-# Rows of one Ray dataset: bounds the driver's lists of blocks in runs of any length.
-_SEGMENT_ROWS = 100_000
+# Rows of one Ray dataset: bounds the driver's lists of blocks in runs of any length, at the price
+# of new data workers, a few seconds. The first is short, so that it is soon made.
+_FIRST_SEGMENT_ROWS = 20_000
+_SEGMENT_ROWS = 400_000
 # Rows of the first blocks; they double from there, so that the first batch does not wait for a
 # whole block and the later ones do not pay a task's fixed cost for a few tiles.
 _FIRST_ROWS = 8
-# Most bytes of a block: beyond this a task's fixed cost no longer shows, only its memory.
+# Most bytes of a block: beyond this its fixed cost no longer shows, only its memory.
 _BLOCK_BYTES = 512 << 20
 # All ranks of a node share its object store: together they take no more than this part of it.
 _STORE_SHARE = 0.8
-# Logical CPUs of a task: three work for two CPUs. While a task's block is copied into the object
-# store and the next is scheduled, its processor would be idle. Less than 2 / 3, which Ray rounds
-# up, so that three of them would not fit.
-_TASK_CPUS = 0.66
+# Blocks of instructions at a data worker, the one that it works on included.
+_TASKS_AT_A_WORKER = 3
+# Ray counts CPUs in ten-thousandths; a data worker must hold some.
+_LEAST_CPUS = 0.01
 # Between two steps of Ray Data's scheduling loop; a block takes far longer to make.
 _PAUSE_SECONDS = 0.01
 
@@ -58,9 +64,9 @@ def stream_batches(
     high_frequency: Sequence[int],
     cpus: float,
 ) -> Iterator[HostBatch]:
-    """The micro-batches of a rank, made by Ray Data tasks; equal to those of `make_batches`.
+    """The micro-batches of a rank, made by Ray Data; equal to those of `make_batches`.
 
-    Closing the iterator stops the tasks. Ray must be initialised.
+    Closing the iterator ends the data workers. Ray must be initialised.
 
     Args:
         dataset: an open dataset whose URI every node can read.
@@ -71,7 +77,7 @@ def stream_batches(
         start_step: first step.
         stop_step: step after the last one.
         high_frequency: classes that the second center averages over.
-        cpus: logical CPUs that this rank's tasks may hold at once; at least one is used.
+        cpus: logical CPUs of this rank's data workers: one each, or the fraction of one.
 
     Yields:
         `layout.n_micro` batches per step.
@@ -83,14 +89,28 @@ def stream_batches(
     maker = BatchMaker(
         dataset, plan, config, seed=seed, layout=layout, high_frequency=high_frequency
     )
-    steps = max(1, _SEGMENT_ROWS // layout.rows_per_rank)
 
     def produce() -> Generator[HostBatch, None, None]:
-        for start in range(start_step, stop_step, steps):
-            instructions = maker.instructions(start, min(start + steps, stop_step))
-            yield from _stream_segment(maker, instructions, config, max(1.0, cpus))
+        segments = list(_segments(start_step, stop_step, layout.rows_per_rank))
+        with ThreadPoolExecutor(1, thread_name_prefix="terrafm-instructions") as ahead:
+            # While one segment streams, the next one is looked up.
+            coming = [ahead.submit(maker.instructions, *bounds) for bounds in segments[:1]]
+            for bounds in [*segments[1:], None]:
+                instructions = coming.pop().result()
+                if bounds is not None:
+                    coming.append(ahead.submit(maker.instructions, *bounds))
+                yield from _stream_segment(maker, instructions, config, cpus)
 
     return _ahead(produce, config.prefetch_batches)
+
+
+def _segments(start: int, stop: int, rows_per_step: int) -> Iterator[tuple[int, int]]:
+    """First and last step, exclusive, of each Ray dataset."""
+    rows = _FIRST_SEGMENT_ROWS
+    while start < stop:
+        end = min(stop, start + max(1, rows // rows_per_step))
+        yield start, end
+        start, rows = end, _SEGMENT_ROWS
 
 
 def _stream_segment(
@@ -105,20 +125,25 @@ def _stream_segment(
     limit = _block_limit(micro_rows, min(config.rows_per_block, fitting))
     # Batches are pieces of blocks: those made ahead and the one in use stay in the store.
     held = (config.prefetch_batches + 2) * max(limit, micro_rows) * row_bytes
-    context = _context(cpus, limit * row_bytes, share - held)
+    workers = max(1, int(cpus))
+    worker_cpus = min(1.0, max(_LEAST_CPUS, cpus))
+    context = _context(workers, worker_cpus, limit * row_bytes, share - held)
     blocks = []
     first = 0
-    for rows in _block_rows(instructions.num_rows, limit, int(cpus), micro_rows):
+    for rows in _block_rows(instructions.num_rows, limit, workers, micro_rows):
         blocks.append(instructions.slice(first, rows))
         first += rows
     with ray.data.DataContext.current(context):
         made = ray.data.from_blocks(blocks).map_batches(
-            make_block,
-            fn_args=(maker.samples,),
+            _DataWorker,
+            fn_constructor_args=(maker.samples,),
+            compute=ray.data.ActorPoolStrategy(
+                size=min(workers, len(blocks)), max_tasks_in_flight_per_actor=_TASKS_AT_A_WORKER
+            ),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            num_cpus=_TASK_CPUS,
+            num_cpus=worker_cpus,
         )
     ready = iter(made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
     parts: list[Part] = []
@@ -133,8 +158,18 @@ def _stream_segment(
                     taken += rows
                     parts = []
     finally:
-        # Ends the execution now: tasks and their blocks would live until garbage collection.
+        # Ends the execution now: workers and blocks would live until garbage collection.
         ready.close()
+
+
+class _DataWorker:
+    """What a data worker does, block by block."""
+
+    def __init__(self, samples: SampleMaker) -> None:
+        self._samples = samples
+
+    def __call__(self, instructions: pa.Table) -> pa.Table:
+        return make_block(instructions, self._samples)
 
 
 def _block_limit(micro_rows: int, most: int) -> int:
@@ -170,7 +205,9 @@ class _Pause(ExecutionCallback):  # type: ignore[misc]
         time.sleep(_PAUSE_SECONDS)
 
 
-def _context(cpus: float, block_bytes: int, store: float) -> ray.data.DataContext:
+def _context(
+    workers: int, worker_cpus: float, block_bytes: int, store: float
+) -> ray.data.DataContext:
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -179,19 +216,19 @@ def _context(cpus: float, block_bytes: int, store: float) -> ray.data.DataContex
     context.target_max_block_size = 2 * block_bytes
     with warnings.catch_warnings():
         # Near the rank while there is room, never inside its placement group. Deprecated, but
-        # Ray 2.60 has nothing in its place: left alone, tasks and their blocks go to all nodes.
+        # Ray 2.60 has nothing in its place: left alone, workers and their blocks go to all nodes.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         context.scheduling_strategy = "DEFAULT"
     # A rank that evaluates for an hour takes nothing from its stream, and that is no fault.
     context.execution_no_progress_timeout_s = -1
-    # Per task a block in the making and a finished one, and two on their way to the rank.
-    wanted = block_bytes * (2 * cpus / _TASK_CPUS + 2)
+    # Of each worker a block in the making and two finished ones, and two on their way to the rank.
+    wanted = block_bytes * (3 * workers + 2)
     context.custom_execution_callback_classes = [_Pause]
     options = context.execution_options
     options.preserve_order = True
     options.verbose_progress = False
     options.resource_limits = options.resource_limits.for_limits(
-        cpu=cpus, object_store_memory=max(2 * block_bytes, min(wanted, store))
+        cpu=workers * worker_cpus, object_store_memory=max(2 * block_bytes, min(wanted, store))
     )
     # Ray Data announces every execution, and once that its progress bars are off.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -241,5 +278,5 @@ def _ahead(
             yield item
     finally:
         stop.set()
-        # Long enough for tasks that run; a lost cluster must not keep the process from ending.
+        # Long enough for blocks in the making; a lost cluster must not keep the process alive.
         thread.join(timeout=60)

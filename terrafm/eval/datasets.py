@@ -192,7 +192,7 @@ class ShardTiles:
         Raises:
             UsageError: as `Dataset.open`.
         """
-        from terrafm.data.shards import Dataset
+        from terrafm.data.shards.dataset import Dataset
 
         self.uri = uri
         self.dataset = Dataset.open(uri)

@@ -1,8 +1,8 @@
 """Files at any URI, local or object storage, through fsspec; writes that are whole or invisible.
 
-Requests to a store are repeated while its faults pass (`terrafm.storage.faults`); a lasting fault is one
-line. A file that is not there stays a `FileNotFoundError`, and local faults stay as they are but
-for a disk that is full.
+Requests to a store are repeated while its faults pass (`terrafm.storage.faults`); a lasting fault
+is one line. A file that is not there stays a `FileNotFoundError`, and local faults stay as they
+are but for a disk that is full.
 """
 
 import os

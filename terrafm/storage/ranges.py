@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from fsspec.asyn import sync
 
 from terrafm.errors import UsageError
-from terrafm.storage.faults import STALL_SECONDS
 from terrafm.storage import is_local, resolve
+from terrafm.storage.faults import STALL_SECONDS
 
 _OPEN_FILES = 128
 

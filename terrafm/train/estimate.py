@@ -7,7 +7,7 @@ import resource
 import time
 from typing import Any
 
-from terrafm.data.loader import make_batches
+from terrafm.data.samples.loader import make_batches
 from terrafm.train.setup import TrainingSetup
 
 _FLOAT = 4

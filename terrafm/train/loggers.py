@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch.utils.tensorboard import SummaryWriter
 
-from terrafm.data.batch import HostBatch
+from terrafm.data.samples.batch import HostBatch
 from terrafm.storage import exists, is_local, join, read_bytes, resolve, upload, write_bytes
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from terrafm.config import Config
-from terrafm.data.manifest import find_version
+from terrafm.data.shards.manifest import find_version
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import load_state, load_weights
@@ -185,7 +185,7 @@ def _fit(setup: TrainingSetup, output: str) -> None:
     train = config.train
     use_gpu = train.gpu == "yes" or (train.gpu == "auto" and _cluster_has_gpus(train.workers))
     spare = ray.cluster_resources().get("CPU", 1.0) - train.workers * train.cpus_per_worker
-    data_cpus = max(1.0, spare / train.workers)
+    data_cpus = spare / train.workers
     with tempfile.TemporaryDirectory(prefix="terrafm-") as scratch:
         # Ray's own bookkeeping; our checkpoints are the only state a run resumes from. Where it
         # goes to a store it goes through our clients: Ray's would not know the store's address.

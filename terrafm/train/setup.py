@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from terrafm.config import Config
-from terrafm.data.loader import RankLayout
-from terrafm.data.sampling import Plan, high_frequency_classes
-from terrafm.data.shards import Dataset
+from terrafm.data.samples.loader import RankLayout
+from terrafm.data.samples.plan import Plan, high_frequency_classes
+from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
 from terrafm.models.weights import WeightsContract, load_state, load_weights
 from terrafm.train.checkpoint import TrainingState

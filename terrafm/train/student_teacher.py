@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from terrafm.config import Config
-from terrafm.data.batch import Batch, Crops, HostBatch, normalise
+from terrafm.data.samples.batch import Batch, Crops, HostBatch, normalise
 from terrafm.losses import DINOLoss
 from terrafm.models.dino_head import DINOHead
 from terrafm.models.encoder import build_encoder

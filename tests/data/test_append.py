@@ -11,13 +11,14 @@ import ray
 
 from terrafm.config import IngestConfig
 from terrafm.data import append as append_module
-from terrafm.data.adopt import Adoption, record_of
 from terrafm.data.append import append
-from terrafm.data.dataset import Dataset
-from terrafm.data.entry import ShardEntry
 from terrafm.data.ingest import ingest
-from terrafm.data.manifest import list_versions
-from terrafm.data.shards import commit_dataset, write_shard
+from terrafm.data.shards.adopt import Adoption, record_of
+from terrafm.data.shards.commit import commit_dataset
+from terrafm.data.shards.dataset import Dataset
+from terrafm.data.shards.entry import ShardEntry
+from terrafm.data.shards.manifest import list_versions
+from terrafm.data.shards.writer import write_shard
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.ray_runtime import ensure_ray
 

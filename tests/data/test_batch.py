@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from terrafm.config import DataConfig
-from terrafm.data.batch import assemble, normalise
-from terrafm.data.crops import draw_views
-from terrafm.data.samples import Part
+from terrafm.data.samples.batch import assemble, normalise
+from terrafm.data.samples.crops import draw_views
+from terrafm.data.samples.maker import Part
 from terrafm.modalities import MODALITIES
 
 CONFIG = DataConfig(global_crops=2, local_crops=3, global_size=32, local_size=16)

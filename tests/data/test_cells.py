@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from s3_servers import lead_to
 
 from terrafm.config import DataConfig, load_config
-from terrafm.data.cell_cache import CellCache, CellKey
-from terrafm.data.cells import CellReader, DamagedTileError
-from terrafm.data.dataset import Dataset
-from terrafm.data.loader import RankLayout, make_batches
-from terrafm.data.sampling import Plan
+from terrafm.data.samples.loader import RankLayout, make_batches
+from terrafm.data.samples.plan import Plan
+from terrafm.data.shards.cell_cache import CellCache, CellKey
+from terrafm.data.shards.cells import CellReader, DamagedTileError
+from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import TerraFMError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import join, read_bytes, write_bytes
@@ -150,7 +150,7 @@ def test_the_least_recently_used_cells_go_first(tmp_path):
 def test_processes_share_a_cache_and_its_limit(tmp_path):
     program = (
         "import random, sys, zlib\n"
-        "from terrafm.data.cell_cache import CellCache, CellKey\n"
+        "from terrafm.data.shards.cell_cache import CellCache, CellKey\n"
         "cache, rng = CellCache(sys.argv[1], 200_000), random.Random(int(sys.argv[2]))\n"
         "for _ in range(200):\n"
         "    number = rng.randrange(60)\n"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from terrafm.data.codec import CODECS, check_codec, checksum, decode, encode
+from terrafm.data.shards.codec import CODECS, check_codec, checksum, decode, encode
 from terrafm.errors import UsageError
 
 ALL = sorted(CODECS.values())

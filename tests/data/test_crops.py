@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terrafm.config import DataConfig
-from terrafm.data.crops import Cropper, Views, draw_views
-from terrafm.data.dataset import Dataset
-from terrafm.data.manifest import CellGroup
+from terrafm.data.samples.crops import Cropper, Views, draw_views
+from terrafm.data.shards.dataset import Dataset
+from terrafm.data.shards.manifest import CellGroup
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terrafm.config import DataConfig
-from terrafm.data.dataset import Dataset
-from terrafm.data.device_crops import resize_weights
-from terrafm.data.loader import RankLayout, make_batches
-from terrafm.data.sampling import Plan
+from terrafm.data.samples.device_crops import resize_weights
+from terrafm.data.samples.loader import RankLayout, make_batches
+from terrafm.data.samples.plan import Plan
+from terrafm.data.shards.dataset import Dataset
 from terrafm.modalities import MODALITIES
 
 LAYOUT = RankLayout(global_batch=6, world_size=1, rank=0, micro_batch=6)
@@ -73,7 +73,7 @@ def test_crops_equal_those_of_the_workers(small_dataset, global_size, local_size
 
 
 def test_missing_pixels_stay_missing_and_touch_no_other(make_dataset, tmp_path, monkeypatch):
-    from terrafm.data.cells import CellReader
+    from terrafm.data.shards.cells import CellReader
 
     uri = make_dataset(tmp_path / "dataset")
     read = CellReader.read_ahead

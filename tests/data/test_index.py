@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terrafm.data import index as module
-from terrafm.data.index import Index, fingerprint, write_index
-from terrafm.data.manifest import StoredFile
+from terrafm.data.shards import index as module
+from terrafm.data.shards.index import Index, fingerprint, write_index
+from terrafm.data.shards.manifest import StoredFile
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import remove, write_bytes
 

@@ -15,9 +15,9 @@ import ray
 from rich.console import Console
 
 from terrafm.config import IngestConfig, load_config
-from terrafm.data.dataset import Dataset
 from terrafm.data.ingest import ingest
 from terrafm.data.inspect import inspect, render
+from terrafm.data.shards.dataset import Dataset
 from terrafm.data.sources.geotiff_folder import GeotiffFolder
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.ray_runtime import ensure_ray

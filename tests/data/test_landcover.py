@@ -6,8 +6,8 @@ import rasterio
 from pyproj import Transformer
 from rasterio.warp import Resampling, reproject
 
-from terrafm.data.landcover import WorldCover, histogram, legend, majority
 from terrafm.data.sources.base import BadCellError
+from terrafm.data.tiles.landcover import WorldCover, histogram, legend, majority
 from terrafm.errors import UsageError
 
 

@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from terrafm.data.radiometry import Decision, decide, radar_unit, to_storage
 from terrafm.data.sources.base import Product
 from terrafm.data.sources.geotiff_folder import GeotiffFolder
+from terrafm.data.tiles.radiometry import Decision, decide, radar_unit, to_storage
 from terrafm.modalities import MODALITIES
 
 ALL = tuple(MODALITIES)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terrafm.data.loader import RankLayout
-from terrafm.data.regions import region_codes
-from terrafm.data.sampling import Plan, region_counts, resampled_counts
+from terrafm.data.samples.loader import RankLayout
+from terrafm.data.samples.plan import Plan, region_counts, resampled_counts
+from terrafm.data.tiles.regions import region_codes
 from terrafm.errors import UsageError
 
 GOLDEN_EPOCHS = [[2, 5, 3, 4, 0, 3, 4, 1], [4, 2, 3, 4, 1, 5, 0, 3]]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terrafm.data.sampling import (
+from terrafm.data.samples.plan import (
     Plan,
     class_frequencies,
     high_frequency_classes,

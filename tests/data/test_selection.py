@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terrafm.data.selection import (
+from terrafm.data.sources.base import Listed
+from terrafm.data.tiles.selection import (
     Limits,
     choose_tiles,
     days_from_anchor,
@@ -11,7 +12,6 @@ from terrafm.data.selection import (
     fill_quotas,
     stratum_columns,
 )
-from terrafm.data.sources.base import Listed
 
 DAY = "2022-01-{:02d}T10:00:00"
 

@@ -6,16 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from terrafm.data import codec
-from terrafm.data.manifest import with_codec
-from terrafm.data.shards import (
-    CellGroup,
-    Dataset,
-    TileRecord,
-    commit_dataset,
-    read_shard_entry,
-    write_shard,
-)
+from terrafm.data.shards import codec
+from terrafm.data.shards.commit import commit_dataset
+from terrafm.data.shards.dataset import Dataset
+from terrafm.data.shards.entry import TileRecord
+from terrafm.data.shards.manifest import CellGroup, with_codec
+from terrafm.data.shards.writer import read_shard_entry, write_shard
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import read_bytes, remove, write_bytes
 

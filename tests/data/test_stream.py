@@ -1,9 +1,11 @@
+import contextlib
 import shutil
 import threading
 import time
 from dataclasses import fields
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
@@ -13,9 +15,9 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from terrafm.config import DataConfig
-from terrafm.data.dataset import Dataset
-from terrafm.data.loader import BatchMaker
-from terrafm.data.sampling import Plan
+from terrafm.data.samples.loader import BatchMaker
+from terrafm.data.samples.plan import Plan
+from terrafm.data.shards.dataset import Dataset
 from terrafm.data.stream import (
     _PAUSE_SECONDS,
     RankLayout,
@@ -154,6 +156,7 @@ def test_tiles_for_the_device_stream_like_crops(cluster, small_dataset):
 
 
 def test_stream_over_several_datasets_and_without_prefetch(cluster, small_dataset, monkeypatch):
+    monkeypatch.setattr("terrafm.data.stream._FIRST_SEGMENT_ROWS", 10)
     monkeypatch.setattr("terrafm.data.stream._SEGMENT_ROWS", 20)
     config = CONFIG.model_copy(update={"prefetch_batches": 0})
     setup = options(small_dataset, RankLayout(8, 1, 0, 8), 0, 5, config)
@@ -161,7 +164,7 @@ def test_stream_over_several_datasets_and_without_prefetch(cluster, small_datase
         assert_equal(first, second)
 
 
-def test_closing_a_stream_stops_its_tasks(cluster, small_dataset):
+def test_closing_a_stream_ends_its_workers(cluster, small_dataset):
     setup = options(small_dataset, RankLayout(8, 1, 0, 8), 0, 500)
     stream = stream_batches(**setup, cpus=2)
     next(stream)
@@ -170,8 +173,42 @@ def test_closing_a_stream_stops_its_tasks(cluster, small_dataset):
     assert time.monotonic() - start < 20
     assert "terrafm-stream" not in [t.name for t in threading.enumerate()]
     while ray.available_resources().get("CPU") != 3:
-        assert time.monotonic() - start < 30, "tasks still hold CPUs"
+        assert time.monotonic() - start < 30, "workers still hold CPUs"
         time.sleep(0.1)
+
+
+def test_two_ranks_share_one_spare_cpu(cluster, small_dataset):
+    """A data worker keeps its CPU while the stream lives: two must never wait for each other."""
+    setups = [options(small_dataset, RankLayout(8, 2, rank, 4), 0, 40) for rank in (0, 1)]
+    holder = placement_group([{"CPU": 2}])
+    ray.get(holder.ready(), timeout=60)
+    streams = [stream_batches(**setup, cpus=0.5) for setup in setups]
+    for _ in range(40):
+        for stream in streams:
+            assert len(next(stream).tile_id) == 4
+    for stream in streams:
+        stream.close()
+    remove_placement_group(holder)
+
+
+def test_a_killed_data_worker_is_replaced(cluster, small_dataset):
+    setup = options(small_dataset, RankLayout(8, 1, 0, 8), 0, 120)
+    killed = []
+    stream = stream_batches(**setup, cpus=2)
+    for number, (first, second) in enumerate(zip(stream, make_batches(**setup), strict=True)):
+        assert_equal(first, second)
+        if number == 2:
+            workers = [p for p in psutil.Process().children(recursive=True) if is_worker(p)]
+            assert len(workers) == 2
+            workers[0].kill()
+            killed.append(workers[0].pid)
+    assert killed
+
+
+def is_worker(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "MapWorker" in " ".join(process.cmdline())
+    return False
 
 
 def test_the_scheduling_loop_rests_while_nothing_is_taken(cluster, small_dataset, monkeypatch):
@@ -222,7 +259,7 @@ def test_a_damaged_cell_is_one_clear_error(cluster, small_dataset, tmp_path):
     assert len(arrived) <= good
 
 
-def test_tasks_leave_the_placement_group_of_their_worker(cluster, small_dataset):
+def test_data_workers_leave_the_placement_group_of_their_worker(cluster, small_dataset):
     # As in a training worker: all resources of the group are taken by the worker itself.
     group = placement_group([{"CPU": 1}])
     ray.get(group.ready(), timeout=60)

@@ -8,9 +8,9 @@ import rasterio
 import ray
 from pyproj import Transformer
 
-from terrafm.data.dataset import Dataset
 from terrafm.data.ingest import ingest
-from terrafm.data.tile_export import export_tile
+from terrafm.data.shards.dataset import Dataset
+from terrafm.data.shards.tile_export import export_tile
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.ray_runtime import ensure_ray

@@ -102,7 +102,7 @@ def test_a_run_starts_from_exported_weights(trained, dataset, tmp_path):
 
 def test_tiles_keep_their_place(dataset, shared_folder):
     """The stored footprint of each tile is that of its file."""
-    from terrafm.data.dataset import Dataset
+    from terrafm.data.shards.dataset import Dataset
 
     tiles = Dataset.open(str(dataset))
     for row in range(len(tiles)):

@@ -13,7 +13,7 @@ from commands import PATIENCE, clean_environment, ingest, kill_session, start_in
 from fault_proxy import Every, Faults
 from s3_servers import forget_clients
 
-from terrafm.data.dataset import Dataset
+from terrafm.data.shards.dataset import Dataset
 from terrafm.storage import join, list_names, read_bytes, write_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -54,9 +54,9 @@ STREAM = """
 import hashlib, sys
 import ray
 from terrafm.config import DataConfig
-from terrafm.data.dataset import Dataset
-from terrafm.data.loader import RankLayout
-from terrafm.data.sampling import Plan
+from terrafm.data.shards.dataset import Dataset
+from terrafm.data.samples.loader import RankLayout
+from terrafm.data.samples.plan import Plan
 from terrafm.data.stream import stream_batches
 ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
 dataset = Dataset.open(sys.argv[1])

@@ -8,8 +8,8 @@ import pytest
 from commands import PATIENCE, ingest, kill_session, start_ingest, terrafm
 from s3_servers import forget_clients
 
-from terrafm.data.dataset import Dataset
-from terrafm.data.manifest import list_versions
+from terrafm.data.shards.dataset import Dataset
+from terrafm.data.shards.manifest import list_versions
 from terrafm.storage import exists, join, list_names, read_bytes, write_bytes
 from terrafm.train.checkpoint import load_teacher
 

@@ -11,7 +11,7 @@ import sys
 import torch
 
 from terrafm.config import load_config
-from terrafm.data.loader import make_batches
+from terrafm.data.samples.loader import make_batches
 from terrafm.train.setup import TrainingSetup
 
 # Whatever decides the curve stands here: the recipe may change, the curve must not.

@@ -10,11 +10,12 @@ import pytest
 import ray
 
 from terrafm.config import load_config
-from terrafm.data.adopt import record_of
-from terrafm.data.dataset import Dataset
-from terrafm.data.entry import ShardEntry
-from terrafm.data.loader import make_batches
-from terrafm.data.shards import commit_dataset, write_shard
+from terrafm.data.samples.loader import make_batches
+from terrafm.data.shards.adopt import record_of
+from terrafm.data.shards.commit import commit_dataset
+from terrafm.data.shards.dataset import Dataset
+from terrafm.data.shards.entry import ShardEntry
+from terrafm.data.shards.writer import write_shard
 from terrafm.errors import UsageError
 from terrafm.train.checkpoint import load_teacher, save_checkpoint
 from terrafm.train.loop import WorkerTask, task_arguments

@@ -20,11 +20,11 @@ from functools import cached_property
 from math import cos, hypot, radians
 from typing import Any
 
-from terrafm.data.selection import ANCHORS
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Listed, Product
 from terrafm.data.sources.folders import for_all, read_json
 from terrafm.data.sources.pairing import nearest
 from terrafm.data.sources.raster import Patch, read_patch
+from terrafm.data.tiles.selection import ANCHORS
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, join, list_names

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terrafm.config import DataConfig
-from terrafm.data.dataset import Dataset
-from terrafm.data.manifest import CellGroup
+from terrafm.data.shards.dataset import Dataset
+from terrafm.data.shards.manifest import CellGroup
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 

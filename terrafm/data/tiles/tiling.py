@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pyproj import Transformer
 
-from terrafm.data.climate import UNKNOWN, ClimateZones
-from terrafm.data.landcover import WATER, WorldCover, histogram, majority
-from terrafm.data.legend import Legend
-from terrafm.data.manifest import CellGroup
-from terrafm.data.radiometry import S1_FLOOR, Decision, decide, to_storage
-from terrafm.data.selection import Limits, days_from_anchor, drops_water
-from terrafm.data.shards import TileRecord
+from terrafm.data.shards.entry import TileRecord
+from terrafm.data.shards.manifest import CellGroup
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Listed, Product, Source
-from terrafm.data.tally import Tally
+from terrafm.data.tiles.climate import UNKNOWN, ClimateZones
+from terrafm.data.tiles.landcover import WATER, WorldCover, histogram, majority
+from terrafm.data.tiles.legend import Legend
+from terrafm.data.tiles.radiometry import S1_FLOOR, Decision, decide, to_storage
+from terrafm.data.tiles.selection import Limits, days_from_anchor, drops_water
+from terrafm.data.tiles.tally import Tally
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 

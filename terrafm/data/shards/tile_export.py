@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.io import MemoryFile
 
-from terrafm.data.dataset import Dataset
-from terrafm.data.manifest import CellGroup
+from terrafm.data.shards.dataset import Dataset
+from terrafm.data.shards.manifest import CellGroup
 from terrafm.modalities import MODALITIES
 from terrafm.storage import join, write_bytes
 

@@ -24,13 +24,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from terrafm.data.cells import CellReader
-from terrafm.data.codec import checksum, encode
-from terrafm.data.commit import commit_dataset
-from terrafm.data.dataset import Dataset
-from terrafm.data.entry import TILE_FIELDS, ShardEntry, TileRecord, index_schema, shard_path
-from terrafm.data.manifest import CellGroup, Manifest
-from terrafm.data.scratch import publish, scratch_file
+from terrafm.data.shards.cells import CellReader
+from terrafm.data.shards.codec import checksum, encode
+from terrafm.data.shards.commit import commit_dataset
+from terrafm.data.shards.dataset import Dataset
+from terrafm.data.shards.entry import TILE_FIELDS, ShardEntry, TileRecord, index_schema, shard_path
+from terrafm.data.shards.manifest import CellGroup, Manifest
+from terrafm.data.shards.scratch import publish, scratch_file
 from terrafm.errors import TerraFMError
 from terrafm.storage import file_size, join
 

@@ -11,14 +11,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from terrafm.config import DataConfig
-from terrafm.data.cell_cache import CellCache, CellKey, open_cache
-from terrafm.data.codec import checksum, decode
-from terrafm.data.manifest import CellGroup
+from terrafm.data.shards.cell_cache import CellCache, CellKey, open_cache
+from terrafm.data.shards.codec import checksum, decode
+from terrafm.data.shards.manifest import CellGroup
 from terrafm.errors import TerraFMError
+from terrafm.storage import join
 from terrafm.storage.faults import explain, one_line, patiently
 from terrafm.storage.ranges import open_ranges
 from terrafm.storage.slots import request_slot
-from terrafm.storage import join
 
 # Cells of one tile are neighbours, page headers apart: below this gap one request serves both.
 _MERGE_GAP = 4096

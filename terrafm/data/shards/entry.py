@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from terrafm.data.manifest import CellGroup
+from terrafm.data.shards.manifest import CellGroup
 from terrafm.storage import join, read_bytes, write_bytes
 
 TILE_FIELDS = [

@@ -14,12 +14,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from terrafm.config import DataConfig
-from terrafm.data.batch import HostBatch, assemble
-from terrafm.data.crops import Cropper
-from terrafm.data.dataset import Dataset
-from terrafm.data.device_crops import assemble_tiles
-from terrafm.data.samples import Part, SampleMaker
-from terrafm.data.sampling import Plan
+from terrafm.data.samples.batch import HostBatch, assemble
+from terrafm.data.samples.crops import Cropper
+from terrafm.data.samples.device_crops import assemble_tiles
+from terrafm.data.samples.maker import Part, SampleMaker
+from terrafm.data.samples.plan import Plan
+from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
 
 

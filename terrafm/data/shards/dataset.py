@@ -11,10 +11,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from terrafm.data.cells import CellReader
-from terrafm.data.index import Index
-from terrafm.data.manifest import CellGroup, Manifest, find_version, list_versions, read_manifest
-from terrafm.data.regions import region_codes
+from terrafm.data.shards.cells import CellReader
+from terrafm.data.shards.index import Index
+from terrafm.data.shards.manifest import (
+    CellGroup,
+    Manifest,
+    find_version,
+    list_versions,
+    read_manifest,
+)
+from terrafm.data.tiles.regions import region_codes
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 

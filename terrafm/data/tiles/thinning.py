@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from terrafm.data.cells import CellReader
-from terrafm.data.entry import ShardEntry, TileRecord
-from terrafm.data.manifest import CellGroup
-from terrafm.data.selection import choose_tiles, stratum_columns
-from terrafm.data.shards import write_shard
-from terrafm.data.tally import Tally
+from terrafm.data.shards.cells import CellReader
+from terrafm.data.shards.entry import ShardEntry, TileRecord
+from terrafm.data.shards.manifest import CellGroup
+from terrafm.data.shards.writer import write_shard
+from terrafm.data.tiles.selection import choose_tiles, stratum_columns
+from terrafm.data.tiles.tally import Tally
 
 
 def kept_rows(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from terrafm.data.codec import CODECS, DEFAULT_CODEC, check_codec
+from terrafm.data.shards.codec import CODECS, DEFAULT_CODEC, check_codec
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, join, list_names, read_bytes
@@ -31,7 +31,7 @@ class CellGroup:
         bands: band names, in the array's first axis.
         height: rows of the array.
         width: columns of the array.
-        codec: of the array's bytes, a value of `terrafm.data.codec.CODECS`.
+        codec: of the array's bytes, a value of `terrafm.data.shards.codec.CODECS`.
     """
 
     modality: str

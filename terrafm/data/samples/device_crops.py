@@ -1,8 +1,9 @@
 """Multi-crop on the training device: whole tiles come in, the crops are cut there.
 
-The same crops as `terrafm.data.crops` makes on the processor, up to rounding: area averaging
-along an axis that shrinks, bilinear along one that grows. Both are linear and separable, so a
-crop is two matrix products, rows @ window @ columns^T, and a batch of crops is a batch of them.
+The same crops as `terrafm.data.samples.crops` makes on the processor, up to rounding: area
+averaging along an axis that shrinks, bilinear along one that grows. Both are linear and
+separable, so a crop is two matrix products, rows @ window @ columns^T, and a batch of crops is a
+batch of them.
 """
 
 import itertools
@@ -14,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terrafm.data.batch import Batch, Crops, pin
-from terrafm.data.crops import Cropper, Views
-from terrafm.data.manifest import CellGroup
-from terrafm.data.samples import Part
+from terrafm.data.samples.batch import Batch, Crops, pin
+from terrafm.data.samples.crops import Cropper, Views
+from terrafm.data.samples.maker import Part
+from terrafm.data.shards.manifest import CellGroup
 from terrafm.modalities import MODALITIES
 
 # Images cut at once: bounds the float32 windows, about 1 GB for whole tiles of 534 px.
@@ -213,7 +214,7 @@ def assemble_tiles(
     epoch: NDArray[np.int64],
     position: NDArray[np.int64],
 ) -> TileBatch:
-    """Gathers the tiles of B samples; `terrafm.data.batch.assemble` does so with crops.
+    """Gathers the tiles of B samples; `terrafm.data.samples.batch.assemble` does so with crops.
 
     Args:
         cropper: of the dataset.

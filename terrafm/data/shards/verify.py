@@ -13,15 +13,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from terrafm.data.index import Index, fingerprint, head_of
-from terrafm.data.manifest import (
+from terrafm.data.shards.checking import Fault, check_shard, read_blocks
+from terrafm.data.shards.index import Index, fingerprint, head_of
+from terrafm.data.shards.manifest import (
     Manifest,
     StoredFile,
     list_versions,
     manifest_name,
     read_manifest,
 )
-from terrafm.data.shard_check import Fault, check_shard, read_blocks
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import exists, join, read_bytes
 

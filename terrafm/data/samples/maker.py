@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from terrafm.data.cells import CellReader, DamagedTileError, Tile
-from terrafm.data.crops import Cropper, Views
+from terrafm.data.samples.crops import Cropper, Views
+from terrafm.data.shards.cells import CellReader, DamagedTileError, Tile
 from terrafm.errors import TerraFMError
 from terrafm.modalities import MODALITIES
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from terrafm.data.manifest import CellGroup, StoredFile
+from terrafm.data.shards.manifest import CellGroup, StoredFile
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import download, is_local, join, read_bytes, resolve
 

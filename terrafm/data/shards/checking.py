@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from terrafm.data.manifest import CellGroup, StoredFile
+from terrafm.data.shards.manifest import CellGroup, StoredFile
 from terrafm.storage import join, resolve
 
 _BLOCK_BYTES = 16 << 20

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from terrafm.data.regions import region_codes
 from terrafm.data.sources.base import Listed
+from terrafm.data.tiles.regions import region_codes
 
 ANCHORS = ("s2_l2a", "s2_l1c", "s1")
 SPREADS = ("land_cover", "climate", "region")

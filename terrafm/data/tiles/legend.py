@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from terrafm.data.landcover import WORLDCOVER_CLASSES
+from terrafm.data.tiles.landcover import WORLDCOVER_CLASSES
 from terrafm.errors import UsageError
 from terrafm.storage import read_bytes
 

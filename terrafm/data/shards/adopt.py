@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from terrafm.data.dataset import Dataset
-from terrafm.data.entry import TILE_FIELDS, ShardEntry, TileRecord, index_schema, shard_path
-from terrafm.data.scratch import publish, scratch_file
-from terrafm.data.shards import read_shard_entry, write_shard
-from terrafm.data.tally import Tally
+from terrafm.data.shards.dataset import Dataset
+from terrafm.data.shards.entry import TILE_FIELDS, ShardEntry, TileRecord, index_schema, shard_path
+from terrafm.data.shards.scratch import publish, scratch_file
+from terrafm.data.shards.writer import read_shard_entry, write_shard
+from terrafm.data.tiles.tally import Tally
 from terrafm.errors import TerraFMError
 from terrafm.storage import is_local, join, resolve
 

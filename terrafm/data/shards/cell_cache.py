@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from terrafm.data.codec import checksum
+from terrafm.data.shards.codec import checksum
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terrafm.data.crops import Views
-from terrafm.data.samples import Part
+from terrafm.data.samples.crops import Views
+from terrafm.data.samples.maker import Part
 from terrafm.modalities import MODALITIES
 
 # Pieces of a block in the object store are read-only, and nothing writes to them.

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from terrafm.data.entry import ShardEntry
-from terrafm.data.index import Index, fingerprint, head_of, write_index
-from terrafm.data.manifest import (
+from terrafm.data.shards.entry import ShardEntry
+from terrafm.data.shards.index import Index, fingerprint, head_of, write_index
+from terrafm.data.shards.manifest import (
     BandStatistics,
     CellGroup,
     Manifest,
@@ -19,7 +19,7 @@ from terrafm.data.manifest import (
     manifest_name,
     read_manifest,
 )
-from terrafm.data.scratch import publish, scratch_file
+from terrafm.data.shards.scratch import publish, scratch_file
 from terrafm.errors import TerraFMError
 from terrafm.storage import exists, join, list_names, remove, write_bytes
 

@@ -1,0 +1,1 @@
+"""Tiles to samples: the plan of an epoch, crops, micro-batches."""

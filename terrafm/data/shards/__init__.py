@@ -1,0 +1,1 @@
+"""The dataset on its storage: written, committed, read by byte range, checked."""

@@ -1,0 +1,1 @@
+"""Cells to tiles: cut, corrected, classified, selected, counted."""
