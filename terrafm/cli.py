@@ -15,9 +15,10 @@ from rich.console import Console
 
 from terrafm.config import load_config, recipe_names, settings
 from terrafm.data.sources.registry import source_names
-from terrafm.errors import TerraFMError
+from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.progress import progress_bar
+from terrafm.storage.faults import one_line
 
 # Each verb imports what it needs when it runs: torch and Ray take seconds to load, and --help or
 # a mistyped key should answer at once.
@@ -231,6 +232,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TerraFMError as error:
         errors.print(f"terrafm: error: {error}", markup=False)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # A disk that refuses: no permission, a file where a folder should be, no room.
+        errors.print(f"terrafm: error: {one_line(error)}", markup=False)
+        sys.exit(UsageError.exit_code)
 
 
 def _report(result: dict[str, Any], as_json: bool, render: Any) -> None:

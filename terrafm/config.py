@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
@@ -174,6 +174,14 @@ class IngestConfig(Section):
     require_modalities: tuple[str, ...] = Field(
         tuple(MODALITIES), description="modalities whose absence is a fault of the tile"
     )
+
+    @field_validator("require_modalities")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in names if name not in MODALITIES]:
+            raise ValueError(f"unknown {', '.join(unknown)}; there are {', '.join(MODALITIES)}")
+        return names
+
     max_bad_fraction: Fraction = Field(0.5, description="share of bad tiles that fails the job")
     max_nodata: Fraction = Field(0.5, description="largest share of nodata pixels in a tile")
     ocean_drop: Fraction | None = Field(

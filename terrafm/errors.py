@@ -11,3 +11,14 @@ class UsageError(TerraFMError):
     """Wrong usage, configuration or input, found before any work was done: exit code 2."""
 
     exit_code = 2
+
+
+class StoreFailedError(TerraFMError):
+    """A store or disk failed for too long: exit code 1. Nothing is said about what lies there."""
+
+
+class StoreRefusedError(UsageError):
+    """A store or disk refused (credentials, bucket, room): exit code 2. As above."""
+
+
+STORE_ERRORS = (StoreFailedError, StoreRefusedError)

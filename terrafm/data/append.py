@@ -21,7 +21,7 @@ from terrafm.data.shards.dataset import Dataset
 from terrafm.data.shards.entry import ShardEntry
 from terrafm.data.shards.manifest import Manifest, StoredFile, manifest_name, read_manifest
 from terrafm.data.tiles.tally import Tally
-from terrafm.errors import TerraFMError, UsageError
+from terrafm.errors import STORE_ERRORS, TerraFMError, UsageError
 from terrafm.storage import absolute, exists, join, list_names, read_bytes, remove, write_bytes
 
 STAGING = "appending"
@@ -80,6 +80,9 @@ def append(
     )
     try:
         result = _take_over(output_uri, base, held, staging)
+    except STORE_ERRORS:
+        # What is staged is sound: repeated, the command takes it over.
+        raise
     except TerraFMError:
         # An archive that was refused is read anew when it has been put right.
         _remove_staging(output_uri, staging)
@@ -96,14 +99,15 @@ def _take_over(
     version = base.version + 1
     adoption = Adoption(Dataset.open(output_uri, base.version), added, f"v{version}")
     staged = _read_entries(staging, added.manifest)
-    adopted = [new for entry in staged if (new := adoption.take(entry)) is not None]
+    taken = [(entry, new) for entry in staged if (new := adoption.take(entry)) is not None]
+    adopted = [new for _, new in taken]
     if not adopted:
         return IngestReport(output_uri, base.tiles, base.fingerprint, True, base.report)
     entries = [*held, *adopted]
     tally = Tally()
     for entry in entries:
         tally.merge(Tally.from_json(entry.extra["tally"]))
-    report = _merged_report(base, added, adoption)
+    report = _merged_report(base, added, [entry for entry, _ in taken], adoption)
     if exists(join(staging, QUARANTINE)):
         # One file for each version: what an older one could not use stays as it is.
         name = QUARANTINE.replace(".", f"-{version}.")
@@ -204,14 +208,26 @@ def _name(shard: StoredFile) -> str:
     return shard.name.removeprefix("shards/").removesuffix(".parquet")
 
 
-def _merged_report(base: Manifest, added: Dataset, adoption: Adoption) -> dict[str, Any]:
-    """The first ingest's report with all counts added up, and what was appended when."""
+def _merged_report(
+    base: Manifest, added: Dataset, taken: list[ShardEntry], adoption: Adoption
+) -> dict[str, Any]:
+    """The first ingest's report with all counts added up, and what was appended when.
+
+    Shards that brought nothing new are counted already, by the ingest that brought their tiles.
+    """
+    new = dict(added.report)
+    if not new.get("max_tiles"):
+        # Thinned shards know their tiles alone, not what was left out on the way.
+        tally = Tally()
+        for entry in taken:
+            tally.merge(Tally.from_json(entry.extra["tally"]))
+        new |= tally.summary()
     report = dict(base.report)
-    for name, counts in added.report.items():
+    for name, counts in new.items():
         if name not in ("settings", "archive", "max_tiles"):
             report[name] = _add(report[name], counts) if name in report else counts
     if "selection" in report:
-        report["selection"]["tiles"] -= adoption.known
+        report["selection"]["tiles"] = base.report["selection"]["tiles"] + adoption.fresh
     appended = {
         "version": base.version + 1,
         "tiles": adoption.fresh,

@@ -280,7 +280,15 @@ def _count(job: _Job, entries: list[ShardEntry], max_bad_fraction: float) -> Tal
         tally.merge(Tally.from_json(entry.extra["tally"]))
     lines = [json.dumps(fault, sort_keys=True) + "\n" for fault in tally.quarantine]
     write_bytes(join(job.output_uri, QUARANTINE), "".join(lines).encode())
-    _check_quality(tally, job.output_uri, max_bad_fraction)
+    try:
+        _check_quality(tally, job.output_uri, max_bad_fraction)
+    except TerraFMError:
+        # The archive may be put right before the command is repeated: what was wrong is read anew.
+        for entry in entries:
+            own = Tally.from_json(entry.extra["tally"])
+            if own.quarantine or not own.counts["tiles"]:
+                entry.remove(job.output_uri)
+        raise
     return tally
 
 

@@ -74,6 +74,7 @@ def inspect(uri: str, config: Config) -> dict[str, Any]:
         },
         "decisions": report.get("decisions", {}),
         "archive": report.get("archive", {}),
+        "appended": report.get("appended", []),
         "quarantine": report.get("quarantine", {}),
         "settings": report.get("settings", {}),
         "fingerprint": dataset.fingerprint,
@@ -188,20 +189,33 @@ def _origin(d: dict[str, Any]) -> Table:
             for x in decisions
         ]
         table.add_row(f"{modality} products", "\n".join(lines))
-    for modality, pairs in d["archive"].get("pairing", {}).items():
+    _add_pairing(table, d["archive"])
+    for more in d["appended"]:
+        origin = more["settings"]
+        there = more["tiles_already_there"]
+        table.add_row(
+            f"version {more['version']}",
+            f"{more['tiles']:,} tiles of {origin['source']} {origin['input']}"
+            + (f", {there:,} were there already" if there else ""),
+        )
+        _add_pairing(table, more["archive"])
+    if set(d["climate_counts"]) != {UNKNOWN}:
+        table.add_row("climate zones", _listed(d["climate_counts"]))
+    table.add_row("regions", _listed(d["region_counts"]))
+    return table
+
+
+def _add_pairing(table: Table, archive: dict[str, Any]) -> None:
+    for modality, pairs in archive.get("pairing", {}).items():
         shares = [
             f"{pairs[key] / pairs['cells']:.0%} within {key.split('_')[1]} d"
             for key in pairs
             if key != "cells"
         ]
         table.add_row(f"{modality} pairs", f"{pairs['cells']:,}: " + ", ".join(shares))
-    repeated = d["archive"].get("repeated_cells", {})
+    repeated = archive.get("repeated_cells", {})
     if any(repeated.values()):
         table.add_row("repeated cells", ", ".join(f"{m} {n:,}" for m, n in repeated.items()))
-    if set(d["climate_counts"]) != {UNKNOWN}:
-        table.add_row("climate zones", _listed(d["climate_counts"]))
-    table.add_row("regions", _listed(d["region_counts"]))
-    return table
 
 
 def _listed(counts: dict[Any, int]) -> str:

@@ -1,8 +1,10 @@
 """Files at any URI. What everyone needs is here; `faults`, `ranges` and `slots` serve readers."""
 
 from terrafm.storage.files import (
+    StoreFile,
     absolute,
     arrow_filesystem,
+    copy,
     download,
     ensure_writable,
     exists,
@@ -10,7 +12,9 @@ from terrafm.storage.files import (
     is_local,
     join,
     list_names,
+    open_file,
     read_bytes,
+    read_range,
     remove,
     resolve,
     upload,
@@ -18,8 +22,10 @@ from terrafm.storage.files import (
 )
 
 __all__ = [
+    "StoreFile",
     "absolute",
     "arrow_filesystem",
+    "copy",
     "download",
     "ensure_writable",
     "exists",
@@ -27,7 +33,9 @@ __all__ = [
     "is_local",
     "join",
     "list_names",
+    "open_file",
     "read_bytes",
+    "read_range",
     "remove",
     "resolve",
     "upload",

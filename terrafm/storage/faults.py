@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import tenacity
 
-from terrafm.errors import TerraFMError, UsageError
+from terrafm.errors import StoreFailedError, StoreRefusedError, TerraFMError
 
 logger = logging.getLogger(__name__)
 
@@ -116,23 +116,27 @@ def explain(error: BaseException, doing: str, where: str) -> TerraFMError:
         where: URI.
 
     Returns:
-        A `UsageError` where the user must change something, else a `TerraFMError`.
+        A `StoreRefusedError` where the user must change something, else a `StoreFailedError`.
     """
     fault = one_line(error)
     if is_full(error):
-        return UsageError(f"cannot {doing} {where}: no room left ({fault}): make room, repeat")
+        return StoreRefusedError(
+            f"cannot {doing} {where}: no room left ({fault}): make room, repeat"
+        )
     if is_passing(error):
-        return TerraFMError(
+        return StoreFailedError(
             f"cannot {doing} {where}: {fault}; tried again for {RETRY_SECONDS:g} s: "
             "see whether the store is up and the address right, then repeat the command"
         )
     if isinstance(error, FileNotFoundError) or "NoSuchBucket" in fault:
-        return UsageError(f"cannot {doing} {where}: the bucket or folder does not exist: make it")
+        return StoreRefusedError(
+            f"cannot {doing} {where}: the bucket or folder does not exist: make it"
+        )
     if any(_names(cause) & _REFUSED for cause in _chain(error)):
-        return UsageError(
+        return StoreRefusedError(
             f"cannot {doing} {where}: access refused ({fault}): check credentials and permissions"
         )
-    return UsageError(f"cannot {doing} {where}: {fault}")
+    return StoreRefusedError(f"cannot {doing} {where}: {fault}")
 
 
 def one_line(error: BaseException | str) -> str:

@@ -5,14 +5,16 @@ is one line. A file that is not there stays a `FileNotFoundError`, and local fau
 are but for a disk that is full.
 """
 
+import io
 import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import fsspec
 from pyarrow.fs import LocalFileSystem
+from typing_extensions import override
 
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage.faults import STALL_SECONDS, explain, is_full, patiently
@@ -185,6 +187,93 @@ def ensure_writable(uri: str | os.PathLike[str]) -> None:
         raise explain(error, "write", os.fspath(uri)) from None
 
 
+def read_range(uri: str | os.PathLike[str], start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a file, fewer where it ends before.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StoreRefusedError, StoreFailedError: the store does not answer.
+    """
+    filesystem, path = resolve(uri)
+    return _read_range(filesystem, path, os.fspath(uri), start, stop)
+
+
+class StoreFile(io.RawIOBase):
+    """A file of a store for libraries that seek: every read is one patient range request.
+
+    Args:
+        filesystem: of fsspec.
+        path: inside it.
+        where: URI, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StoreRefusedError, StoreFailedError: the store does not answer.
+    """
+
+    def __init__(self, filesystem: Any, path: str, where: str) -> None:
+        self._filesystem, self._path, self._where = filesystem, path, where
+        self._size = int(_ask("read", where, filesystem, lambda: filesystem.size(path)))
+        self._position = 0
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return True
+
+    @override
+    def tell(self) -> int:
+        return self._position
+
+    @override
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    @override
+    def read(self, size: int | None = -1) -> bytes:
+        start = min(self._position, self._size)
+        stop = self._size if size is None or size < 0 else min(start + size, self._size)
+        if start == stop:
+            return b""
+        content = _read_range(self._filesystem, self._path, self._where, start, stop)
+        self._position = start + len(content)
+        return content
+
+    @override
+    def readall(self) -> bytes:
+        return self.read(-1)
+
+    @override
+    def readinto(self, buffer: Any) -> int:
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def open_file(uri: str | os.PathLike[str]) -> IO[bytes]:
+    """A file to read and seek in, patient where it lies in a store."""
+    filesystem, path = resolve(uri)
+    if is_local(uri):
+        return open(path, "rb")
+    return cast(IO[bytes], StoreFile(filesystem, path, os.fspath(uri)))
+
+
+def copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copies a file within one store, whole or invisible; the store does it where it can.
+
+    Raises:
+        StoreRefusedError, StoreFailedError: the store does not.
+    """
+    filesystem, path = resolve(target)
+    origin = resolve(source)[1]
+    _write(target, filesystem, lambda: filesystem.copy(origin, path))
+
+
 def list_names(uri: str | os.PathLike[str]) -> list[str]:
     """Names directly under a folder, sorted; empty where the folder is missing."""
     filesystem, path = resolve(uri)
@@ -219,6 +308,13 @@ def _ask(
     except Exception as error:
         # Every library raises classes of its own: what is not a missing file becomes one line.
         raise explain(error, doing, where) from error
+
+
+def _read_range(filesystem: Any, path: str, where: str, start: int, stop: int) -> bytes:
+    content: bytes = _ask(
+        "read", where, filesystem, lambda: filesystem.cat_file(path, start=start, end=stop)
+    )
+    return content
 
 
 def _write(uri: str | os.PathLike[str], filesystem: Any, request: Callable[[], object]) -> None:

@@ -23,19 +23,28 @@ def request_slot(limit: int) -> Iterator[None]:
     order = random.sample(range(limit), limit)
     for number in order:
         # A lock belongs to an open file: threads of one process need one each.
-        slot = os.open(folder / str(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        slot = _open(folder, number)
         with suppress(BlockingIOError):
             fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         os.close(slot)
     else:
         # Those who wait spread over all slots by chance.
-        slot = os.open(folder / str(order[0]), os.O_RDWR | os.O_CLOEXEC)
+        slot = _open(folder, order[0])
         fcntl.flock(slot, fcntl.LOCK_EX)
     try:
         yield
     finally:
         os.close(slot)
+
+
+def _open(folder: Path, number: int) -> int:
+    try:
+        return os.open(folder / str(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        # Somebody tidies up temporary files that are old.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(folder / str(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 @cache

@@ -1,5 +1,6 @@
 """More tiles are a new version; what was there stays as it was, byte for byte."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 import rasterio
 import ray
+from rich.console import Console
 
-from terrafm.config import IngestConfig
+from terrafm.config import IngestConfig, load_config
 from terrafm.data import append as append_module
 from terrafm.data.append import append
 from terrafm.data.ingest import ingest
+from terrafm.data.inspect import inspect, render
 from terrafm.data.shards.adopt import Adoption, record_of
 from terrafm.data.shards.commit import commit_dataset
 from terrafm.data.shards.dataset import Dataset
@@ -30,6 +33,12 @@ def local_ray():
     ensure_ray(2)
     yield
     ray.shutdown()
+
+
+def text_of(description):
+    console = Console(width=120, file=io.StringIO())
+    console.print(render(description))
+    return console.file.getvalue()
 
 
 def files(folder):
@@ -142,6 +151,10 @@ def test_a_grown_archive_is_given_whole_and_an_equal_one_changes_nothing(places,
     ingest("geotiff", str(first), str(out), **SMALL)
     report = append("geotiff", str(whole), str(out), **SMALL)
     assert (report.tiles, report.already_complete) == (24, False)
+    # What was there before is not counted twice.
+    counts = Dataset.open(out).report["selection"]
+    assert (counts["cells"], counts["tiles_seen"], counts["tiles"]) == (6, 24, 24)
+    assert "version 2" in text_of(inspect(str(out), load_config()))
     before = files(out)
     again = append("geotiff", str(whole), str(out), **SMALL)
     assert (again.tiles, again.already_complete) == (24, True)

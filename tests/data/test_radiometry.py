@@ -118,6 +118,17 @@ def test_radar_storage_values():
     ]
 
 
+def test_zeros_in_decibel_are_fill_however_many_they_are():
+    """Exports mask with zeros and do not always say so."""
+    pixels = np.full((20, 20), -13.5, np.float32)
+    pixels[:, :13] = 0.0
+    product = Product("s1", {"VV": pixels, "VH": pixels - 7 * (pixels < 0)}, {"VV": 10, "VH": 10})
+    assert radar_unit(product) == "dB"
+    stored = to_storage(pixels, "s1", None, Decision(0, "", "dB"))
+    assert (stored[:, :13] == -32768).all()
+    assert (stored[:, 13:] == -1350).all()
+
+
 @given(
     hnp.arrays(np.float32, 20, elements=st.floats(width=32, allow_nan=True, allow_infinity=True)),
     st.sampled_from(["linear", "dB"]),
@@ -125,6 +136,8 @@ def test_radar_storage_values():
 def test_radar_storage_stays_within_its_bounds(pixels, unit):
     stored = to_storage(pixels, "s1", None, Decision(0, "", unit))
     finite = np.isfinite(pixels)
+    if unit == "dB":
+        finite &= pixels != 0  # fill
     assert (stored[~finite] == -32768).all()
     assert (stored[finite] >= -5000).all()
     if unit == "linear":

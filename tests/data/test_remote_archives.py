@@ -10,11 +10,11 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from terrafm import faults
 from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.major_tom import MajorTom
-from terrafm.errors import TerraFMError, UsageError
+from terrafm.errors import StoreFailedError, TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
+from terrafm.storage import faults
 
 ALL = tuple(MODALITIES)
 SIDE = 240
@@ -191,7 +191,9 @@ def test_over_http_a_store_that_refuses_ends_the_ingest(served, status, monkeypa
         source.read(refs[0])
     assert "\n" not in str(caught.value)
     assert str(status) in str(caught.value)
-    with pytest.raises(UsageError, match=rf"cannot reach http://.*metadata\.parquet: {status}"):
+    # One can be mended by asking again later, the other only by the user.
+    kind, verb = (StoreFailedError, "read") if status == 503 else (UsageError, "reach")
+    with pytest.raises(kind, match=rf"cannot {verb} http://.*metadata\.parquet: {status}"):
         MajorTom(served[0], ("s1",)).cells()
 
 

@@ -17,7 +17,7 @@ from terrafm.data.shards.scratch import publish, scratch_file
 from terrafm.data.shards.writer import read_shard_entry, write_shard
 from terrafm.data.tiles.tally import Tally
 from terrafm.errors import TerraFMError
-from terrafm.storage import is_local, join, resolve
+from terrafm.storage import copy, is_local, join, resolve
 
 
 @dataclass
@@ -78,11 +78,11 @@ class Adoption:
                 )
 
     def _copy(self, entry: ShardEntry, name: str) -> None:
-        filesystem, path = resolve(join(self.source.uri, entry.path))
-        target = join(self.into.uri, shard_path(name))
+        source, target = join(self.source.uri, entry.path), join(self.into.uri, shard_path(name))
         if not is_local(target):
-            filesystem.copy(path, resolve(target)[1])
+            copy(source, target)
             return
+        path = resolve(source)[1]
         with scratch_file(target) as scratch:
             try:
                 # A second name for the same bytes costs nothing where the disk knows such.

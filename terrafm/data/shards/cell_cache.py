@@ -67,9 +67,12 @@ class CellCache:
             _attempt_touch(path)
             return cell
         logger.warning("%s in the cache is damaged: dropped, and read from the store", path)
-        with self._locked():
-            path.unlink(missing_ok=True)
-            self._count(-len(cell))
+        try:
+            with self._locked():
+                path.unlink(missing_ok=True)
+                self._count(-len(cell))
+        except OSError as error:
+            self._turn_off(error)
         return None
 
     def put(self, key: CellKey, cell: bytes | memoryview) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from terrafm.data.shards.manifest import CellGroup, StoredFile
-from terrafm.storage import join, resolve
+from terrafm.storage import file_size, join, open_file, read_range
 
 _BLOCK_BYTES = 16 << 20
 
@@ -53,11 +53,15 @@ def check_shard(
         shard: its line of the manifest.
         rows: its rows of the index: tile_id, and offset, length and checksum per cell group.
         groups: all cell groups of the dataset.
+
+    Raises:
+        StoreRefusedError, StoreFailedError: the store does not answer.
     """
     where = join(uri, shard.name)
-    filesystem, path = resolve(where)
     try:
-        size = filesystem.size(path)
+        size = file_size(where)
+        if size is None:
+            return [Fault(shard.name, "", "", "is missing")]
         faults = [] if size == shard.bytes else [_wrong_size(shard, size)]
         cells = _cells(rows, groups)
         digest = _read(where, size, cells)
@@ -67,8 +71,6 @@ def check_shard(
             if digest != shard.sha256 and not faults:
                 what = "does not match its SHA-256, though all of its cells are whole"
                 faults.append(Fault(shard.name, "", "", what))
-    except FileNotFoundError:
-        return [Fault(shard.name, "", "", "is missing")]
     except OSError as error:
         return [Fault(shard.name, "", "", f"cannot be read: {error}")]
     return faults
@@ -76,9 +78,8 @@ def check_shard(
 
 def read_blocks(uri: str, size: int) -> Iterator[bytes]:
     """A file in blocks of 16 MiB, each by one range request."""
-    filesystem, path = resolve(uri)
     for start in range(0, size, _BLOCK_BYTES):
-        yield filesystem.cat_file(path, start=start, end=min(start + _BLOCK_BYTES, size))
+        yield read_range(uri, start, min(start + _BLOCK_BYTES, size))
 
 
 def _wrong_size(shard: StoredFile, size: int) -> Fault:
@@ -131,9 +132,8 @@ def _structure_faults(
     where: str, shard: StoredFile, rows: pa.Table, groups: Sequence[CellGroup]
 ) -> Iterator[Fault]:
     """Whether the Parquet file itself has the tiles and cells of the index, at its offsets."""
-    filesystem, path = resolve(where)
     try:
-        with filesystem.open(path, "rb") as file:
+        with open_file(where) as file:
             ids = pq.read_table(file, columns=["tile_id"], use_threads=False)["tile_id"].to_pylist()
             footer = pq.read_metadata(file)
             places = [_places(footer, row) for row in range(footer.num_row_groups)]

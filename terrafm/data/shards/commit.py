@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from terrafm.data.shards.entry import ShardEntry
 from terrafm.data.shards.index import Index, fingerprint, head_of, write_index
@@ -56,16 +57,15 @@ def commit_dataset(
     kept = sorted((entry for entry in entries if entry.bytes), key=lambda entry: entry.name)
     if not kept:
         raise TerraFMError(f"no usable tile for dataset {dataset_uri}: nothing was committed")
-    table = pa.concat_tables([entry.rows for entry in kept])
-    order = pc.sort_indices(table["tile_id"])
-    _refuse_duplicates(table, order, dataset_uri)
+    tables = [entry.rows for entry in kept]
+    order = _order(kept, dataset_uri)
     bands = {name: BandStatistics.model_validate(dict(s)) for name, s in statistics.items()}
     described = {name: s.model_dump(mode="json") for name, s in bands.items()}
     head = head_of(groups, tile_size, gsd, described, legend)
     previous = read_manifest(dataset_uri) if exists(join(dataset_uri, manifest_name())) else None
     next_version = previous.version + 1 if previous else 1
     with scratch_file(join(dataset_uri, _index_name(next_version))) as scratch:
-        write_index(scratch, table, order)
+        write_index(scratch, tables, order)
         found = fingerprint(Index(pq.ParquetFile(scratch), str(scratch)), head)
         version = next_version
         if previous and previous.fingerprint == found:
@@ -74,20 +74,19 @@ def commit_dataset(
         with scratch.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         publish(scratch, join(dataset_uri, _index_name(version)))
-    codes, counts = np.unique(table["land_cover"].to_numpy(), return_counts=True)
+    land_cover = np.concatenate([table["land_cover"].to_numpy() for table in tables])
+    codes, counts = np.unique(land_cover, return_counts=True)
     manifest = Manifest(
         version=version,
         fingerprint=found,
-        tiles=table.num_rows,
+        tiles=len(order),
         tile_size=tile_size,
         gsd=gsd,
         groups=tuple(groups),
         statistics=bands,
         legend=dict(legend),
         class_counts={int(c): int(n) for c, n in zip(codes, counts, strict=True)},
-        index=StoredFile(
-            name=_index_name(version), tiles=table.num_rows, bytes=size, sha256=digest
-        ),
+        index=StoredFile(name=_index_name(version), tiles=len(order), bytes=size, sha256=digest),
         shards=tuple(
             StoredFile(name=e.path, tiles=e.rows.num_rows, bytes=e.bytes, sha256=e.sha256)
             for e in kept
@@ -107,12 +106,25 @@ def _index_name(version: int) -> str:
     return f"index-{version}.parquet"
 
 
-def _refuse_duplicates(table: pa.Table, order: pa.Array, dataset_uri: str) -> None:
-    ids = table["tile_id"].take(order)
-    first = pc.index(pc.equal(ids[1:], ids[:-1]), True).as_py()
+def _order(entries: Sequence[ShardEntry], dataset_uri: str) -> NDArray[np.int64]:
+    """Row numbers, counted through all shards, in the order of the tile ids.
+
+    Raises:
+        TerraFMError: an id occurs twice.
+    """
+    ids = pa.chunked_array(
+        [chunk for e in entries for chunk in e.rows["tile_id"].cast(pa.large_string()).chunks]
+    ).combine_chunks()
+    order = pc.sort_indices(ids)
+    ordered = ids.take(order)
+    first = pc.index(pc.equal(ordered[1:], ordered[:-1]), True).as_py()
     if first >= 0:
-        shards = table["shard"].take(order.slice(first, 2)).to_pylist()
+        ends = np.cumsum([entry.rows.num_rows for entry in entries])
+        places = np.searchsorted(ends, order.to_numpy()[first : first + 2], side="right")
+        shards = [entries[place].path for place in places]
         raise TerraFMError(
-            f"dataset {dataset_uri}: tile {ids[first].as_py()} occurs twice, in {shards[0]} and "
-            f"{shards[1]}; tile ids must be unique"
+            f"dataset {dataset_uri}: tile {ordered[first].as_py()} occurs twice, in {shards[0]} "
+            f"and {shards[1]}; tile ids must be unique"
         )
+    rows: NDArray[np.int64] = order.to_numpy().astype(np.int64)
+    return rows

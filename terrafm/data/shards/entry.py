@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from terrafm.data.shards.manifest import CellGroup
-from terrafm.storage import join, read_bytes, write_bytes
+from terrafm.storage import join, read_bytes, remove, write_bytes
 
 TILE_FIELDS = [
     pa.field("tile_id", pa.string(), nullable=False),
@@ -88,6 +88,10 @@ class ShardEntry:
             return cls(head["name"], head["bytes"], head["sha256"], rows, head["extra"])
         except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
             return None
+
+    def remove(self, dataset_uri: str) -> None:
+        """Forgets that the shard is finished: it will be written again."""
+        remove(_entry_uri(dataset_uri, self.name))
 
     def write(self, dataset_uri: str) -> None:
         """Keeps the entry beside its shard."""

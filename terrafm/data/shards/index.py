@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -157,18 +157,7 @@ class Index:
             raise IndexError(f"rows of {self.where} go from 0 to {len(self) - 1}")
         if len(wanted) == 0:
             return self._file.schema_arrow.empty_table().select(list(names))
-        groups = np.searchsorted(self._starts, wanted, side="right") - 1
-        order = np.argsort(groups, kind="stable")
-        bounds = np.flatnonzero(np.diff(groups[order])) + 1
-        pieces = []
-        for part in np.split(order, bounds):
-            group = int(groups[part[0]])
-            pieces.append(read(group, names).take(pa.array(wanted[part] - self._starts[group])))
-        if len(pieces) == 1:
-            return pieces[0]
-        inverse = np.empty_like(order)
-        inverse[order] = np.arange(len(order))
-        return pa.concat_tables(pieces).take(pa.array(inverse)).combine_chunks()
+        return _gather(self._starts, wanted, lambda group: read(group, names))
 
     def _read(self, group: int, names: tuple[str, ...]) -> pa.Table:
         try:
@@ -182,17 +171,50 @@ class Index:
         return table.select(list(names))
 
 
-def write_index(path: str | os.PathLike[str], table: pa.Table, order: pa.Array) -> None:
-    """Writes rows of a table, in an order, as an index file."""
+def write_index(
+    path: str | os.PathLike[str], tables: Sequence[pa.Table], order: NDArray[np.integer[Any]]
+) -> None:
+    """Writes the rows of some tables, in an order, as an index file.
+
+    Gathers a row group at a time: the tables together may be larger than an Arrow column of
+    strings can be, and are not copied.
+
+    Args:
+        path: local file.
+        tables: rows of one schema, such as those of each shard.
+        order: (N,) numbers of all rows, counted through the tables.
+    """
+    starts = np.concatenate([[0], np.cumsum([table.num_rows for table in tables])])
     with pq.ParquetWriter(
         path,
-        table.schema,
+        tables[0].schema,
         compression="zstd",
         use_dictionary=["shard", "crs"],
         write_page_checksum=True,
     ) as writer:
         for start in range(0, len(order), ROWS_PER_GROUP):
-            writer.write_table(table.take(order.slice(start, ROWS_PER_GROUP)), ROWS_PER_GROUP)
+            rows = order[start : start + ROWS_PER_GROUP]
+            writer.write_table(_gather(starts, rows, tables.__getitem__), ROWS_PER_GROUP)
+
+
+def _gather(
+    starts: NDArray[np.int64],
+    rows: NDArray[np.integer[Any]],
+    table_of: Callable[[int], pa.Table],
+) -> pa.Table:
+    """Rows by their number in the concatenation of some tables, in the order asked for."""
+    place = np.searchsorted(starts, rows, side="right") - 1
+    by_table = np.argsort(place, kind="stable")
+    bounds = np.flatnonzero(np.diff(place[by_table])) + 1
+    pieces = []
+    for part in np.split(by_table, bounds):
+        number = int(place[part[0]])
+        pieces.append(table_of(number).take(pa.array(rows[part] - starts[number])))
+    if len(pieces) == 1:
+        return pieces[0]
+    inverse = np.empty_like(by_table)
+    inverse[by_table] = np.arange(len(by_table))
+    return pa.concat_tables(pieces).take(pa.array(inverse)).combine_chunks()
 
 
 def fingerprint(index: Index, head: Mapping[str, Any]) -> str:

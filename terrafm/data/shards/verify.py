@@ -22,7 +22,7 @@ from terrafm.data.shards.manifest import (
     manifest_name,
     read_manifest,
 )
-from terrafm.errors import TerraFMError, UsageError
+from terrafm.errors import STORE_ERRORS, TerraFMError
 from terrafm.storage import exists, join, read_bytes
 
 # Reading and both checksums let other threads run: threads keep disk, network and cores busy.
@@ -55,6 +55,7 @@ def verify(
 
     Raises:
         UsageError: there is no dataset, or no such version.
+        StoreRefusedError, StoreFailedError: the store does not answer.
     """
     manifest = read_manifest(uri, version)
     faults = list(_manifest_faults(uri, manifest))
@@ -63,13 +64,16 @@ def verify(
         faults += _index_faults(uri, manifest, index)
         for found in _check_shards(uri, manifest, index, threads, progress):
             faults += found
-    except (UsageError, TerraFMError) as error:
+    except STORE_ERRORS:
+        # Says nothing about the dataset.
+        raise
+    except TerraFMError as error:
         faults.append(Fault(manifest.index.name, "", "", str(error)))
     return {
         "uri": uri,
         "version": manifest.version,
         "fingerprint": manifest.fingerprint,
-        "versions": _describe_versions(uri),
+        "versions": list(_describe_versions(uri, faults)),
         "shards": len(manifest.shards),
         "tiles": manifest.tiles,
         "bytes": manifest.bytes,
@@ -107,11 +111,20 @@ def render(result: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def _describe_versions(uri: str) -> list[dict[str, Any]]:
-    manifests = [read_manifest(uri, number) for number in list_versions(uri)]
-    return [
-        {"version": m.version, "tiles": m.tiles, "fingerprint": m.fingerprint} for m in manifests
-    ]
+def _describe_versions(uri: str, faults: list[Fault]) -> Iterator[dict[str, Any]]:
+    for number in list_versions(uri):
+        try:
+            manifest = read_manifest(uri, number)
+        except STORE_ERRORS:
+            raise
+        except TerraFMError as error:
+            faults.append(Fault(manifest_name(number), "", "", str(error)))
+            continue
+        yield {
+            "version": manifest.version,
+            "tiles": manifest.tiles,
+            "fingerprint": manifest.fingerprint,
+        }
 
 
 def _manifest_faults(uri: str, manifest: Manifest) -> Iterator[Fault]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from terrafm.data.sources.base import BadCellError
 from terrafm.errors import UsageError
 from terrafm.storage import join, list_names, read_bytes, resolve
+from terrafm.storage.faults import explain, is_passing, patiently
 
 LAND_COVER = "land_cover"
 WORLDCOVER = "worldcover"
@@ -80,14 +81,17 @@ def is_file(uri: str) -> bool:
 
     Raises:
         UsageError: the store cannot be reached or refuses to answer.
+        StoreFailedError: it fails for too long.
     """
     filesystem, path = resolve(uri)
     try:
-        return bool(filesystem.info(path)["type"] == "file")
+        return bool(patiently(lambda: filesystem.info(path), uri)["type"] == "file")
     # Stores report failures (credentials, network) in types of their own libraries.
     except Exception as error:  # noqa: BLE001
         if is_missing(error):
             return False
+        if is_passing(error):
+            raise explain(error, "read", uri) from None
         reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
         raise UsageError(f"cannot reach {uri}: {reason}") from None
 

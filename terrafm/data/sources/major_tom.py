@@ -22,7 +22,7 @@ from terrafm.data.tiles.selection import ANCHORS
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, is_local, join
-from terrafm.storage.faults import patiently
+from terrafm.storage.faults import explain, is_passing, patiently
 
 PUBLISHED = {"s2_l2a": "Core-S2L2A", "s2_l1c": "Core-S2L1C", "s1": "Core-S1RTC"}
 _SHAPE = (1068, 1068)
@@ -229,6 +229,9 @@ def _fault(row: MetadataRow, error: Exception) -> Exception:
     """What a failed read means: the cell is bad, or the store is, which ends the ingest."""
     if is_missing(error):
         return BadCellError(_where(row), "Parquet file not found")
+    if is_passing(error):
+        # Tried again for long enough: it is the store that fails, not the file.
+        return explain(error, "read", _where(row))
     detail = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
     # Network and credentials: errors of their own libraries, and these.
     refused = (ConnectionError, TimeoutError, PermissionError, FileNotFoundError)

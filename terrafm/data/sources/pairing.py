@@ -20,7 +20,7 @@ from terrafm.data.sources.parquet import open_parquet
 from terrafm.data.tiles.selection import ANCHORS, days_from_anchor, parse_time
 from terrafm.errors import UsageError
 from terrafm.storage import is_local, join
-from terrafm.storage.faults import patiently
+from terrafm.storage.faults import explain, is_passing, patiently
 
 _REQUIRED = ("grid_cell", "product_id", "parquet_url", "parquet_row")
 _OPTIONAL = ("timestamp", "cloud_cover", "nodata")
@@ -64,6 +64,7 @@ def read_metadata(folder: str) -> pd.DataFrame:
 
     Raises:
         UsageError: the file is damaged, empty, or lacks a column.
+        StoreFailedError: the store fails for too long.
     """
     uri = join(folder, "metadata.parquet")
     try:
@@ -76,6 +77,8 @@ def read_metadata(folder: str) -> pd.DataFrame:
         table = patiently(lambda: file.read(columns=wanted), uri)
         file.close(force=True)
     except (OSError, pa.ArrowException) as error:
+        if is_passing(error):
+            raise explain(error, "read", uri) from None
         detail = " ".join(str(error).split())[:200]
         raise UsageError(f"cannot read {uri} (damaged or cut short?): {detail}") from None
     if not table.num_rows:

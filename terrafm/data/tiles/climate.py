@@ -11,11 +11,12 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
+from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from terrafm.data.sources.base import BadCellError
 from terrafm.errors import UsageError
-from terrafm.storage import resolve
+from terrafm.storage import is_local, read_bytes, resolve
 
 UNKNOWN = 0
 
@@ -80,5 +81,7 @@ class ClimateZones:
 
     @cached_property
     def _dataset(self) -> Any:
-        filesystem, path = resolve(self._uri)
-        return rasterio.open(path, opener=filesystem)
+        if is_local(self._uri):
+            return rasterio.open(resolve(self._uri)[1])
+        # Read once and whole: a request for each tile's pixel would take far longer.
+        return MemoryFile(read_bytes(self._uri)).open()

@@ -7,7 +7,8 @@ dual centering.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import fsspec
@@ -17,12 +18,18 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
+from typing_extensions import override
 
 from terrafm.data.sources.base import BadCellError
-from terrafm.errors import UsageError
-from terrafm.storage import resolve
+from terrafm.errors import STORE_ERRORS, TerraFMError, UsageError
+from terrafm.storage import StoreFile, resolve
+from terrafm.storage.faults import patiently
 
 WORLDCOVER_URI = "s3://esa-worldcover/v200/2021/map"
+_ESA_STORE = {
+    "endpoint_url": "https://s3.eu-central-1.amazonaws.com",
+    "client_kwargs": {"region_name": "eu-central-1"},
+}
 WATER = 80
 WORLDCOVER_CLASSES = {
     10: "tree cover",
@@ -90,7 +97,7 @@ class WorldCover:
             "or land-cover rasters aligned with the tiles"
         )
         try:
-            names = filesystem.ls(path, detail=False)
+            names = patiently(lambda: filesystem.ls(path, detail=False), uri)
         # Object stores report failures (credentials, network) in types of their own libraries.
         except Exception as error:  # noqa: BLE001
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -114,7 +121,8 @@ class WorldCover:
             (H, W) WorldCover codes.
 
         Raises:
-            BadCellError: a WorldCover tile cannot be read.
+            BadCellError: a WorldCover tile is damaged.
+            StoreRefusedError, StoreFailedError: the store does not answer.
         """
         a, _, c, _, e, f = transform
         x, y = np.meshgrid(c + a * (np.arange(shape[1]) + 0.5), f + e * (np.arange(shape[0]) + 0.5))
@@ -141,13 +149,19 @@ class WorldCover:
     ) -> NDArray[np.uint8]:
         top, left = int(rows.min()), int(columns.min())
         window = Window(left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1)
-        filesystem, _ = self._open()
+        opener = _Opener(self._open()[0])
         try:
-            with rasterio.open(name, opener=filesystem) as dataset:
+            # No look-out for files beside it: each would be a request.
+            with (
+                rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"),
+                rasterio.open(name, opener=opener) as dataset,
+            ):
                 if dataset.shape != (_TILE_PIXELS, _TILE_PIXELS):
                     raise BadCellError(name, f"not a WorldCover tile: {dataset.shape} pixels")
                 pixels: NDArray[np.uint8] = dataset.read(1, window=window)
         except (RasterioError, OSError) as error:
+            if opener.failure is not None:
+                raise opener.failure from None
             raise BadCellError(name, f"WorldCover tile cannot be read: {error}") from None
         sampled = pixels[rows - top, columns - left]
         sampled[sampled == 0] = WATER
@@ -156,8 +170,47 @@ class WorldCover:
     def _open(self) -> tuple[Any, str]:
         if self._uri.startswith("s3://esa-worldcover/"):
             # ESA's bucket is public; whatever credentials the machine has are not for it.
-            return fsspec.filesystem("s3", anon=True), self._uri.removeprefix("s3://")
+            # Nor is the address of a store of one's own.
+            esa = fsspec.filesystem("s3", anon=True, **_ESA_STORE)
+            return esa, self._uri.removeprefix("s3://")
         return resolve(self._uri)
+
+
+class _Opener:
+    """Opens rasters for GDAL, which forgets why a read failed.
+
+    Attributes:
+        failure: of the store, where it was that and not the raster.
+    """
+
+    def __init__(self, filesystem: Any) -> None:
+        self._filesystem = filesystem
+        self.failure: TerraFMError | None = None
+
+    def __call__(self, path: str, mode: str = "rb") -> Any:
+        if "file" in self._filesystem.protocol:
+            return open(path, mode)
+        return _Watched(self._filesystem, path, self)
+
+
+class _Watched(StoreFile):
+    def __init__(self, filesystem: Any, path: str, opener: _Opener) -> None:
+        self._opener = opener
+        with self._noting():
+            super().__init__(filesystem, path, path)
+
+    @override
+    def read(self, size: int | None = -1) -> bytes:
+        with self._noting():
+            return super().read(size)
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except STORE_ERRORS as error:
+            self._opener.failure = error
+            raise OSError(str(error)) from None
 
 
 def _tile_code(tile_row: int, tile_column: int) -> str:

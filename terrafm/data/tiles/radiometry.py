@@ -73,6 +73,8 @@ def decide(products: Mapping[str, Product]) -> dict[str, Decision]:
 def radar_unit(product: Product) -> str:
     """Is it "dB" or "linear"? Most backscatter in dB is negative, power never is."""
     values = np.concatenate([_valid(band, product.nodata) for band in product.bands.values()])
+    # Exactly zero is how exports fill what was masked, in either unit.
+    values = values[values != 0]
     return "dB" if values.size and np.median(values) < 0 else "linear"
 
 
@@ -101,6 +103,9 @@ def to_storage(
 
 
 def _radar(pixels: NDArray[Any], missing: NDArray[np.bool_], unit: str) -> NDArray[Any]:
+    if unit == "dB" and np.issubdtype(pixels.dtype, np.floating):
+        # No measured backscatter is 0 dB to the last digit: that is fill.
+        missing |= pixels == 0
     values = np.where(missing, 1.0, pixels).astype(np.float64)
     if unit == "linear":
         with np.errstate(divide="ignore"):
