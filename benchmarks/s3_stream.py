@@ -10,9 +10,9 @@ tests/s3/fault_proxy.py before it delays every request and every new connection.
   before they are asked for again (about 3 reads in 100 still find theirs). Bar: 0.8 of local.
 - Warm: room for all, filled by an earlier run. Bar: 0.95 of local.
 
-The server runs on the processors that the stream works on, and is not apart as a store would be:
-a limit of this measurement that counts against the cold cache. Each run is a process tree of its
-own, 8 s of warm-up, 20 s measured.
+A store is a machine of its own: so the server and the proxy are bound to one processor of this
+machine and the stream, local runs as well, to the others, with a data worker for each. What they
+share is memory bandwidth. Each run is a process tree of its own, 8 s of warm-up, 20 s measured.
 """
 
 import os
@@ -86,6 +86,14 @@ def delayed(environment: Environment) -> Iterator[Environment]:
             note(f"the proxy counted {(proxy.stdout.read() if proxy.stdout else '').strip()}")
 
 
+def divide_processors() -> tuple[set[int], set[int]]:
+    """Processors for the stream, and the one for the server."""
+    processors = sorted(os.sched_getaffinity(0))
+    if len(processors) < 2:
+        raise SystemExit("the server needs a processor beside the stream's: two at least")
+    return set(processors[:-1]), {processors[-1]}
+
+
 def upload(dataset: str, environment: Environment, bucket: str) -> str:
     """Copies the dataset to the server; returns its URI there."""
     store = s3fs.S3FileSystem(
@@ -146,6 +154,7 @@ def main() -> None:
     arguments = parse(options)
     if arguments.quick:
         arguments.tiles, arguments.seconds, arguments.warm_up = 4, 2, 1
+    ours, theirs = divide_processors()
     made = prepare(arguments.work, arguments.real, arguments.tiles)
     work = Workload(
         "stream",
@@ -153,10 +162,14 @@ def main() -> None:
         formats=str(arguments.work / "cell-cache"),
         seconds=arguments.seconds,
         warm_up=arguments.warm_up,
+        workers=len(ours),
     )
+    # Children inherit it.
+    os.sched_setaffinity(0, theirs)
     with server(arguments.work / "ceph") as (direct, bucket):
         uri = upload(made.dataset, direct, bucket)
         with delayed(direct) as environment:
+            os.sched_setaffinity(0, ours)
             figures = measure(work, uri, environment, arguments.rounds)
     report(figures, arguments, made.data)
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 
 # Read when Ray is imported or started: no note about future changes, no uv hook, no usage report.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -11,8 +12,12 @@ os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
 import ray
 import ray.data
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from terrafm.errors import UsageError
+
+# Between two steps of Ray Data's scheduling loop; a block takes far longer to make.
+PAUSE_SECONDS = 0.01
 
 # Address of the Ray that this module started: another one may have taken its place since.
 _own_address: str | None = None
@@ -60,3 +65,16 @@ def renew_ray(num_cpus: int | None = None) -> None:
     if ray.is_initialized() and ray.get_runtime_context().gcs_address == _own_address:
         ray.shutdown()
     ensure_ray(num_cpus)
+
+
+class SchedulingPause(ExecutionCallback):  # type: ignore[misc]
+    """Lets Ray Data's scheduling loop rest: it runs in the process that takes the data.
+
+    While finished blocks wait to be taken, Ray 2.60's loop spins. The interpreter lock it holds
+    made a training step of many small operations take four times as long. Here, for Ray sends
+    the class to every worker, which then imports its module: the stream's would bring torch.
+    """
+
+    def on_execution_step(self, executor: object) -> None:
+        """Called once a round."""
+        time.sleep(PAUSE_SECONDS)

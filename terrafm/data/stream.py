@@ -12,7 +12,6 @@ its door, so that no processor stands idle between two blocks.
 import logging
 import queue
 import threading
-import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,15 +20,15 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.util.annotations import RayDeprecationWarning
 
 from terrafm.config import DataConfig
 from terrafm.data.samples.batch import HostBatch
 from terrafm.data.samples.loader import BatchMaker, RankLayout, make_batches
-from terrafm.data.samples.maker import Part, SampleMaker, make_block, open_block
+from terrafm.data.samples.maker import DataWorker, Part, open_block
 from terrafm.data.samples.plan import Plan
 from terrafm.data.shards.dataset import Dataset
+from terrafm.ray_runtime import SchedulingPause
 
 __all__ = ["RankLayout", "make_batches", "stream_batches"]
 
@@ -48,8 +47,6 @@ _STORE_SHARE = 0.8
 _TASKS_AT_A_WORKER = 3
 # Ray counts CPUs in ten-thousandths; a data worker must hold some.
 _LEAST_CPUS = 0.01
-# Between two steps of Ray Data's scheduling loop; a block takes far longer to make.
-_PAUSE_SECONDS = 0.01
 
 
 def stream_batches(
@@ -135,7 +132,7 @@ def _stream_segment(
         first += rows
     with ray.data.DataContext.current(context):
         made = ray.data.from_blocks(blocks).map_batches(
-            _DataWorker,
+            DataWorker,
             fn_constructor_args=(maker.samples,),
             compute=ray.data.ActorPoolStrategy(
                 size=min(workers, len(blocks)), max_tasks_in_flight_per_actor=_TASKS_AT_A_WORKER
@@ -162,16 +159,6 @@ def _stream_segment(
         ready.close()
 
 
-class _DataWorker:
-    """What a data worker does, block by block."""
-
-    def __init__(self, samples: SampleMaker) -> None:
-        self._samples = samples
-
-    def __call__(self, instructions: pa.Table) -> pa.Table:
-        return make_block(instructions, self._samples)
-
-
 def _block_limit(micro_rows: int, most: int) -> int:
     """Rows of a block: whole micro-batches, or equal parts of one."""
     if most >= micro_rows:
@@ -194,17 +181,6 @@ def _block_rows(total: int, limit: int, width: int, micro_rows: int) -> Iterator
         number += 1
 
 
-class _Pause(ExecutionCallback):  # type: ignore[misc]
-    """Lets the scheduling loop rest: it runs in the rank's process.
-
-    While finished blocks wait to be taken, Ray 2.60's loop spins. The interpreter lock it holds
-    made a training step of many small operations take four times as long.
-    """
-
-    def on_execution_step(self, executor: object) -> None:
-        time.sleep(_PAUSE_SECONDS)
-
-
 def _context(
     workers: int, worker_cpus: float, block_bytes: int, store: float
 ) -> ray.data.DataContext:
@@ -223,7 +199,7 @@ def _context(
     context.execution_no_progress_timeout_s = -1
     # Of each worker a block in the making and two finished ones, and two on their way to the rank.
     wanted = block_bytes * (3 * workers + 2)
-    context.custom_execution_callback_classes = [_Pause]
+    context.custom_execution_callback_classes = [SchedulingPause]
     options = context.execution_options
     options.preserve_order = True
     options.verbose_progress = False

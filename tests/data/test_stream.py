@@ -18,14 +18,9 @@ from terrafm.config import DataConfig
 from terrafm.data.samples.loader import BatchMaker
 from terrafm.data.samples.plan import Plan
 from terrafm.data.shards.dataset import Dataset
-from terrafm.data.stream import (
-    _PAUSE_SECONDS,
-    RankLayout,
-    _Pause,
-    make_batches,
-    stream_batches,
-)
+from terrafm.data.stream import RankLayout, make_batches, stream_batches
 from terrafm.errors import TerraFMError, UsageError
+from terrafm.ray_runtime import PAUSE_SECONDS, SchedulingPause
 
 CONFIG = DataConfig(global_size=32, local_size=16, global_crops=2, local_crops=2, rows_per_block=5)
 
@@ -205,6 +200,17 @@ def test_a_killed_data_worker_is_replaced(cluster, small_dataset):
     assert killed
 
 
+def test_data_workers_import_no_torch(cluster, small_dataset):
+    """It costs seconds of a processor and hundreds of megabytes in each of them."""
+    stream = stream_batches(**options(small_dataset, RankLayout(8, 1, 0, 8), 0, 500), cpus=2)
+    next(stream)
+    workers = [p for p in psutil.Process().children(recursive=True) if is_worker(p)]
+    mapped = [m.path for process in workers for m in process.memory_maps()]
+    stream.close()
+    assert any("pyarrow" in path for path in mapped)
+    assert not [path for path in mapped if "libtorch" in path]
+
+
 def is_worker(process):
     with contextlib.suppress(psutil.NoSuchProcess):
         return "MapWorker" in " ".join(process.cmdline())
@@ -214,12 +220,12 @@ def is_worker(process):
 def test_the_scheduling_loop_rests_while_nothing_is_taken(cluster, small_dataset, monkeypatch):
     rounds = []
 
-    class Counting(_Pause):
+    class Counting(SchedulingPause):
         def on_execution_step(self, executor):
             rounds.append(1)
             super().on_execution_step(executor)
 
-    monkeypatch.setattr("terrafm.data.stream._Pause", Counting)
+    monkeypatch.setattr("terrafm.data.stream.SchedulingPause", Counting)
     batches = stream_batches(**options(small_dataset, RankLayout(8, 1, 0, 8), 0, 500), cpus=2)
     next(batches)
     began, before = time.monotonic(), len(rounds)
@@ -228,7 +234,7 @@ def test_the_scheduling_loop_rests_while_nothing_is_taken(cluster, small_dataset
     batches.close()
     # A spinning loop makes thousands of rounds a second, and holds the interpreter lock.
     assert len(rounds) > 0
-    assert seen <= 1.5 / _PAUSE_SECONDS
+    assert seen <= 1.5 / PAUSE_SECONDS
 
 
 def test_a_damaged_cell_is_one_clear_error(cluster, small_dataset, tmp_path):

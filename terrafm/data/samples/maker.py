@@ -153,6 +153,17 @@ class SampleMaker:
         }
 
 
+class DataWorker:
+    """What a data worker of the stream is, in a module that imports no torch."""
+
+    def __init__(self, samples: SampleMaker) -> None:
+        self._samples = samples
+
+    def __call__(self, instructions: pa.Table) -> pa.Table:
+        """A block of instructions to a block of parts."""
+        return make_block(instructions, self._samples)
+
+
 def make_block(instructions: pa.Table, samples: SampleMaker) -> pa.Table:
     """A block of instructions to a block of parts, one row and one flat buffer for each.
 
