@@ -124,6 +124,8 @@ def explain(error: BaseException, doing: str, where: str) -> TerraFMError:
             f"cannot {doing} {where}: no room left ({fault}): make room, repeat"
         )
     if is_passing(error):
+        # The cause has the store's own word for it, such as its HTTP status.
+        fault = one_line(error.__cause__ or error)
         return StoreFailedError(
             f"cannot {doing} {where}: {fault}; tried again for {RETRY_SECONDS:g} s: "
             "see whether the store is up and the address right, then repeat the command"

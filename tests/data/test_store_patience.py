@@ -64,7 +64,7 @@ def test_land_cover_is_read_through_throttling_by_small_ranges(cover):
     folder, uri, proxy = cover
     expected = WorldCover(str(folder)).codes(*GRID)
     assert len(np.unique(expected)) > 50
-    proxy.faults = Faults(slow_down=Every(3, 1))
+    proxy.plan = Faults(slow_down=Every(3, 1))
     before = proxy.counters["requests"]
     np.testing.assert_array_equal(WorldCover(uri).codes(*GRID), expected)
     assert proxy.counters["slow_down"] >= 1
@@ -76,7 +76,7 @@ def test_a_store_that_stays_away_is_not_a_bad_land_cover_tile(cover, monkeypatch
     _, uri, proxy = cover
     there = WorldCover(uri)
     monkeypatch.setattr(faults, "RETRY_SECONDS", 0.5)
-    proxy.faults = DOWN
+    proxy.plan = DOWN
     with pytest.raises(StoreFailedError, match="tried again for"):
         there.codes(*GRID)
 
@@ -86,12 +86,12 @@ def test_verify_goes_through_throttling_and_does_not_call_an_outage_damage(
 ):
     bucket, proxy = store
     uri = put(shutil.copytree(small_dataset, tmp_path / "copy"), join(bucket, "dataset"))
-    proxy.faults = Faults(slow_down=Every(5, 1), reset=Every(9, 1))
+    proxy.plan = Faults(slow_down=Every(5, 1), reset=Every(9, 1))
     assert verify(uri)["faults"] == []
     assert proxy.counters["slow_down"] >= 2
     monkeypatch.setattr(faults, "RETRY_SECONDS", 0.5)
     # The manifest and the index still come; then the store is gone.
-    proxy.faults = Faults(slow_down=Every(10**6, 10**6, skip=proxy.counters["requests"] + 8))
+    proxy.plan = Faults(slow_down=Every(10**6, 10**6, skip=proxy.counters["requests"] + 8))
     with pytest.raises(StoreFailedError, match="tried again for"):
         verify(uri)
 
