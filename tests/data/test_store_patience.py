@@ -79,6 +79,8 @@ def test_a_store_that_stays_away_is_not_a_bad_land_cover_tile(cover, monkeypatch
     proxy.plan = DOWN
     with pytest.raises(StoreFailedError, match="tried again for"):
         there.codes(*GRID)
+    with pytest.raises(StoreFailedError, match="tried again for"):
+        WorldCover(uri)
 
 
 def test_verify_goes_through_throttling_and_does_not_call_an_outage_damage(

@@ -23,7 +23,7 @@ from typing_extensions import override
 from terrafm.data.sources.base import BadCellError
 from terrafm.errors import STORE_ERRORS, TerraFMError, UsageError
 from terrafm.storage import StoreFile, resolve
-from terrafm.storage.faults import patiently
+from terrafm.storage.faults import explain, is_passing, patiently
 
 WORLDCOVER_URI = "s3://esa-worldcover/v200/2021/map"
 _ESA_STORE = {
@@ -89,6 +89,7 @@ class WorldCover:
 
         Raises:
             UsageError: the folder cannot be reached or holds no WorldCover tile.
+            StoreFailedError: the store fails for too long.
         """
         self._uri = uri
         filesystem, path = self._open()
@@ -100,6 +101,8 @@ class WorldCover:
             names = patiently(lambda: filesystem.ls(path, detail=False), uri)
         # Object stores report failures (credentials, network) in types of their own libraries.
         except Exception as error:  # noqa: BLE001
+            if is_passing(error):
+                raise explain(error, "read", uri) from None
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UsageError(f"cannot reach WorldCover at {uri} ({reason}): {advice}") from None
         matches = [(name, _TILE_NAME.search(name)) for name in names]
