@@ -210,7 +210,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_requests_of_a_node_are_bounded(tmp_path, monkeypatch):
-    from terrafm import slots
+    from terrafm.storage import slots
 
     monkeypatch.setattr(slots, "_folder", lambda limit: tmp_path)
     under_way, most = [], []
