@@ -2,7 +2,10 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group
 
+from terrafm.config import load_config
+from terrafm.errors import UsageError
 from terrafm.ray_runtime import ensure_ray, renew_ray
+from terrafm.train.run import pretrain
 
 
 @pytest.fixture(autouse=True)
@@ -33,3 +36,11 @@ def test_a_ray_that_ran_before_is_used_and_never_restarted():
     renew_ray(4)
     assert ray.get_runtime_context().get_node_id() == before
     assert ray.cluster_resources()["CPU"] == 1
+
+
+def test_a_cluster_that_leaves_no_cpu_to_read_data_is_refused(small_dataset, tmp_path):
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
+    config = load_config("demo", ["train.workers=2", "train.global_batch=8"])
+    with pytest.raises(UsageError, match=r"has 2 CPUs, and train.workers=2 .* leave none to read"):
+        pretrain(config, str(small_dataset), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

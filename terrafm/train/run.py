@@ -108,11 +108,12 @@ def pretrain(config: Config, data: str, output: str, progress: Progress | None =
     if resumed_from >= total:
         return _result(output, total, resumed_from)
     _check_init(config)
+    ensure_ray(_logical_cpus(config))
+    data_cpus = _data_cpus(config)
     remove(join(output, FAILURE_FILE))
     _write_config(setup, output)
-    ensure_ray(_logical_cpus(config))
     with _Watch(output, resumed_from, total, progress):
-        _fit(setup, output)
+        _fit(setup, output, data_cpus)
     failure = read_failure(output)
     if failure is not None:
         raise failure
@@ -180,12 +181,10 @@ def _write_config(setup: TrainingSetup, output: str) -> None:
     write_bytes(join(output, DATASET_FILE), (json.dumps(record, indent=1) + "\n").encode())
 
 
-def _fit(setup: TrainingSetup, output: str) -> None:
+def _fit(setup: TrainingSetup, output: str, data_cpus: float) -> None:
     config = setup.config
     train = config.train
     use_gpu = train.gpu == "yes" or (train.gpu == "auto" and _cluster_has_gpus(train.workers))
-    spare = ray.cluster_resources().get("CPU", 1.0) - train.workers * train.cpus_per_worker
-    data_cpus = spare / train.workers
     with tempfile.TemporaryDirectory(prefix="terrafm-") as scratch:
         # Ray's own bookkeeping; our checkpoints are the only state a run resumes from. Where it
         # goes to a store it goes through our clients: Ray's would not know the store's address.
@@ -230,6 +229,24 @@ def _logical_cpus(config: Config) -> int:
     """One more per worker than the workers hold, or reading would wait for ever."""
     train = config.train
     return max(os.cpu_count() or 1, math.ceil(train.workers * (train.cpus_per_worker + 1)))
+
+
+def _data_cpus(config: Config) -> float:
+    """Of each training worker; without any, its data workers would wait for ever.
+
+    Raises:
+        UsageError: the training workers take all.
+    """
+    train = config.train
+    cpus: float = ray.cluster_resources().get("CPU", 0.0)
+    spare = cpus - train.workers * train.cpus_per_worker
+    if spare <= 0:
+        raise UsageError(
+            f"the Ray cluster has {cpus:g} CPUs, and train.workers={train.workers} with "
+            f"train.cpus_per_worker={train.cpus_per_worker:g} leave none to read data: "
+            "lower one of the two, or add CPUs"
+        )
+    return spare / train.workers
 
 
 def _cluster_has_gpus(workers: int) -> bool:
