@@ -6,13 +6,16 @@ The server is the one of the tests (tests/s3/start_ceph.py, a Ceph gateway on lo
 it with --install), or the one that TERRAFM_TEST_S3_ENDPOINT, _KEY, _SECRET and _BUCKET name.
 tests/s3/fault_proxy.py before it delays every request and every new connection.
 
-- Cold: the cell cache on, with room for a quarter of the tiles: cells are written to it and go
-  before they are asked for again (about 3 reads in 100 still find theirs). Bar: 0.8 of local.
-- Warm: room for all, filled by an earlier run. Bar: 0.95 of local.
+- Cold: an empty cell cache with room for all. No tile comes twice in a run: its cells come from
+  the store and are written to the cache. Bar: 0.8 of local.
+- Warm: the same tiles from the cache that an earlier run filled. Bar: 0.95 of local.
+- Small: room for a quarter of the tiles, which is full and stays as it is. No bar.
 
 A store is a machine of its own: so the server and the proxy are bound to one processor of this
 machine and the stream, local runs as well, to the others, with a data worker for each. What they
-share is memory bandwidth. Each run is a process tree of its own, 8 s of warm-up, 20 s measured.
+share is memory bandwidth and the disk. Each run is a process tree of its own, 6 s of warm-up, 16 s
+measured. The dataset is --tiles tiles in --copies places each, hard links locally; warm and small
+read one place of each, as often as they come.
 """
 
 import os
@@ -24,16 +27,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import s3fs
 from common import ROOT, Figure, alternate, median_ratio, note, parse, parser, report, run_child
-from harness.tiles import prepare
+from harness.tiles import prepare, repeat
 from harness.workload import Workload
+
+from terrafm.data.shards.dataset import Dataset
 
 COLD_BAR, WARM_BAR = 0.8, 0.95
 LATENCY_SECONDS = 0.02
-_COLD_SHARE = 0.25
+_SMALL_SHARE = 0.25
 _SCRIPTS = ROOT / "tests" / "s3"
 Environment = dict[str, str]
 
@@ -94,7 +100,7 @@ def divide_processors() -> tuple[set[int], set[int]]:
     return set(processors[:-1]), {processors[-1]}
 
 
-def upload(dataset: str, environment: Environment, bucket: str) -> str:
+def upload(dataset: str, environment: Environment, bucket: str, name: str) -> str:
     """Copies the dataset to the server; returns its URI there."""
     store = s3fs.S3FileSystem(
         key=environment["AWS_ACCESS_KEY_ID"],
@@ -103,31 +109,55 @@ def upload(dataset: str, environment: Environment, bucket: str) -> str:
     )
     if not store.exists(bucket):
         store.mkdir(bucket)
-    target = f"{bucket}/tiles"
+    target = f"{bucket}/{name}"
     if store.exists(target):
         store.rm(target, recursive=True)
     store.put(f"{dataset}/", f"{target}/", recursive=True)
     return f"s3://{target}"
 
 
-def measure(work: Workload, uri: str, environment: Environment, rounds: int) -> list[Figure]:
-    """Both ratios, and the rates behind them."""
-    caches = Path(work.formats)
+def measure(
+    local: Workload,
+    once: str,
+    often: str,
+    few: Dataset,
+    environment: Environment,
+    caches: Path,
+    rounds: int,
+) -> list[Figure]:
+    """The ratios, and the rates behind them.
+
+    Args:
+        local: the stream from local files.
+        once: URI of a remote dataset of more tiles than a run takes.
+        often: URI of a remote dataset that a run takes many times.
+        few: the same dataset on the disk.
+        environment: of the store's clients.
+        caches: folder for caches.
+        rounds: of alternating runs.
+    """
     shutil.rmtree(caches, ignore_errors=True)
-    size = work.dataset.bytes
-    cold_config = {"cache_dir": str(caches / "cold"), "cache_bytes": int(_COLD_SHARE * size)}
-    warm_config = {"cache_dir": str(caches / "warm"), "cache_bytes": 12 * size}
-    cold = replace(work, uri=uri, config=cold_config)
-    warm = replace(work, uri=uri, config=warm_config)
 
-    def once(one: Workload) -> float:
-        return float(run_child("contestant.py", asdict(one), environment=environment)["rate"])
+    def cached(name: str, uri: str, limit: float) -> Workload:
+        config = {"cache_dir": str(caches / name), "cache_bytes": int(limit)}
+        return replace(local, uri=uri, config=config)
 
-    # Two epochs: cells of modalities that the first did not draw come with the second.
+    works = {
+        "local": local,
+        "cold": cached("cold", once, 1e12),
+        "warm": cached("warm", often, 1e12),
+        "small": cached("small", often, _SMALL_SHARE * few.bytes),
+    }
+
+    def rate(work: Workload, name: str = "") -> float:
+        if name == "cold":
+            shutil.rmtree(caches / name, ignore_errors=True)
+        return float(run_child("contestant.py", asdict(work), environment=environment)["rate"])
+
     note("filling the warm cache")
-    once(replace(warm, tiles=2 * len(work.dataset), warm_up=0.0))
-    runs = {"local": work, "cold": cold, "warm": warm}
-    results = alternate({k: lambda one=one: once(one) for k, one in runs.items()}, rounds)
+    # Two epochs: cells of modalities that the first did not draw come with the second.
+    rate(replace(works["warm"], tiles=2 * len(few), warm_up=0.0))
+    results = alternate({k: partial(rate, work, k) for k, work in works.items()}, rounds)
     shutil.rmtree(caches, ignore_errors=True)
     latency = f"{1000 * LATENCY_SECONDS:g} ms"
     return [
@@ -138,7 +168,7 @@ def measure(work: Workload, uri: str, environment: Environment, rounds: int) -> 
             "higher",
             "x",
         )
-        for name, bar in (("cold", COLD_BAR), ("warm", WARM_BAR))
+        for name, bar in (("cold", COLD_BAR), ("warm", WARM_BAR), ("small", None))
     ] + [
         Figure(f"tiles per second, {name}", statistics.median(values), None, "higher", "tiles/s")
         for name, values in results.items()
@@ -149,17 +179,18 @@ def main() -> None:
     """Measures and prints."""
     options = parser(__doc__)
     options.add_argument("--tiles", type=int, default=64, help="distinct tiles (%(default)s)")
-    options.add_argument("--seconds", type=float, default=20, help="of a run (%(default)s)")
-    options.add_argument("--warm-up", type=float, default=8, help="seconds (%(default)s)")
+    options.add_argument("--copies", type=int, default=24, help="of each tile (%(default)s)")
+    options.add_argument("--seconds", type=float, default=16, help="of a run (%(default)s)")
+    options.add_argument("--warm-up", type=float, default=6, help="seconds (%(default)s)")
     arguments = parse(options)
     if arguments.quick:
-        arguments.tiles, arguments.seconds, arguments.warm_up = 4, 2, 1
+        arguments.tiles, arguments.copies, arguments.seconds, arguments.warm_up = 4, 2, 2, 1
     ours, theirs = divide_processors()
     made = prepare(arguments.work, arguments.real, arguments.tiles)
-    work = Workload(
+    spread = repeat(made, arguments.work / "spread", arguments.copies, own_shards=True)
+    local = Workload(
         "stream",
-        made.dataset,
-        formats=str(arguments.work / "cell-cache"),
+        spread,
         seconds=arguments.seconds,
         warm_up=arguments.warm_up,
         workers=len(ours),
@@ -167,10 +198,13 @@ def main() -> None:
     # Children inherit it.
     os.sched_setaffinity(0, theirs)
     with server(arguments.work / "ceph") as (direct, bucket):
-        uri = upload(made.dataset, direct, bucket)
+        often = upload(made.dataset, direct, bucket, "often")
+        once = upload(spread, direct, bucket, "once")
         with delayed(direct) as environment:
             os.sched_setaffinity(0, ours)
-            figures = measure(work, uri, environment, arguments.rounds)
+            caches = arguments.work / "cell-cache"
+            few = Dataset.open(made.dataset)
+            figures = measure(local, once, often, few, environment, caches, arguments.rounds)
     report(figures, arguments, made.data)
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,26 +101,43 @@ def record(number: int, tile: Pixels) -> TileRecord:
     )
 
 
-def repeat(tiles: TestTiles, folder: Path, times: int) -> str:
-    """A dataset in which every tile stands many times under other names, its pixels once."""
+def repeat(tiles: TestTiles, folder: Path, times: int, *, own_shards: bool = False) -> str:
+    """A dataset in which every tile stands many times under other names, its pixels once.
+
+    With `own_shards` each copy has shard files of its own (hard links), so that its bytes have a
+    place that no other copy's have.
+    """
     shutil.rmtree(folder, ignore_errors=True)
+    shards = folder / "shards"
     folder.mkdir(parents=True)
-    (folder / "shards").symlink_to(Path(tiles.dataset) / "shards")
+    if own_shards:
+        shards.mkdir()
+    else:
+        shards.symlink_to(Path(tiles.dataset) / "shards")
     entries = []
     for path in sorted((Path(tiles.dataset) / "entries").iterdir()):
         entry = ShardEntry.read(tiles.dataset, path.stem)
         assert entry is not None
         copies = [_renamed(entry.rows, copy) for copy in range(times)]
-        entries.append(
-            ShardEntry(entry.name, entry.bytes, entry.sha256, pa.concat_tables(copies), {})
-        )
+        if not own_shards:
+            entries.append(replace(entry, rows=pa.concat_tables(copies), extra={}))
+            continue
+        for copy, rows in enumerate(copies):
+            one = replace(entry, name=f"{entry.name}-{copy:05d}", extra={})
+            (folder / one.path).hardlink_to(Path(tiles.dataset) / entry.path)
+            entries.append(replace(one, rows=_set_column(rows, "shard", [one.path] * len(rows))))
     _commit(str(folder), entries)
     return str(folder)
 
 
 def _renamed(rows: pa.Table, copy: int) -> pa.Table:
-    names = pa.array([f"{name}_{copy:05d}" for name in rows["tile_id"].to_pylist()])
-    return rows.set_column(rows.schema.get_field_index("tile_id"), rows.field("tile_id"), names)
+    names = [f"{name}_{copy:05d}" for name in rows["tile_id"].to_pylist()]
+    return _set_column(rows, "tile_id", names)
+
+
+def _set_column(rows: pa.Table, name: str, values: list[str]) -> pa.Table:
+    place = rows.schema.get_field_index(name)
+    return rows.set_column(place, rows.field(name), pa.array(values))
 
 
 def _write(made: TestTiles, real: Path) -> None:

@@ -18,6 +18,7 @@ from s3_servers import lead_to
 from terrafm.config import DataConfig, load_config
 from terrafm.data.samples.loader import RankLayout, make_batches
 from terrafm.data.samples.plan import Plan
+from terrafm.data.shards import cell_cache
 from terrafm.data.shards.cell_cache import CellCache, CellKey
 from terrafm.data.shards.cells import CellReader, DamagedTileError
 from terrafm.data.shards.dataset import Dataset
@@ -98,7 +99,7 @@ def test_a_cached_tile_needs_no_request(remote, tmp_path):
     # A damaged entry is dropped and read again.
     victim = next(path for path in (tmp_path / "cache").rglob("??/*") if path.is_file())
     content = bytearray(victim.read_bytes())
-    content[len(content) // 2] ^= 4
+    content[0] ^= 4
     victim.write_bytes(content)
     assert_tiles_equal(reader.read(rows), first)
     assert proxy.counters["requests"] == 1
@@ -106,45 +107,72 @@ def test_a_cached_tile_needs_no_request(remote, tmp_path):
     assert proxy.counters["requests"] == 1
 
 
-def key_of(number, content):
-    return CellKey(f"shard-{number}", number, len(content), zlib.crc32(content))
+PAGE = 4096
+
+
+def key_of(number, content, dataset="dataset"):
+    return CellKey(dataset, f"shard-{number}", number, len(content), zlib.crc32(content))
 
 
 def cell_bytes(folder):
-    return sum(path.stat().st_size for path in Path(folder).glob("??/*"))
+    return sum(path.stat().st_size for path in Path(folder).glob("*/??/*"))
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 90)), max_size=80))
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 3 * PAGE)), max_size=60))
 def test_the_cache_keeps_its_limit_and_never_lies(tmp_path_factory, uses):
     folder = tmp_path_factory.mktemp("cache")
-    cache = CellCache(folder, 1000)
+    cache = CellCache(folder, 10 * PAGE)
+    full = False
     for number, length in uses:
         content = random.Random(number * 100 + length).randbytes(length)
         key = key_of(number, content)
         found = cache.get(key)
         assert found is None or found == content
         if found is None:
-            cache.put(key, content)
-            assert cache.get(key) == content
-        assert cell_bytes(folder) <= 1000
-        assert int.from_bytes((folder / "bytes").read_bytes(), "little") == cell_bytes(folder)
+            before = cell_bytes(folder)
+            cache.put([(key, content)])
+            # It looks for room again in ten minutes, for a smaller cell as well.
+            full = full or before + length > 10 * PAGE
+            assert cell_bytes(folder) == before if full else cache.get(key) == content
+        assert cell_bytes(folder) <= 10 * PAGE
+        counted = int.from_bytes((folder / "bytes").read_bytes()[:8], "little")
+        assert counted == cell_bytes(folder)
 
 
-def test_the_least_recently_used_cells_go_first(tmp_path):
-    cache = CellCache(tmp_path, 1000)
-    contents = [bytes([number]) * 90 for number in range(12)]
-    for number, content in enumerate(contents[:11]):
-        cache.put(key_of(number, content), content)
-        for path in tmp_path.glob("??/*"):
-            stamp = path.stat().st_mtime_ns - 10**9
-            os.utime(path, ns=(stamp, stamp))
-        # The first one is used all the time.
-        assert cache.get(key_of(0, contents[0])) is not None
-    cache.put(key_of(11, contents[11]), contents[11])
-    kept = [n for n, content in enumerate(contents) if cache.get(key_of(n, content))]
-    assert kept == [0, *range(12 - len(kept) + 1, 12)]
-    assert 8 <= len(kept) < 12
+def test_a_full_cache_keeps_what_it_has(tmp_path):
+    cache = CellCache(tmp_path, 10 * PAGE)
+    contents = [bytes([number]) * PAGE for number in range(12)]
+    for number, content in enumerate(contents):
+        cache.put([(key_of(number, content), content)])
+    kept = [n for n, content in enumerate(contents) if cache.get(key_of(n, content)) == content]
+    assert kept == list(range(10))
+
+
+def test_datasets_out_of_use_make_room_the_longest_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(cell_cache, "_FULL_SECONDS", 0)
+    cell = b"x" * PAGE
+    hours = {"two hours": 2, "a day": 24, "in use": 0}
+    cache = CellCache(tmp_path, 6 * PAGE)
+    for dataset, hour in hours.items():
+        before = set(tmp_path.iterdir())
+        cache.put([(key_of(number, cell, dataset), cell) for number in range(2)])
+        (folder,) = set(tmp_path.iterdir()) - before - {tmp_path / "lock"}
+        stamp = time.time() - 3600 * hour
+        os.utime(folder, (stamp, stamp))
+
+    def kept(dataset):
+        return sum(cache.get(key_of(n, cell, dataset)) is not None for n in range(2))
+
+    for number, gone in enumerate(["a day", "two hours"]):
+        cache.put([(key_of(number, cell * 2, "new"), cell * 2)])
+        # Reading marks a dataset as used: those that must stay are looked at in the end.
+        assert kept(gone) == 0
+    assert kept("in use") == 2
+    time.sleep(1)
+    cache.put([(key_of(7, cell * 2, "new"), cell * 2)] * 2)
+    assert kept("in use") == 2
+    assert cache.get(key_of(7, cell * 2, "new")) is None
 
 
 def test_processes_share_a_cache_and_its_limit(tmp_path):
@@ -155,24 +183,23 @@ def test_processes_share_a_cache_and_its_limit(tmp_path):
         "for _ in range(200):\n"
         "    number = rng.randrange(60)\n"
         "    content = random.Random(number).randbytes(8000)\n"
-        "    key = CellKey('s', number, len(content), zlib.crc32(content))\n"
+        "    key = CellKey('d', 's', number, len(content), zlib.crc32(content))\n"
         "    found = cache.get(key)\n"
         "    assert found in (None, content)\n"
-        "    if found is None: cache.put(key, content)\n"
+        "    if found is None: cache.put([(key, content)])\n"
         "assert cache.enabled\n"
     )
     workers = [
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(seed)])
         for seed in range(3)
     ]
-    cache = CellCache(tmp_path, 200_000)
+    # What three processes are writing while the files are counted may come on top.
+    most = 200_000 + 3 * 2 * PAGE
     while any(worker.poll() is None for worker in workers):
-        # Files come and go under this lock: without it a sum is of no moment.
-        with cache._locked():
-            assert cell_bytes(tmp_path) <= 200_000
+        assert cell_cache._tree_bytes(tmp_path) <= most
         time.sleep(0.01)
     assert [worker.returncode for worker in workers] == [0, 0, 0]
-    assert 100_000 < cell_bytes(tmp_path) <= 200_000
+    assert 180_000 < cell_bytes(tmp_path) <= most
 
 
 def test_a_cache_that_cannot_write_is_turned_off_with_one_warning(remote, tmp_path, caplog):

@@ -198,8 +198,12 @@ class CellReader:
             if final:
                 raise DamagedTileError(run.tile, join(self.uri, run.shard), name, reason)
         if self._cache is not None:
-            for name, offset, length, check in run.cells:
-                self._cache.put(self._key(run.shard, offset, length, check), found[name])
+            self._cache.put(
+                [
+                    (self._key(run.shard, offset, length, check), found[name])
+                    for name, offset, length, check in run.cells
+                ]
+            )
         return found
 
     def _read(self, run: _Run) -> memoryview:
@@ -237,7 +241,7 @@ class CellReader:
         return tile
 
     def _key(self, shard: str, offset: int, length: int, check: int) -> CellKey:
-        return CellKey(join(self.uri, shard), offset, length, check)
+        return CellKey(self.uri, shard, offset, length, check)
 
 
 @lru_cache(maxsize=1)
