@@ -107,7 +107,7 @@ def test_a_cached_tile_needs_no_request(remote, tmp_path):
     assert proxy.counters["requests"] == 1
 
 
-PAGE = 4096
+UNIT = 4096
 
 
 def key_of(number, content, dataset="dataset"):
@@ -119,10 +119,10 @@ def cell_bytes(folder):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 3 * PAGE)), max_size=60))
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 3 * UNIT)), max_size=60))
 def test_the_cache_keeps_its_limit_and_never_lies(tmp_path_factory, uses):
     folder = tmp_path_factory.mktemp("cache")
-    cache = CellCache(folder, 10 * PAGE)
+    cache = CellCache(folder, 10 * UNIT)
     full = False
     for number, length in uses:
         content = random.Random(number * 100 + length).randbytes(length)
@@ -133,16 +133,16 @@ def test_the_cache_keeps_its_limit_and_never_lies(tmp_path_factory, uses):
             before = cell_bytes(folder)
             cache.put([(key, content)])
             # It looks for room again in ten minutes, for a smaller cell as well.
-            full = full or before + length > 10 * PAGE
+            full = full or before + length > 10 * UNIT
             assert cell_bytes(folder) == before if full else cache.get(key) == content
-        assert cell_bytes(folder) <= 10 * PAGE
+        assert cell_bytes(folder) <= 10 * UNIT
         counted = int.from_bytes((folder / "bytes").read_bytes()[:8], "little")
         assert counted == cell_bytes(folder)
 
 
 def test_a_full_cache_keeps_what_it_has(tmp_path):
-    cache = CellCache(tmp_path, 10 * PAGE)
-    contents = [bytes([number]) * PAGE for number in range(12)]
+    cache = CellCache(tmp_path, 10 * UNIT)
+    contents = [bytes([number]) * UNIT for number in range(12)]
     for number, content in enumerate(contents):
         cache.put([(key_of(number, content), content)])
     kept = [n for n, content in enumerate(contents) if cache.get(key_of(n, content)) == content]
@@ -151,9 +151,9 @@ def test_a_full_cache_keeps_what_it_has(tmp_path):
 
 def test_datasets_out_of_use_make_room_the_longest_first(tmp_path, monkeypatch):
     monkeypatch.setattr(cell_cache, "_FULL_SECONDS", 0)
-    cell = b"x" * PAGE
+    cell = b"x" * UNIT
     hours = {"two hours": 2, "a day": 24, "in use": 0}
-    cache = CellCache(tmp_path, 6 * PAGE)
+    cache = CellCache(tmp_path, 6 * UNIT)
     for dataset, hour in hours.items():
         before = set(tmp_path.iterdir())
         cache.put([(key_of(number, cell, dataset), cell) for number in range(2)])
@@ -194,7 +194,7 @@ def test_processes_share_a_cache_and_its_limit(tmp_path):
         for seed in range(3)
     ]
     # What three processes are writing while the files are counted may come on top.
-    most = 200_000 + 3 * 2 * PAGE
+    most = 200_000 + 3 * 2 * UNIT
     while any(worker.poll() is None for worker in workers):
         assert cell_cache._tree_bytes(tmp_path) <= most
         time.sleep(0.01)

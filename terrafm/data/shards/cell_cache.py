@@ -6,8 +6,8 @@ costs speed, never the run.
 
 A full cache keeps what it has and takes nothing in. Epochs run through all tiles in a random
 order, so that the cell that was not read for longest is the one that comes soonest: a cache of a
-quarter of a dataset would answer 3 reads in 100 if it made room for every cell, and answers 25
-like this, without writing. Only datasets that nobody reads any more make room.
+quarter of a dataset answered 3 reads in 100 when it made room for every cell; like this it can
+answer 25, without writing. Only datasets that nobody reads any more make room.
 """
 
 import fcntl
