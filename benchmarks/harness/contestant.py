@@ -20,6 +20,7 @@ CONTESTANTS = {
     "unordered": ("harness.ours", "stream", {"ordered": False}),
     "plain": ("harness.ours", "plain", {}),
     "tile_seconds": ("harness.ours", "tile_seconds", {}),
+    "fill_cache": ("harness.ours", "fill_cache", {}),
     "torch_shards": ("harness.torch_loaders", "shards", {}),
     "torch_geotiff": ("harness.torch_loaders", "geotiffs", {}),
     "torchgeo_like": ("harness.torch_loaders", "float_stack", {}),

@@ -9,6 +9,8 @@ from typing import Any
 
 from harness.workload import ENDLESS, SEED, Workload, rate
 from terrafm.data.samples.maker import make_block
+from terrafm.data.shards.cell_cache import open_cache
+from terrafm.data.shards.cells import CellReader
 
 
 def stream(work: Workload, ordered: bool = True) -> dict[str, Any]:
@@ -121,3 +123,14 @@ def tile_seconds(work: Workload) -> dict[str, Any]:
         if end - begin > work.warm_up + work.seconds:
             return {"seconds": seconds}
     raise AssertionError("the cycle has no end")
+
+
+def fill_cache(work: Workload) -> dict[str, Any]:
+    """Reads every tile once, and waits for the cache after each, so that it passes nothing over."""
+    assert work.data.cache_dir is not None
+    reader = CellReader(work.uri, work.dataset.groups, work.data)
+    cache = open_cache(work.data.cache_dir, work.data.cache_bytes)
+    for row in range(len(work.dataset)):
+        reader.read(work.dataset.locations([row]))
+        cache.flush()
+    return cache.numbers()._asdict()

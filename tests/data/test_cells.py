@@ -3,6 +3,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -19,7 +20,7 @@ from terrafm.config import DataConfig, load_config
 from terrafm.data.samples.loader import RankLayout, make_batches
 from terrafm.data.samples.plan import Plan
 from terrafm.data.shards import cell_cache
-from terrafm.data.shards.cell_cache import CellCache, CellKey
+from terrafm.data.shards.cell_cache import CellCache, CellKey, open_cache
 from terrafm.data.shards.cells import CellReader, DamagedTileError
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import TerraFMError
@@ -91,7 +92,13 @@ def test_a_cached_tile_needs_no_request(remote, tmp_path):
     config = DataConfig(cache_dir=str(tmp_path / "cache"))
     reader = CellReader(uri, dataset.groups, config)
     rows = dataset.locations(range(11))
-    first = reader.read(rows)
+    cache = open_cache(config.cache_dir, config.cache_bytes)
+    first = []
+    for row in range(11):
+        first += reader.read(rows.slice(row, 1))
+        # One tile's requests always find a place in the queue.
+        cache.flush()
+    assert cache.numbers().passed_over == 0
     proxy.counters.clear()
     assert_tiles_equal(reader.read(rows), first)
     assert proxy.counters["requests"] == 0
@@ -103,6 +110,7 @@ def test_a_cached_tile_needs_no_request(remote, tmp_path):
     victim.write_bytes(content)
     assert_tiles_equal(reader.read(rows), first)
     assert proxy.counters["requests"] == 1
+    cache.flush()
     assert_tiles_equal(reader.read(rows), first)
     assert proxy.counters["requests"] == 1
 
@@ -147,6 +155,41 @@ def test_a_full_cache_keeps_what_it_has(tmp_path):
         cache.put([(key_of(number, content), content)])
     kept = [n for n, content in enumerate(contents) if cache.get(key_of(n, content)) == content]
     assert kept == list(range(10))
+
+
+def test_cells_that_come_faster_than_the_disk_takes_them_are_passed_over(tmp_path, monkeypatch):
+    cache, written, go_on = CellCache(tmp_path, 100 * UNIT), cell_cache._write, threading.Event()
+
+    def slow(*arguments):
+        assert go_on.wait(60)
+        written(*arguments)
+
+    monkeypatch.setattr(cell_cache, "_write", slow)
+    cells = [
+        (key_of(number, bytes([number]) * UNIT), bytes([number]) * UNIT) for number in range(40)
+    ]
+    begin = time.monotonic()
+    for cell in cells:
+        cache.put_later([cell])
+    assert time.monotonic() - begin < 30
+    go_on.set()
+    cache.flush()
+    kept = sum(cache.get(key) == content for key, content in cells)
+    # The queue's places, and the one that the writer may hold already.
+    assert cell_cache._WAITING <= kept <= cell_cache._WAITING + 1
+    cache.put([cells[0]])
+    assert cache.numbers().passed_over == (len(cells) - kept) * UNIT
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
+def test_only_the_writer_has_the_lowest_priority(tmp_path):
+    cache, content = CellCache(tmp_path, 10 * UNIT), b"x" * UNIT
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    cache.put_later([(key_of(0, content), content)])
+    cache.flush()
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+    (writer,) = [t for t in threading.enumerate() if t is cache._writer]
+    assert os.getpriority(os.PRIO_PROCESS, writer.native_id) == 19
 
 
 def test_datasets_out_of_use_make_room_the_longest_first(tmp_path, monkeypatch):

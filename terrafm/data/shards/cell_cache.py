@@ -2,7 +2,8 @@
 
 One file per cell, named by where it lies and what it holds, so that no change of a dataset can
 be answered with old pixels. Every read is checked against the cell's checksum. A disk that fails
-costs speed, never the run.
+costs speed, never the run. Nor does filling it: readers leave their cells to a thread of the
+lowest priority, and what that has no time for is passed over until the cell is read again.
 
 A full cache keeps what it has and takes nothing in. Epochs run through all tiles in a random
 order, so that the cell that was not read for longest is the one that comes soonest: a cache of a
@@ -14,7 +15,11 @@ import fcntl
 import hashlib
 import logging
 import os
+import queue
 import shutil
+import struct
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -33,7 +38,10 @@ _IDLE_SECONDS = 3600
 _MARK_SECONDS = 60
 # A full cache looks so rarely for room: it counts its files then.
 _FULL_SECONDS = 600
-_NUMBER_BYTES = 8
+_NUMBERS = struct.Struct("<3Q")
+# Requests whose cells wait to be written, in each process: 5 MB a tile, one to four requests.
+_WAITING = 16
+_LOWEST_PRIORITY = 19
 
 
 class CellKey(NamedTuple):
@@ -44,6 +52,23 @@ class CellKey(NamedTuple):
     offset: int
     length: int
     checksum: int
+
+
+Cells = Sequence[tuple[CellKey, bytes | memoryview]]
+
+
+class Numbers(NamedTuple):
+    """What the processes that share a cache know together.
+
+    Attributes:
+        kept: bytes of all cells in it.
+        full_since: when it was last found full, in seconds since 1970.
+        passed_over: bytes of cells that came when there was no time to write them.
+    """
+
+    kept: int
+    full_since: int
+    passed_over: int
 
 
 class CellCache:
@@ -60,12 +85,24 @@ class CellCache:
         self.limit = limit
         self.enabled = True
         self._full_until = 0.0
+        self._waiting: queue.Queue[Cells] = queue.Queue(_WAITING)
+        self._passed_over = 0
+        self._writer = threading.Thread(
+            target=self._write_waiting, name="terrafm-cell-cache", daemon=True
+        )
+        self._starting = threading.Lock()
         self._marked: dict[Path, float] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._numbers = os.open(self.folder / "bytes", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            self._numbers_file = os.open(
+                self.folder / "bytes", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            )
         except OSError as error:
             self._turn_off(error)
+
+    def holds(self, key: CellKey) -> bool:
+        """Whether a cell is kept now; `get` may find it damaged or gone."""
+        return self.enabled and self._path(key).exists()
 
     def get(self, key: CellKey) -> bytes | None:
         """A cell's bytes, or None where they are not kept; a damaged file is dropped."""
@@ -92,15 +129,31 @@ class CellCache:
         try:
             with self._locked():
                 path.unlink(missing_ok=True)
-                total, full_since = self._read_numbers()
-                self._write_numbers(total - size, full_since)
+                numbers = self.numbers()
+                self._write_numbers(numbers._replace(kept=numbers.kept - size))
         except OSError as error:
             self._turn_off(error)
         return None
 
-    def put(self, cells: Sequence[tuple[CellKey, bytes | memoryview]]) -> None:
+    def put_later(self, cells: Cells) -> None:
+        """As `put`, in the time that others leave; cells are passed over where too many wait."""
+        if not self._takes:
+            return
+        with self._starting:
+            if self._writer.ident is None:
+                self._writer.start()
+            try:
+                self._waiting.put_nowait(cells)
+            except queue.Full:
+                self._passed_over += sum(len(cell) for _, cell in cells)
+
+    def flush(self) -> None:
+        """Waits until all cells of `put_later` are written."""
+        self._waiting.join()
+
+    def put(self, cells: Cells) -> None:
         """Keeps cells, where there is room for all of them; they must have been checked."""
-        if not self.enabled or time.monotonic() < self._full_until:
+        if not self._takes:
             return
         try:
             if not self._reserve(sum(len(cell) for _, cell in cells)):
@@ -113,6 +166,26 @@ class CellCache:
         except OSError as error:
             self._turn_off(error)
 
+    def numbers(self) -> Numbers:
+        """Counted by all processes together."""
+        content = os.pread(self._numbers_file, _NUMBERS.size, 0).ljust(_NUMBERS.size, b"\0")
+        return Numbers(*_NUMBERS.unpack(content))
+
+    @property
+    def _takes(self) -> bool:
+        return self.enabled and time.monotonic() >= self._full_until
+
+    def _write_waiting(self) -> None:
+        if sys.platform == "linux":
+            # Elsewhere the call is for the process, not for the thread.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        while True:
+            cells = self._waiting.get()
+            try:
+                self.put(cells)
+            finally:
+                self._waiting.task_done()
+
     def _path(self, key: CellKey) -> Path:
         dataset = hashlib.sha256(key.dataset.encode()).hexdigest()[:16]
         name = hashlib.sha256(repr(tuple(key)).encode()).hexdigest()[:40]
@@ -121,14 +194,22 @@ class CellCache:
     def _reserve(self, size: int) -> bool:
         """Counts bytes before they come, so that a killed process leaves too high a count."""
         with self._locked():
-            total, full_since = self._read_numbers()
-            if total + size > self.limit and abs(time.time() - full_since) > _FULL_SECONDS:
-                total, full_since = self._make_room(size), int(time.time())
-                self._write_numbers(total, full_since)
-            if total + size > self.limit:
-                return False
-            self._write_numbers(total + size, full_since)
-            return True
+            numbers = self.numbers()
+            if numbers.kept + size > self.limit and self._may_count(numbers):
+                numbers = numbers._replace(kept=self._make_room(size), full_since=int(time.time()))
+            fits = numbers.kept + size <= self.limit
+            passed_over, self._passed_over = self._passed_over, 0
+            self._write_numbers(
+                numbers._replace(
+                    kept=numbers.kept + (size if fits else 0),
+                    passed_over=numbers.passed_over + passed_over,
+                )
+            )
+            return fits
+
+    @staticmethod
+    def _may_count(numbers: Numbers) -> bool:
+        return abs(time.time() - numbers.full_since) > _FULL_SECONDS
 
     def _make_room(self, needed: int) -> int:
         """Removes datasets that are out of use, the longest first; returns the bytes left."""
@@ -154,19 +235,8 @@ class CellCache:
                 # Removed just now, or a disk that can only be read.
                 return
 
-    def _read_numbers(self) -> tuple[int, int]:
-        """Bytes of all files, and when the cache was last found full, in seconds since 1970."""
-        known = os.pread(self._numbers, 2 * _NUMBER_BYTES, 0)
-        return (
-            int.from_bytes(known[:_NUMBER_BYTES], "little"),
-            int.from_bytes(known[_NUMBER_BYTES:], "little"),
-        )
-
-    def _write_numbers(self, total: int, full_since: int) -> None:
-        content = b"".join(
-            max(0, number).to_bytes(_NUMBER_BYTES, "little") for number in (total, full_since)
-        )
-        os.pwrite(self._numbers, content, 0)
+    def _write_numbers(self, numbers: Numbers) -> None:
+        os.pwrite(self._numbers_file, _NUMBERS.pack(*(max(0, number) for number in numbers)), 0)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -164,10 +164,11 @@ class CellReader:
         )
         waits: list[Callable[[], dict[str, Cell]]] = []
         missing = []
-        for offset, length, check, name in cells:
-            kept = self._cache and self._cache.get(self._key(shard, offset, length, check))
-            if kept is not None:
-                waits.append(partial(dict, {name: kept}))
+        for cell in cells:
+            offset, length, check, name = cell
+            if self._cache is not None and self._cache.holds(self._key(shard, *cell[:3])):
+                one = _Run(shard, tile, offset, offset + length, ((name, *cell[:3]),))
+                waits.append(partial(self._from_cache, one))
             else:
                 missing.append((name, offset, length, check))
         for run in _runs(shard, tile, missing):
@@ -177,8 +178,15 @@ class CellReader:
                 waits.append(_threads(self._max_requests).submit(self._fetch, run).result)
         return waits
 
+    def _from_cache(self, run: _Run) -> dict[str, Cell]:
+        """A single cell, read when its turn comes, as from a local file."""
+        assert self._cache is not None
+        name, *place = run.cells[0]
+        kept = self._cache.get(self._key(run.shard, *place))
+        return self._fetch(run) if kept is None else {name: kept}
+
     def _fetch(self, run: _Run) -> dict[str, Cell]:
-        """One request, its cells checked and kept in the cache."""
+        """One request, its cells checked and left to the cache."""
         for final in (self.local, True):
             chunk = self._read(run)
             found: dict[str, Cell] = {}
@@ -198,7 +206,7 @@ class CellReader:
             if final:
                 raise DamagedTileError(run.tile, join(self.uri, run.shard), name, reason)
         if self._cache is not None:
-            self._cache.put(
+            self._cache.put_later(
                 [
                     (self._key(run.shard, offset, length, check), found[name])
                     for name, offset, length, check in run.cells
