@@ -148,7 +148,9 @@ class TrainConfig(Section):
 
     steps: Count | None = Field(None, description="optimizer steps; overrides epochs")
     epochs: Positive = Field(150, description="passes over the epoch length")
-    workers: Count = Field(1, description="training workers (ranks)")
+    workers: Count | tuple[Count, Count] = Field(
+        1, description="training workers (ranks), or the fewest and the most"
+    )
     global_batch: Count = Field(1024, description="samples of one step, all workers together")
     micro_batch: Count = Field(64, description="most samples a worker holds at once")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
@@ -160,12 +162,37 @@ class TrainConfig(Section):
     audit_samples: bool = Field(
         False, description="record every sample consumed in samples.parquet"
     )
-    max_failures: Annotated[int, Field(ge=0)] = Field(8, description="worker failures survived")
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        8, description="failures survived in a row without another checkpoint"
+    )
+    resize_interval: Annotated[float, Field(ge=0)] = Field(
+        300, description="seconds that workers train at least before they stop to become more"
+    )
+    hang_timeout: Positive = Field(
+        600, description="seconds without any progress before the workers are started again"
+    )
     max_skipped_steps: Annotated[int, Field(ge=0)] = Field(
         16, description="non-finite steps skipped in a row before the run stops"
     )
     cpus_per_worker: Positive = Field(1, description="logical CPUs of a worker")
     gpu: Literal["auto", "yes", "no"] = Field("auto", description="one GPU per worker")
+
+    @field_validator("workers")
+    @classmethod
+    def _in_order(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(workers, tuple) and workers[0] > workers[1]:
+            raise ValueError(f"the fewest, {workers[0]}, are more than the most, {workers[1]}")
+        return workers
+
+    @property
+    def fewest_workers(self) -> int:
+        """Below which the run waits for machines."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """As many as there is room for, up to this."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class IngestConfig(Section):

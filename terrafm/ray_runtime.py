@@ -12,9 +12,12 @@ os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
 import ray
 import ray.data
+from ray._private.state import available_resources_per_node
+from ray._private.state import state as ray_state
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from terrafm.errors import UsageError
+from terrafm.train.capacity import Node
 
 # Between two steps of Ray Data's scheduling loop; a block takes far longer to make.
 PAUSE_SECONDS = 0.01
@@ -65,6 +68,26 @@ def renew_ray(num_cpus: int | None = None) -> None:
     if ray.is_initialized() and ray.get_runtime_context().gcs_address == _own_address:
         ray.shutdown()
     ensure_ray(num_cpus)
+
+
+def cluster_nodes() -> list[Node]:
+    """All nodes that are alive, with what is free on them now."""
+    free, going = available_resources_per_node(), ray_state.get_draining_nodes()
+    return [
+        Node(
+            id=node["NodeID"],
+            name=node["NodeManagerHostname"],
+            available=free.get(node["NodeID"], {}),
+            going_at=going[node["NodeID"]] / 1000 if node["NodeID"] in going else None,
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def is_autoscaled() -> bool:
+    """Whether the cluster can get more nodes by itself."""
+    return ray_state.get_cluster_config() is not None
 
 
 class SchedulingPause(ExecutionCallback):  # type: ignore[misc]

@@ -60,7 +60,7 @@ def stream_batches(
     stop_step: int,
     high_frequency: Sequence[int],
     cpus: float,
-) -> Iterator[HostBatch]:
+) -> Generator[HostBatch, None, None]:
     """The micro-batches of a rank, made by Ray Data; equal to those of `make_batches`.
 
     Closing the iterator ends the data workers. Ray must be initialised.
@@ -214,7 +214,7 @@ def _context(
 
 def _ahead(
     produce: Callable[[], Generator[HostBatch, None, None]], depth: int
-) -> Iterator[HostBatch]:
+) -> Generator[HostBatch, None, None]:
     """Runs a generator in a thread, `depth` items ahead; closing this one closes that one."""
     if depth == 0:
         yield from produce()

@@ -39,12 +39,12 @@ def estimate(setup: TrainingSetup, *, measure: bool = True) -> dict[str, Any]:
             setup.dataset.bytes / len(setup.dataset) * setup.total_steps * train.global_batch
         ),
         "parameters": parameters,
-        "memory_per_worker": _state_bytes(parameters, train.zero_stage, train.workers),
+        "memory_per_worker": _state_bytes(parameters, train.zero_stage, train.most_workers),
         "checkpoint_bytes": _FLOAT * (4 * parameters + centers),
         "checkpoints": -(-setup.total_steps // train.checkpoint_every),
     }
     if measure:
-        layout = setup.layout(0, train.workers)
+        layout = setup.layout(0, train.most_workers)
         batches = make_batches(**setup.stream_options(layout, 0))
         settings = setup.schedules.at(0)
         before = _peak_bytes()

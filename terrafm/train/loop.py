@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,11 +17,10 @@ from terrafm.storage import exists, join, read_bytes, write_bytes
 from terrafm.train.checkpoint import (
     TrainingState,
     load_checkpoint,
-    newest_intact,
     prune_checkpoints,
-    remove_staging,
     save_checkpoint,
 )
+from terrafm.train.control import STARTING, Agreement, Heart
 from terrafm.train.engine import Engine
 from terrafm.train.health import SkipLimit
 from terrafm.train.loggers import (
@@ -36,8 +34,6 @@ from terrafm.train.loggers import (
 from terrafm.train.metrics import StepTimer, metrics_line, reduce_statistics
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.student_teacher import Network, SelfDistillation
-
-logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 FAILURE_FILE = "failure.json"
@@ -53,6 +49,7 @@ class WorkerTask:
         fingerprint: of the dataset's version that the run trains on.
         output: URI of the run's folder.
         data_cpus: logical CPUs of the cluster that one worker may use to read and crop.
+        resume: URI of the checkpoint to go on from, None at the start.
     """
 
     config: dict[str, Any]
@@ -60,20 +57,21 @@ class WorkerTask:
     fingerprint: str
     output: str
     data_cpus: float
+    resume: str | None
 
 
-def train_worker(task: dict[str, Any]) -> None:
+def train_worker(arguments: dict[str, Any]) -> None:
     """Entry point of one rank: runs, or leaves word of why the run cannot go on.
 
     A failure that would only repeat itself is written to the run's folder and found by the
     restarted workers, which then end at once: Ray retries every exception alike.
     """
-    work = WorkerTask(**task)
+    work = WorkerTask(**arguments["task"])
     failure = join(work.output, FAILURE_FILE)
     if exists(failure):
         return
     try:
-        Worker(work).run()
+        Worker(work, arguments["control"]).run()
     except TerraFMError as error:
         write_bytes(failure, json.dumps({"message": str(error), "code": error.exit_code}).encode())
         raise
@@ -93,7 +91,7 @@ def read_failure(output: str) -> TerraFMError | None:
 class Worker:
     """One rank of a run, from the restored state to the last step."""
 
-    def __init__(self, task: WorkerTask) -> None:
+    def __init__(self, task: WorkerTask, control: Any) -> None:
         self.task = task
         self.config = Config.model_validate(task.config)
         context = ray.train.get_context()
@@ -102,11 +100,14 @@ class Worker:
         self.setup = TrainingSetup.open(self.config, task.data, task.fingerprint)
         self.layout = self.setup.layout(self.rank, self.world_size)
         self.checkpoints = join(task.output, CHECKPOINTS)
+        self.heart = Heart(control, self.rank)
+        self.agreement = Agreement()
 
     def run(self) -> None:
-        """Trains from the newest whole checkpoint to the last step."""
+        """Trains from the checkpoint to the last step, or until all are asked to stop."""
         restored = self._restore()
-        start = restored.step if restored else 0
+        start = done = restored.step if restored else 0
+        self.heart.at(start, STARTING)
         total = self.setup.total_steps
         distillation = self.setup.distillation(self._engine, restored, self.device)
         del restored
@@ -119,8 +120,11 @@ class Worker:
         )
         for step in range(start, total):
             settings = self.setup.schedules.at(step)
+            stop = self.agreement.vote(self.heart.stop_wanted)
+            self.heart.at(step, "waiting for data")
             with timer.waiting_for_data():
                 batches = list(itertools.islice(stream, self.layout.n_micro))
+            self.heart.at(step, "computing")
             statistics = distillation.forward_backward(batches, settings)
             applied, grad_norm = distillation.finish(settings)
             health.record(applied, step)
@@ -141,24 +145,23 @@ class Worker:
                         skipped=health.total,
                     )
                     log.write(line | timer.take())
-            if done % self.config.train.checkpoint_every == 0 or done == total:
+            stopping = stop()
+            if done % self.config.train.checkpoint_every == 0 or done == total or stopping:
+                self.heart.at(done, "writing a checkpoint")
                 self._save(done, distillation, audit, damage, log)
+            if stopping:
+                break
+        stream.close()
         if log is not None:
             log.close()
+        self.heart.at(done, "done")
+        self.heart.close()
 
     def _restore(self) -> TrainingState | None:
-        """Rank 0 chooses the checkpoint, so that all ranks read the same one."""
-        choice: list[str | None] = [None]
-        if self.rank == 0:
-            remove_staging(self.task.output)
-            choice[0], complaints = newest_intact(self.checkpoints)
-            for complaint in complaints:
-                logger.warning("%s; going on from the one before", complaint)
-        distributed.broadcast_object_list(choice, device=self.device)
-        if choice[0] is None:
+        if self.task.resume is None:
             return None
-        restored = load_checkpoint(choice[0])
-        self.setup.check_continues(restored.record, choice[0])
+        restored = load_checkpoint(self.task.resume)
+        self.setup.check_continues(restored.record, self.task.resume)
         return restored
 
     def _engine(self, student: Network) -> Engine:
@@ -207,7 +210,9 @@ class Worker:
         ray.train.report({"step": done})
 
 
-def task_arguments(setup: TrainingSetup, output: str, data_cpus: float) -> dict[str, Any]:
+def task_arguments(
+    setup: TrainingSetup, output: str, data_cpus: float, resume: str | None
+) -> dict[str, Any]:
     """`WorkerTask` as the plain mapping that Ray Train hands to `train_worker`."""
     tree, dataset = setup.config.model_dump(mode="json"), setup.dataset
-    return asdict(WorkerTask(tree, dataset.uri, dataset.fingerprint, output, data_cpus))
+    return asdict(WorkerTask(tree, dataset.uri, dataset.fingerprint, output, data_cpus, resume))

@@ -1,32 +1,21 @@
-"""Sets up Ray Train for a configuration, waits for it, retries what Ray will not."""
+"""Checks that configuration, dataset and run folder fit, trains, and says how it ended."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
-import os
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import ray
-import torch
-from pyarrow.fs import FSSpecHandler, PyFileSystem
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from terrafm.config import Config
 from terrafm.data.shards.manifest import find_version
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import load_state, load_weights
-from terrafm.ray_runtime import ensure_ray, renew_ray
+from terrafm.ray_runtime import ensure_ray
 from terrafm.storage import (
     absolute,
     exists,
@@ -35,7 +24,6 @@ from terrafm.storage import (
     list_names,
     read_bytes,
     remove,
-    resolve,
     write_bytes,
 )
 from terrafm.train.checkpoint import (
@@ -46,20 +34,14 @@ from terrafm.train.checkpoint import (
     step_name,
 )
 from terrafm.train.loggers import read_metrics
-from terrafm.train.loop import (
-    CHECKPOINTS,
-    FAILURE_FILE,
-    read_failure,
-    task_arguments,
-    train_worker,
-)
+from terrafm.train.loop import CHECKPOINTS, FAILURE_FILE
 from terrafm.train.setup import TrainingSetup
+from terrafm.train.supervisor import Supervisor, logical_cpus
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 DATASET_FILE = "dataset.json"
-_CONTROLLER_RETRIES = 3
 _POLL_SECONDS = 0.5
 _REMOTE_POLL_SECONDS = 15.0
 
@@ -108,15 +90,13 @@ def pretrain(config: Config, data: str, output: str, progress: Progress | None =
     if resumed_from >= total:
         return _result(output, total, resumed_from)
     _check_init(config)
-    ensure_ray(_logical_cpus(config))
-    data_cpus = _data_cpus(config)
+    ensure_ray(logical_cpus(config.train))
+    supervisor = Supervisor(setup, output)
+    supervisor.check_possible()
     remove(join(output, FAILURE_FILE))
     _write_config(setup, output)
     with _Watch(output, resumed_from, total, progress):
-        _fit(setup, output, data_cpus)
-    failure = read_failure(output)
-    if failure is not None:
-        raise failure
+        supervisor.run()
     return _result(output, total, resumed_from)
 
 
@@ -179,86 +159,6 @@ def _write_config(setup: TrainingSetup, output: str) -> None:
         "fingerprint": dataset.fingerprint,
     }
     write_bytes(join(output, DATASET_FILE), (json.dumps(record, indent=1) + "\n").encode())
-
-
-def _fit(setup: TrainingSetup, output: str, data_cpus: float) -> None:
-    config = setup.config
-    train = config.train
-    use_gpu = train.gpu == "yes" or (train.gpu == "auto" and _cluster_has_gpus(train.workers))
-    with tempfile.TemporaryDirectory(prefix="terrafm-") as scratch:
-        # Ray's own bookkeeping; our checkpoints are the only state a run resumes from. Where it
-        # goes to a store it goes through our clients: Ray's would not know the store's address.
-        filesystem, storage = None, scratch
-        if not is_local(output):
-            store, storage = resolve(join(output, "ray"))
-            filesystem = PyFileSystem(FSSpecHandler(store))
-        for attempt in range(_CONTROLLER_RETRIES + 1):
-            trainer = TorchTrainer(
-                train_worker,
-                train_loop_config=task_arguments(setup, output, data_cpus),
-                torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-                scaling_config=ScalingConfig(
-                    num_workers=train.workers,
-                    use_gpu=use_gpu,
-                    resources_per_worker={"CPU": train.cpus_per_worker, "GPU": int(use_gpu)},
-                ),
-                run_config=RunConfig(
-                    name=f"pretrain-{uuid.uuid4().hex[:8]}",
-                    storage_path=storage,
-                    storage_filesystem=filesystem,
-                    failure_config=FailureConfig(max_failures=train.max_failures),
-                ),
-            )
-            try:
-                trainer.fit()
-            except ControllerError as error:
-                # Ray calls a failed process-group set-up final; a fresh run resumes from ours.
-                if attempt == _CONTROLLER_RETRIES:
-                    raise TerraFMError(_one_line("Ray Train could not start", error)) from error
-                logger.warning("%s", _one_line("starting the workers again", error))
-                renew_ray(_logical_cpus(config))
-            except TrainingFailedError as error:
-                if read_failure(output) is None:
-                    raise TerraFMError(_one_line("training failed", error)) from error
-                return
-            else:
-                return
-
-
-def _logical_cpus(config: Config) -> int:
-    """One more per worker than the workers hold, or reading would wait for ever."""
-    train = config.train
-    return max(os.cpu_count() or 1, math.ceil(train.workers * (train.cpus_per_worker + 1)))
-
-
-def _data_cpus(config: Config) -> float:
-    """Of each training worker; without any, its data workers would wait for ever.
-
-    Raises:
-        UsageError: the training workers take all.
-    """
-    train = config.train
-    cpus: float = ray.cluster_resources().get("CPU", 0.0)
-    spare = cpus - train.workers * train.cpus_per_worker
-    if spare <= 0:
-        raise UsageError(
-            f"the Ray cluster has {cpus:g} CPUs, and train.workers={train.workers} with "
-            f"train.cpus_per_worker={train.cpus_per_worker:g} leave none to read data: "
-            "lower one of the two, or add CPUs"
-        )
-    return spare / train.workers
-
-
-def _cluster_has_gpus(workers: int) -> bool:
-    return bool(ray.cluster_resources().get("GPU", 0) >= workers and torch.cuda.is_available())
-
-
-def _one_line(what: str, error: Exception) -> str:
-    causes = getattr(error, "worker_failures", None) or {0: error}
-    rank, cause = sorted(causes.items())[0]
-    text = str(getattr(cause, "_base_exc", cause)).strip().splitlines()
-    last = text[-1] if text else type(cause).__name__
-    return f"{what} (rank {rank}): {last}"
 
 
 def _result(output: str, total: int, resumed_from: int) -> RunResult:

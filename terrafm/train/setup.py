@@ -43,6 +43,8 @@ RESUMABLE_KEYS = (
     "train.log_every",
     "train.audit_samples",
     "train.max_failures",
+    "train.resize_interval",
+    "train.hang_timeout",
     "train.max_skipped_steps",
     "train.cpus_per_worker",
     "train.gpu",

@@ -28,14 +28,14 @@ def terrafm(*arguments, timeout=280, check=0, environment=None):
     return done
 
 
-def start(*arguments, log):
+def start(*arguments, log, environment=None):
     """Starts `terrafm ARGUMENTS`; its output goes to a file."""
     with open(log, "w") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "terrafm", *map(str, arguments)],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=clean_environment(),
+            env=clean_environment() | (environment or {}),
         )
 
 

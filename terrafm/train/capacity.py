@@ -1,0 +1,53 @@
+"""How many training workers a cluster has room for; pure, from a list of its nodes."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+# Between the sums of Ray's fractional resources and the numbers that a person wrote.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster.
+
+    Attributes:
+        id: Ray's, hexadecimal.
+        name: host name or address, for people.
+        available: resource -> what nobody holds now.
+        going_at: seconds since 1970 when it will be taken away; 0 where only the time is not
+            known, None for a node that stays.
+    """
+
+    id: str
+    name: str
+    available: Mapping[str, float]
+    going_at: float | None = None
+
+
+def fitting_workers(nodes: Iterable[Node], need: Mapping[str, float], most: int) -> int:
+    """Workers that can be started on what is free, with something left to read data.
+
+    Args:
+        nodes: of the cluster; those that are going count for nothing.
+        need: resource -> what one worker holds.
+        most: workers wanted.
+
+    Returns:
+        At most `most`, such that each finds its resources on one node and CPUs are left over.
+    """
+    staying = [node.available for node in nodes if node.going_at is None]
+    places = sum(_places(available, need) for available in staying)
+    cpus = sum(available.get("CPU", 0.0) for available in staying)
+    workers = min(most, places)
+    while workers > 0 and cpus - workers * need.get("CPU", 0.0) <= _ROUNDING:
+        workers -= 1
+    return workers
+
+
+def _places(available: Mapping[str, float], need: Mapping[str, float]) -> int:
+    return min(
+        int((available.get(resource, 0.0) + _ROUNDING) // amount)
+        for resource, amount in need.items()
+        if amount > 0
+    )

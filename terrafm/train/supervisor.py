@@ -1,0 +1,300 @@
+"""Keeps a run going: starts worker groups on the machines there are, one after the other.
+
+A group ends because the run is done, because it was asked to save and stop (a machine will be
+taken away, or there is room to grow), or because something failed. Each time the next one goes on
+from the newest whole checkpoint, with as many workers as fit. Ray Train could restart groups by
+itself; it does so without a checkpoint before it grows, calls some failures final, and waits for
+machines that it counts on in vain.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+import time
+import uuid
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
+    TrainAutoscalingCoordinatorClient,
+)
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+
+from terrafm.config import TrainConfig
+from terrafm.errors import TerraFMError, UsageError
+from terrafm.ray_runtime import cluster_nodes, is_autoscaled, renew_ray
+from terrafm.storage import is_local, join, resolve
+from terrafm.train.capacity import fitting_workers
+from terrafm.train.checkpoint import newest_intact, read_record, remove_staging
+from terrafm.train.control import start_control
+from terrafm.train.events import EventLog
+from terrafm.train.loop import CHECKPOINTS, read_failure, task_arguments, train_worker
+from terrafm.train.setup import TrainingSetup
+from terrafm.train.watch import Limits, Watch
+
+logger = logging.getLogger(__name__)
+
+# What the last group held comes back within seconds of its end.
+_SETTLE_SECONDS = 2.0
+_LOOK_SECONDS = 0.25
+_REPEAT_SECONDS = 60.0
+_LONGEST_PAUSE = 30.0
+_RAY_SETTINGS = {
+    # Between two looks at the workers, 2 s by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Resources were seen to be free: whoever took them meanwhile is not waited for.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "25",
+    # Spot notices are the supervisor's.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a worker group begins: no `uri` at step 0 of a fresh run."""
+
+    uri: str | None
+    step: int
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How a worker group ended: of `failure` and `stopping` one at most is not None."""
+
+    failure: str | None
+    stopping: str | None
+    step: int
+    seconds_silent: float
+    watch: Watch
+
+
+class Supervisor:
+    """One run's worker groups, from the driver.
+
+    Args:
+        setup: configuration and dataset.
+        output: URI of the run's folder.
+    """
+
+    def __init__(self, setup: TrainingSetup, output: str) -> None:
+        self._setup = setup
+        self._output = output
+        self._train = setup.config.train
+        self._events = EventLog(output)
+        self._gpu = uses_gpu(self._train)
+        need = {"CPU": float(self._train.cpus_per_worker)} | ({"GPU": 1.0} if self._gpu else {})
+        self._limits = Limits(
+            need,
+            self._train.most_workers,
+            self._train.resize_interval,
+            self._train.hang_timeout,
+        )
+        self._demand = TrainAutoscalingCoordinatorClient(f"terrafm-{uuid.uuid4().hex[:8]}")
+        self._interrupted_at: float | None = None
+        for name, value in _RAY_SETTINGS.items():
+            os.environ.setdefault(name, value)
+
+    def run(self) -> None:
+        """Trains to the last step.
+
+        Raises:
+            TerraFMError: the run cannot go on, or failed too often without getting on.
+        """
+        total = self._setup.total_steps
+        failures = 0
+        with ExitStack() as cleanup:
+            scratch = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="terrafm-"))
+            cleanup.callback(self._demand.cancel_resource_request)
+            resume = self._choose_checkpoint()
+            while True:
+                before = resume.step
+                ending = self._train_group(resume, scratch)
+                if (failure := read_failure(self._output)) is not None:
+                    raise failure
+                resume = self._choose_checkpoint()
+                if resume.step >= total:
+                    self._events.add("finished", step=resume.step)
+                    return
+                self._interrupted_at = time.time() - ending.seconds_silent
+                if ending.failure is None:
+                    self._events.add("stopped", step=resume.step, reason=ending.stopping)
+                    continue
+                failures = 1 if resume.step > before else failures + 1
+                self._tell_of_failure(ending, resume.step)
+                if failures > self._train.max_failures:
+                    raise TerraFMError(
+                        f"training failed {failures} times without reaching another checkpoint; "
+                        f"the last time: {ending.failure}"
+                    )
+                time.sleep(min(_LONGEST_PAUSE, 2.0 ** (failures - 1) - 1))
+
+    def check_possible(self) -> None:
+        """Looks whether the cluster has, or can get, what the fewest workers hold.
+
+        Raises:
+            UsageError: it never will.
+        """
+        fewest, cpus = self._train.fewest_workers, self._train.cpus_per_worker
+        has = ray.cluster_resources().get("CPU", 0.0)
+        if not is_autoscaled() and has <= fewest * cpus:
+            raise UsageError(
+                f"the Ray cluster has {has:g} CPUs, and train.workers={fewest} with "
+                f"train.cpus_per_worker={cpus:g} leave none to read data: "
+                "lower one of the two, or add CPUs"
+            )
+
+    def _choose_checkpoint(self) -> Checkpoint:
+        """The newest whole one; what a killed writer left behind is cleared."""
+        remove_staging(self._output)
+        uri, complaints = newest_intact(join(self._output, CHECKPOINTS))
+        for complaint in complaints:
+            self._events.add("damaged", f"{complaint}; going on from the one before")
+        return Checkpoint(uri, 0 if uri is None else int(read_record(uri)["step"]))
+
+    def _train_group(self, resume: Checkpoint, scratch: str) -> _Ending:
+        workers, free_cpus = self._await_machines()
+        self._events.add("started", workers=workers, step=resume.step)
+        data_cpus = free_cpus / workers - self._train.cpus_per_worker
+        control = start_control()
+        failure = None
+        with Watch(
+            control,
+            self._events,
+            self._limits,
+            workers=workers,
+            first_step=resume.step,
+            training=lambda: self._tell_of_training(workers),
+        ) as watch:
+            try:
+                self._trainer(workers, data_cpus, resume, control, scratch).fit()
+            except (TrainingFailedError, ControllerError) as error:
+                failure = _one_line(error)
+                if isinstance(error, ControllerError):
+                    # A local Ray may not get back what the failed group held.
+                    renew_ray(logical_cpus(self._train))
+            silent = watch.seconds_silent() if failure else 0.0
+        return _Ending(failure, watch.stopping, watch.step, silent, watch)
+
+    def _await_machines(self) -> tuple[int, float]:
+        """Workers to start now, and the CPUs that are free; waits for the fewest.
+
+        More than the fewest are waited for only until what is free does not change any more.
+        """
+        fewest, most = self._train.fewest_workers, self._train.most_workers
+        told = -math.inf
+        fitting, since = -1, time.monotonic()
+        while True:
+            nodes = cluster_nodes()
+            now = time.monotonic()
+            found = fitting_workers(nodes, self._limits.need, most)
+            if found != fitting:
+                fitting, since = found, now
+            enough = fitting == most or now - since >= _SETTLE_SECONDS
+            if fitting >= fewest and enough:
+                cpus = sum(n.available.get("CPU", 0.0) for n in nodes if n.going_at is None)
+                return fitting, cpus
+            if enough and now - told >= _REPEAT_SECONDS:
+                told = now
+                reason = f"{fitting} of at least {fewest} workers fit on the cluster"
+                self._events.add("waiting", f"waiting for machines: {reason}", reason=reason)
+            self._ask_for(most)
+            time.sleep(_LOOK_SECONDS)
+
+    def _ask_for(self, workers: int) -> None:
+        """Tells an autoscaler; the request lapses by itself when this process dies."""
+        if is_autoscaled():
+            self._demand.maybe_send_resource_request(self._scaling(workers), workers)
+
+    def _scaling(self, workers: int) -> ScalingConfig:
+        return ScalingConfig(
+            num_workers=workers,
+            use_gpu=self._gpu,
+            resources_per_worker={"CPU": self._train.cpus_per_worker, "GPU": int(self._gpu)},
+        )
+
+    def _trainer(
+        self,
+        workers: int,
+        data_cpus: float,
+        resume: Checkpoint,
+        control: Any,
+        scratch: str,
+    ) -> TorchTrainer:
+        # Ray's own bookkeeping; our checkpoints are the only state a run resumes from. Where it
+        # goes to a store it goes through our clients: Ray's would not know the store's address.
+        filesystem, storage = None, scratch
+        if not is_local(self._output):
+            store, storage = resolve(join(self._output, "ray"))
+            filesystem = PyFileSystem(FSSpecHandler(store))
+        return TorchTrainer(
+            train_worker,
+            train_loop_config={
+                "task": task_arguments(self._setup, self._output, data_cpus, resume.uri),
+                "control": control,
+            },
+            torch_config=TorchConfig(backend="nccl" if self._gpu else "gloo"),
+            scaling_config=self._scaling(workers),
+            run_config=RunConfig(
+                name=f"pretrain-{uuid.uuid4().hex[:8]}",
+                storage_path=storage,
+                storage_filesystem=filesystem,
+                failure_config=FailureConfig(max_failures=0),
+            ),
+        )
+
+    def _tell_of_failure(self, ending: _Ending, newest: int) -> None:
+        lost = ending.step - newest
+        seconds = round(ending.watch.seconds_since(newest), 1) if lost else 0.0
+        self._events.add(
+            "lost",
+            f"after step {ending.step}: {ending.failure}",
+            reason=ending.failure,
+            step=ending.step,
+            seconds=round(ending.seconds_silent, 2),
+        )
+        self._events.add(
+            "resumed",
+            f"going on from step {newest}: {lost} steps, {seconds:g} s of work, are done again",
+            step=newest,
+            steps=lost,
+            seconds=seconds,
+        )
+
+    def _tell_of_training(self, workers: int) -> None:
+        if self._interrupted_at is None:
+            self._events.add("training", workers=workers)
+            return
+        seconds = round(time.time() - self._interrupted_at, 1)
+        text = f"training again with {workers} of {self._train.most_workers} workers, {seconds:g} s"
+        self._events.add("training", f"{text} after it stopped", workers=workers, seconds=seconds)
+        self._interrupted_at = None
+
+
+def logical_cpus(train: TrainConfig) -> int:
+    """Of a local Ray: one more per worker than the workers hold, or reading would wait for ever."""
+    return max(os.cpu_count() or 1, math.ceil(train.most_workers * (train.cpus_per_worker + 1)))
+
+
+def uses_gpu(train: TrainConfig) -> bool:
+    """Whether each worker holds a GPU."""
+    if train.gpu != "auto":
+        return train.gpu == "yes"
+    enough = ray.cluster_resources().get("GPU", 0) >= train.fewest_workers
+    return bool(enough and torch.cuda.is_available())
+
+
+def _one_line(error: Exception) -> str:
+    causes = getattr(error, "worker_failures", None) or {0: error}
+    rank, cause = sorted(causes.items())[0]
+    text = str(getattr(cause, "_base_exc", cause)).strip().splitlines()
+    last = text[-1] if text else type(cause).__name__
+    return f"rank {rank}: {last}" if getattr(error, "worker_failures", None) else last

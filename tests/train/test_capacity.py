@@ -1,0 +1,40 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from terrafm.train.capacity import Node, fitting_workers
+
+nodes = st.lists(
+    st.builds(
+        lambda cpus, gpus, going: Node("id", "name", {"CPU": cpus, "GPU": gpus}, going),
+        st.integers(0, 8).map(lambda n: n / 2),
+        st.integers(0, 3).map(float),
+        st.sampled_from([None, None, None, 0.0, 1e9]),
+    ),
+    max_size=6,
+)
+
+
+@given(nodes, st.sampled_from([0.5, 1.0, 1.5]), st.sampled_from([0.0, 1.0]), st.integers(0, 9))
+def test_workers_fit_each_on_one_node_and_leave_something_to_read_with(found, cpu, gpu, most):
+    workers = fitting_workers(found, {"CPU": cpu, "GPU": gpu}, most)
+    staying = [node.available for node in found if node.going_at is None]
+
+    def possible(number):
+        """By trying: one worker after the other onto any node that still holds it."""
+        left = [dict(node) for node in staying]
+        for _ in range(number):
+            place = next((n for n in left if n["CPU"] >= cpu and n["GPU"] >= gpu), None)
+            if place is None:
+                return False
+            place["CPU"] -= cpu
+            place["GPU"] -= gpu
+        return number == 0 or sum(node["CPU"] for node in left) > 0
+
+    assert 0 <= workers <= most
+    assert possible(workers)
+    assert workers == most or not possible(workers + 1)
+
+
+def test_rays_rounding_costs_no_worker():
+    node = Node("id", "name", {"CPU": 2.9999999})
+    assert fitting_workers([node, node], {"CPU": 1.5}, 9) == 3

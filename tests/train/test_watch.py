@@ -1,0 +1,36 @@
+from terrafm.train.control import Beat
+from terrafm.train.watch import name_the_hanging
+
+NOW = 1000.0
+
+
+def beat(rank, step=5, phase="computing", silent=0.0, busy=300.0):
+    return Beat(rank, "node", "host", 100 + rank, step, phase, NOW - busy, NOW - silent)
+
+
+def test_the_rank_that_others_wait_for_is_named():
+    named = {
+        "rank 2 never started": [beat(0), beat(1)],
+        "rank 1 (process 101 on host) says nothing since 40 s": [
+            beat(0), beat(1, silent=40), beat(2)
+        ],
+        "rank 2 (process 102 on host) is still at step 4: writing a checkpoint": [
+            beat(0), beat(1), beat(2, step=4, phase="writing a checkpoint")
+        ],
+        "rank 0 (process 100 on host) is waiting for data since 300 s": [
+            beat(0, phase="waiting for data"), beat(1), beat(2)
+        ],
+        "all 3 ranks are computing at step 5": [beat(0), beat(1), beat(2)],
+    }  # fmt: skip
+    for text, beats in named.items():
+        assert name_the_hanging(beats, 3, NOW) == text
+
+
+def test_alone_or_two_of_different_opinion():
+    alone = name_the_hanging([beat(0, phase="waiting for data")], 1, NOW)
+    assert alone == "rank 0 (process 100 on host) is waiting for data since 300 s"
+    both = name_the_hanging([beat(0), beat(1, phase="waiting for data")], 2, NOW)
+    assert both == (
+        "rank 0 (process 100 on host) is computing; "
+        "rank 1 (process 101 on host) is waiting for data"
+    )
