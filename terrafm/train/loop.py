@@ -15,31 +15,25 @@ from terrafm.config import Config
 from terrafm.data.stream import stream_batches
 from terrafm.errors import TerraFMError
 from terrafm.storage import exists, join, read_bytes, write_bytes
-from terrafm.train.checkpoint import (
+from terrafm.train.checkpoints.retention import Retention
+from terrafm.train.checkpoints.staging import remove_staging
+from terrafm.train.checkpoints.store import (
+    CHECKPOINTS,
     TrainingState,
     load_checkpoint,
     newest_intact,
-    prune_checkpoints,
-    remove_staging,
-    save_checkpoint,
 )
+from terrafm.train.checkpoints.writer import CheckpointWriter
 from terrafm.train.engine import Engine
 from terrafm.train.health import SkipLimit
-from terrafm.train.loggers import (
-    DamageLog,
-    MetricsLog,
-    SampleAudit,
-    append_quarantine,
-    append_samples,
-    trim_samples,
-)
+from terrafm.train.loggers import MetricsLog
 from terrafm.train.metrics import StepTimer, metrics_line, reduce_statistics
+from terrafm.train.records import DamageLog, PendingRecords, SampleAudit, trim_samples
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.student_teacher import Network, SelfDistillation
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
 FAILURE_FILE = "failure.json"
 
 
@@ -102,9 +96,18 @@ class Worker:
         self.setup = TrainingSetup.open(self.config, task.data, task.fingerprint)
         self.layout = self.setup.layout(self.rank, self.world_size)
         self.checkpoints = join(task.output, CHECKPOINTS)
+        self.writer: CheckpointWriter | None = None
 
     def run(self) -> None:
         """Trains from the newest whole checkpoint to the last step."""
+        try:
+            self._train()
+        finally:
+            # Ray ends the process soon after: a checkpoint under way would be lost.
+            if self.writer is not None:
+                self.writer.settle()
+
+    def _train(self) -> None:
         restored = self._restore()
         start = restored.step if restored else 0
         total = self.setup.total_steps
@@ -179,7 +182,16 @@ class Worker:
         if self.rank != 0:
             return None
         trim_samples(self.task.output, start)
-        return MetricsLog(self.task.output, start)
+        log, train = MetricsLog(self.task.output, start), self.config.train
+        self.records = PendingRecords(self.task.output, log)
+        self.writer = CheckpointWriter(
+            self.checkpoints,
+            Retention.of(train),
+            write_records=self.records.write,
+            max_failed=train.max_failed_checkpoints,
+            background=train.async_checkpoints,
+        )
+        return log
 
     def _save(
         self,
@@ -189,7 +201,10 @@ class Worker:
         damage: DamageLog,
         log: MetricsLog | None,
     ) -> None:
-        """Records and metrics first: what a checkpoint counts as done is on file before it."""
+        """Snapshots the state and hands it to the writer; the last one is complete on return."""
+        if self.writer is not None:
+            # Before the snapshot, so that no two are held.
+            self.writer.wait()
         engine_state = distillation.engine.state(keep=self.rank == 0)
         rows: list[Any] = [None] * self.world_size
         if self.config.train.audit_samples:
@@ -198,12 +213,16 @@ class Worker:
         distributed.all_gather_object(damaged, damage.take())
         if log is not None:
             assert engine_state is not None
-            append_quarantine(self.task.output, [record for part in damaged for record in part])
-            if self.config.train.audit_samples:
-                append_samples(self.task.output, [row for part in rows for row in part])
-            log.flush()
-            save_checkpoint(self.checkpoints, self.setup.state(done, engine_state, distillation))
-            prune_checkpoints(self.checkpoints, self.config.train.keep_checkpoints)
+            assert self.writer is not None
+            self.records.add(
+                [record for part in damaged for record in part],
+                [row for part in rows for row in part or ()],
+            )
+            state = self.setup.state(done, engine_state, distillation)
+            state.metrics = log.newest
+            self.writer.save(state)
+            if done == self.setup.total_steps:
+                self.writer.close()
         ray.train.report({"step": done})
 
 

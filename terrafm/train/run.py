@@ -38,7 +38,8 @@ from terrafm.storage import (
     resolve,
     write_bytes,
 )
-from terrafm.train.checkpoint import (
+from terrafm.train.checkpoints.store import (
+    CHECKPOINTS,
     DamagedCheckpointError,
     list_checkpoints,
     newest_intact,
@@ -46,13 +47,7 @@ from terrafm.train.checkpoint import (
     step_name,
 )
 from terrafm.train.loggers import read_metrics
-from terrafm.train.loop import (
-    CHECKPOINTS,
-    FAILURE_FILE,
-    read_failure,
-    task_arguments,
-    train_worker,
-)
+from terrafm.train.loop import FAILURE_FILE, read_failure, task_arguments, train_worker
 from terrafm.train.setup import TrainingSetup
 
 logger = logging.getLogger(__name__)
