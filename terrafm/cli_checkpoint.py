@@ -20,7 +20,7 @@ def list_command(
     uri: Annotated[str, typer.Argument(help="URI of a run's folder, or of its checkpoints.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Show a run's checkpoints: step, size, time, loss, and why each is kept.
+    """Show a run's checkpoints and why each is kept.
 
     The state is judged by the files' sizes and by state.json; `verify` reads everything.
     """
@@ -31,10 +31,13 @@ def list_command(
 
 @checkpoint_app.command("verify")
 def verify_command(
-    uri: Annotated[str, typer.Argument(help="URI of a checkpoint, or of a run for all of its.")],
+    uri: Annotated[str, typer.Argument(help="URI of a checkpoint, or of a run: all of them.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Read checkpoints and compare them with their checksums; exit 1 where one is damaged."""
+    """Compare checkpoints with their checksums.
+
+    Every file is read; exit 1 names one that is damaged.
+    """
     from terrafm.train.checkpoints.inventory import render_verify, summary, verify
 
     with progress_bar(console, "checkpoints") as advance:
@@ -52,11 +55,12 @@ def average_command(
     ],
     output: Annotated[str, typer.Option("--output", help="URI of the folder to write.")],
 ) -> None:
-    """Average the weights of checkpoints, student and teacher, in float64.
+    """Average the weights of checkpoints.
 
-    The result is a folder like a checkpoint: `terrafm export --checkpoint OUTPUT` makes weights of
-    its teacher, which `terrafm evaluate` and `terrafm.load_model` take. It has no optimizer, so
-    `terrafm pretrain` does not go on from it; start from the exported weights with model.init.
+    Students and teachers are added up in float64. The result is a folder like a checkpoint:
+    `terrafm export --checkpoint OUTPUT` makes weights of its teacher, which `terrafm evaluate`
+    and `terrafm.load_model` take. It has no optimizer, so `terrafm pretrain` does not go on from
+    it; start from the exported weights with model.init.
     """
     from terrafm.train.checkpoints.average import average_checkpoints, describe
 

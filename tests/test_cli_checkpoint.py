@@ -82,7 +82,7 @@ def test_list_as_a_table(run, history):
     code, out, _ = run("checkpoint", "list", history)
     assert code == 0
     assert "best loss" in out
-    assert "3.25" in out
+    assert "3.250" in out
     assert "kept: the newest 2, every 20 steps, the smallest loss" in out
     assert out.count("whole") == 4
 
@@ -102,7 +102,7 @@ def test_list_shows_damage_that_it_can_see(run, history, tmp_path):
         "state.json is not what was written",
         "centers.safetensors is missing",
     ]
-    assert damage[3].startswith("teacher.safetensors is 1,000 bytes, written with ")
+    assert damage[3].startswith("teacher.safetensors has 1,000 of 10,")
     code, out, _ = run("checkpoint", "list", copy)
     assert code == 0
     assert "missing" in out

@@ -75,7 +75,7 @@ def render_list(result: dict[str, Any]) -> RenderableType:
             f"{row['step']:,}",
             human_bytes(row["bytes"]),
             _local_time(row["saved_at"]),
-            *("" if value is None else f"{value:.4g}" for value in values),
+            *("" if value is None else f"{value:#.4g}" for value in values),
             ", ".join(row["kept"]),
             Text(row["damage"], style="red") if row["damage"] else "whole",
         )
@@ -176,7 +176,7 @@ def _wrong_size(uri: str, files: dict[str, Any]) -> str:
         if size is None:
             return f"{name} is missing"
         if size != written["bytes"]:
-            return f"{name} is {size:,} bytes, written with {written['bytes']:,}"
+            return f"{name} has {size:,} of {written['bytes']:,} bytes"
     return ""
 
 
