@@ -26,7 +26,7 @@ from harness.elastic_run import SETTINGS, ElasticRun, elastic_run
 from harness.tiles import prepare
 
 from terrafm.config import load_config
-from terrafm.train.checkpoint import TrainingState, list_checkpoints, load_checkpoint
+from terrafm.train.checkpoints.store import TrainingState, list_checkpoints, load_checkpoint
 from terrafm.train.events import read_events
 from terrafm.train.run import pretrain
 from terrafm.train.setup import TrainingSetup

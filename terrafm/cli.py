@@ -11,20 +11,18 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from terrafm.cli_checkpoint import checkpoint_app
 from terrafm.config import load_config, recipe_names, settings
 from terrafm.data.sources.registry import source_names
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.progress import progress_bar
 from terrafm.storage.faults import one_line
+from terrafm.terminal import JsonOption, console, errors, render_figures, report
 
 # Each verb imports what it needs when it runs: torch and Ray take seconds to load, and --help or
 # a mistyped key should answer at once.
-
-console = Console()
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 app = typer.Typer(
     help="Pretrain TerraFM, from satellite archive to usable weights.",
@@ -35,6 +33,7 @@ app = typer.Typer(
 )
 evaluate_app = typer.Typer(help="Score weights on a labelled set.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 
 class ExportFormat(StrEnum):
@@ -63,7 +62,6 @@ ConfigOption = Annotated[
 ]
 DataOption = Annotated[str, typer.Option("--data", help="URI of a dataset made by ingest.")]
 OutputOption = Annotated[str, typer.Option("--output", help="URI of the folder to write.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()
@@ -109,7 +107,7 @@ def ingest(
 
     with progress_bar(console, "cells") as advance:
         run: Any = run_append if append else run_ingest
-        report = run(
+        outcome = run(
             source,
             input_uri,
             output,
@@ -121,7 +119,7 @@ def ingest(
             config=config.ingest,
             progress=advance,
         )
-    console.print(report.render())
+    console.print(outcome.render())
 
 
 @app.command(epilog=_settings_help())
@@ -135,7 +133,7 @@ def inspect(
     from terrafm.data.inspect import inspect as run_inspect
     from terrafm.data.inspect import render
 
-    _report(run_inspect(uri, config), as_json, render)
+    report(run_inspect(uri, config), as_json, render)
 
 
 @app.command()
@@ -150,7 +148,7 @@ def verify(
 
     with progress_bar(console, "shards") as advance:
         result = run_verify(uri, version, progress=advance)
-    _report(result, as_json, render)
+    report(result, as_json, render)
     if result["faults"]:
         raise TerraFMError(summary(result))
 
@@ -182,7 +180,7 @@ def pretrain(
     if dry_run:
         from terrafm.train.run import dry_run as run_dry
 
-        _report(run_dry(tree, data), as_json, _render_figures)
+        report(run_dry(tree, data), as_json, render_figures)
         return
     from terrafm.train.run import describe
     from terrafm.train.run import pretrain as run_pretrain
@@ -204,7 +202,7 @@ def evaluate_knn(
 
     with console.status("computing features") if not as_json else nullcontext():
         result = run_knn(weights, data)
-    _report(result, as_json, render)
+    report(result, as_json, render)
 
 
 @app.command()
@@ -236,30 +234,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A disk that refuses: no permission, a file where a folder should be, no room.
         errors.print(f"terrafm: error: {one_line(error)}", markup=False)
         sys.exit(UsageError.exit_code)
-
-
-def _report(result: dict[str, Any], as_json: bool, render: Any) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(result) + "\n")
-    else:
-        console.print(render(result))
-
-
-def _render_figures(figures: dict[str, Any]) -> Any:
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None)
-    for name, value in figures.items():
-        table.add_row(name.replace("_", " "), _human(name, value))
-    return table
-
-
-def _human(name: str, value: Any) -> str:
-    if not ("bytes" in name or "memory" in name):
-        return f"{value:,}" if isinstance(value, int) else str(value)
-    size = float(value)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -158,6 +158,21 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="seed of everything random")
     checkpoint_every: Count = Field(1000, description="steps between checkpoints")
     keep_checkpoints: Count = Field(3, description="newest checkpoints kept")
+    keep_every: Count | None = Field(
+        None, description="checkpoints at multiples of so many steps are kept for ever"
+    )
+    keep_best: str | None = Field(
+        None, description="key of metrics.jsonl whose best checkpoint is kept, such as loss"
+    )
+    keep_best_mode: Literal["min", "max"] = Field(
+        "min", description="whether the smallest or the largest value is the best"
+    )
+    async_checkpoints: bool = Field(
+        True, description="write checkpoints beside the training; false: training waits"
+    )
+    max_failed_checkpoints: Count = Field(
+        3, description="checkpoints in a row whose writing fails before the run stops"
+    )
     log_every: Count = Field(10, description="steps between lines of metrics.jsonl")
     audit_samples: bool = Field(
         False, description="record every sample consumed in samples.parquet"

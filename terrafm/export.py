@@ -9,7 +9,7 @@ from torch import Tensor
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.models.weights import WeightsContract, save_released, save_safetensors
 from terrafm.storage import is_local, join
-from terrafm.train.checkpoint import load_teacher, read_record
+from terrafm.train.checkpoints.store import load_network, read_record
 
 Format = Literal["safetensors", "released"]
 _SUFFIX = {"safetensors": ".safetensors", "released": ".pth"}
@@ -79,7 +79,7 @@ def export_checkpoint(checkpoint_uri: str, output_uri: str, format: str) -> tupl
     prefix = "encoder."
     encoder = {
         name.removeprefix(prefix): tensor
-        for name, tensor in load_teacher(checkpoint_uri).items()
+        for name, tensor in load_network(checkpoint_uri, "teacher").items()
         if name.startswith(prefix)
     }
     written = export_weights(encoder, contract, output_uri, format)

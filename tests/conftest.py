@@ -14,7 +14,7 @@ import pytest
 # The servers beside the tests; tests are not a package.
 sys.path.insert(0, str(Path(__file__).parent / "s3"))
 
-from s3_servers import moto_server, real_bucket, real_server, s3_bucket  # noqa: F401
+from s3_servers import moto_server, proxied, real_bucket, real_server, s3_bucket  # noqa: F401
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -40,6 +40,36 @@ def small_dataset(tmp_path_factory):
 def make_dataset():
     """Writes such a dataset anywhere, from any seed."""
     return make_small_dataset
+
+
+@pytest.fixture
+def run(capfd):
+    """Runs a command in this process; returns exit code, output and errors."""
+
+    from terrafm.cli import main
+
+    def run_command(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main([str(a) for a in arguments])
+        printed = capfd.readouterr()
+        return end.value.code, printed.out, printed.err
+
+    return run_command
+
+
+@pytest.fixture
+def refused(run):
+    """Runs a command that must be refused: exit 2, one line."""
+
+    def check(*arguments, code=2):
+        found, _, errors = run(*arguments)
+        assert found == code, errors
+        lines = [line for line in errors.splitlines() if line]
+        assert len(lines) == 1, errors
+        assert lines[0].startswith("terrafm: error: ")
+        return lines[0]
+
+    return check
 
 
 def make_small_dataset(folder, seed=0):

@@ -40,6 +40,7 @@ def figures(name, *arguments):
 
 def test_every_figure_has_its_file():
     assert FIGURES == [
+        "checkpoint_stall",
         "crops",
         "decode",
         "memory",
@@ -102,3 +103,11 @@ def test_plan_is_measured_in_processes_of_its_own():
     assert {figure["unit"] for figure in found.values()} == {"s", "GB"}
     small, large = (figure["value"] for figure in found.values() if figure["unit"] == "GB")
     assert small < large < 1
+
+
+def test_a_checkpoint_is_saved_both_ways(tmp_path):
+    found = figures("checkpoint_stall", "--work", str(tmp_path), "--step-seconds", "0.5")
+    shares = [name for name in found if name.startswith("time lost to saving every 100 steps")]
+    assert len(shares) == 2
+    assert all(0 < found[name]["value"] < 100 for name in shares)
+    assert not (tmp_path / "checkpoint-stall").exists()

@@ -7,38 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from terrafm.cli import main
 from terrafm.config import load_config
-from terrafm.train.checkpoint import save_checkpoint
+from terrafm.train.checkpoints.store import save_checkpoint
 from terrafm.train.setup import TrainingSetup
-
-
-@pytest.fixture
-def run(capfd):
-    """Runs a command in this process; returns exit code, output and errors."""
-
-    def run_command(*arguments):
-        with pytest.raises(SystemExit) as end:
-            main([str(a) for a in arguments])
-        printed = capfd.readouterr()
-        return end.value.code, printed.out, printed.err
-
-    return run_command
-
-
-@pytest.fixture
-def refused(run):
-    """Runs a command that must be refused: exit 2, one line."""
-
-    def check(*arguments, code=2):
-        found, _, errors = run(*arguments)
-        assert found == code, errors
-        lines = [line for line in errors.splitlines() if line]
-        assert len(lines) == 1, errors
-        assert lines[0].startswith("terrafm: error: ")
-        return lines[0]
-
-    return check
 
 
 def pretrain(data, output, *overrides):
@@ -65,7 +36,8 @@ def content(folder):
 def test_help_lists_every_verb_and_every_key(run):
     code, out, _ = run("--help")
     assert code == 0
-    for verb in ("demo", "ingest", "inspect", "verify", "tile", "pretrain", "evaluate", "export"):
+    verbs = ("demo", "ingest", "inspect", "verify", "tile", "pretrain", "evaluate", "export")
+    for verb in (*verbs, "checkpoint"):
         assert verb in out
     code, out, _ = run("pretrain", "--help")
     assert code == 0

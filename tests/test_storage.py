@@ -20,32 +20,13 @@ from terrafm.storage import (
     file_size,
     join,
     list_names,
-    ranges,
     read_bytes,
     remove,
     upload,
     write_bytes,
 )
-from terrafm.storage import files as storage
 from terrafm.storage.ranges import open_ranges
 from terrafm.storage.slots import request_slot
-
-
-@pytest.fixture
-def proxied(s3_bucket, moto_server, monkeypatch):
-    """A bucket behind a proxy, with patience for tests."""
-    monkeypatch.setattr(faults, "RETRY_SECONDS", 8.0)
-    monkeypatch.setattr(faults, "_LONGEST_WAIT", 0.3)
-    monkeypatch.setattr(ranges, "STALL_SECONDS", 0.4)
-    monkeypatch.setitem(
-        storage._S3_OPTIONS,
-        "config_kwargs",
-        {"connect_timeout": 0.4, "read_timeout": 0.4, "retries": {"total_max_attempts": 1}},
-    )
-    host, port = moto_server["AWS_ENDPOINT_URL"].removeprefix("http://").split(":")
-    with FaultProxy((host, int(port))) as proxy:
-        lead_to({"AWS_ENDPOINT_URL": proxy.endpoint}, monkeypatch)
-        yield s3_bucket, proxy
 
 
 def test_files_come_and_go_on_s3(s3_bucket, tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 
 from common import ROOT
 
-from terrafm.train.checkpoint import list_checkpoints
+from terrafm.train.checkpoints.store import list_checkpoints
 from terrafm.train.events import read_events
 from terrafm.train.loggers import read_metrics
 

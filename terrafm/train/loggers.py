@@ -1,42 +1,28 @@
-"""What a run writes while it goes: metrics.jsonl, TensorBoard, samples.parquet.
+"""What a run writes while it goes: metrics.jsonl and TensorBoard.
 
-All three forget what lies past the step a run resumes from, so that they always tell the
-surviving history, once.
+Both forget what lies past the step a run resumes from, so that they always tell the surviving
+history, once.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from torch.utils.tensorboard import SummaryWriter
 
-from terrafm.data.samples.batch import HostBatch
 from terrafm.storage import exists, is_local, join, read_bytes, resolve, upload, write_bytes
+from terrafm.storage.faults import explain, one_line
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
-QUARANTINE_FILE = "quarantine.jsonl"
-SAMPLES_FILE = "samples.parquet"
-
-_SAMPLES_SCHEMA = pa.schema(
-    [
-        ("step", pa.int64()),
-        ("rank", pa.int32()),
-        ("tile_id", pa.string()),
-        ("epoch", pa.int64()),
-        ("position", pa.int64()),
-    ]
-)
 
 
 def read_metrics(run_folder: str) -> list[dict[str, Any]]:
@@ -57,41 +43,59 @@ def read_metrics(run_folder: str) -> list[dict[str, Any]]:
 class MetricsLog:
     """metrics.jsonl and TensorBoard of one run, written by rank 0.
 
+    A line that a full disk does not take waits for the next one: it costs no training.
+
     Args:
         run_folder: URI of the run.
         start_step: finished steps of the state the run goes on from; later lines go.
+
+    Attributes:
+        newest: the last line, empty where there is none.
     """
 
     def __init__(self, run_folder: str, start_step: int) -> None:
         self._folder = run_folder
-        self._local = is_local(run_folder)
         kept = [line for line in read_metrics(run_folder) if line["step"] <= start_step]
         self._lines = [json.dumps(line) + "\n" for line in kept]
+        self.newest: dict[str, Any] = kept[-1] if kept else {}
         self._uri = join(run_folder, METRICS_FILE)
         write_bytes(self._uri, "".join(self._lines).encode())
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        if self._local:
-            self._file = open(resolve(self._uri)[1], "a", buffering=1)  # noqa: SIM115 - close()
+        if is_local(run_folder):
+            self._file: _LocalLines | None = _LocalLines(resolve(self._uri)[1])
             board = resolve(join(run_folder, "tensorboard"))[1]
         else:
+            self._file = None
             self._temporary = tempfile.TemporaryDirectory()
             board = self._temporary.name
-        self._board = SummaryWriter(board, purge_step=start_step + 1 if start_step else None)
+        self._board = _Board(board, start_step + 1 if start_step else None)
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Appends one line; `metrics["step"]` counts finished steps."""
         line = json.dumps(metrics) + "\n"
-        if self._local:
-            self._file.write(line)
-        else:
+        self.newest = metrics
+        if self._file is None:
             self._lines.append(line)
-        for name, value in metrics.items():
-            if name != "step":
-                self._board.add_scalar(name, value, metrics["step"])
+        else:
+            self._file.add(line)
+            with suppress(OSError):
+                self._file.write()
+        self._board.write(metrics)
 
     def flush(self) -> None:
-        """Makes all lines visible; object stores take no appends, so they get whole files."""
+        """Makes all lines visible; object stores take no appends, so they get whole files.
+
+        May run in a thread beside `write`: it shows the lines that were there when it began.
+
+        Raises:
+            StoreRefusedError, StoreFailedError: disk or store do not take them.
+        """
         self._board.flush()
+        if self._file is not None:
+            try:
+                self._file.write()
+            except OSError as error:
+                raise explain(error, "write", self._uri) from None
         if self._temporary is not None:
             write_bytes(self._uri, "".join(self._lines).encode())
             for event_file in Path(self._temporary.name).iterdir():
@@ -101,91 +105,75 @@ class MetricsLog:
         """Flushes and closes."""
         self.flush()
         self._board.close()
-        if self._local:
+        if self._file is not None:
             self._file.close()
         if self._temporary is not None:
             self._temporary.cleanup()
 
 
-class SampleAudit:
-    """Every sample that a rank consumed since the last `take`."""
+class _LocalLines:
+    """A file that lines are appended to; what it does not take is kept and goes before the next.
 
-    def __init__(self, rank: int) -> None:
-        self._rank = rank
-        self._rows: list[tuple[int, int, str, int, int]] = []
+    Unbuffered, so that it is known how much of a line was taken.
+    """
 
-    def add(self, step: int, batches: Sequence[HostBatch]) -> None:
-        """Records a step's micro-batches; padding rows carry weight 0 and do not count."""
-        for batch in batches:
-            for weight, tile, epoch, position in zip(
-                batch.sample_weight.tolist(),
-                batch.tile_id,
-                batch.epoch.tolist(),
-                batch.position.tolist(),
-                strict=True,
-            ):
-                if weight:
-                    self._rows.append((step, self._rank, tile, epoch, position))
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - close()
+        self._waiting = b""
+        self._lock = threading.Lock()
 
-    def take(self) -> list[tuple[int, int, str, int, int]]:
-        """The rows since the last call."""
-        rows, self._rows = self._rows, []
-        return rows
+    def add(self, line: str) -> None:
+        """Takes a line in."""
+        with self._lock:
+            self._waiting += line.encode()
 
+    def write(self) -> None:
+        """Appends what waits.
 
-class DamageLog:
-    """Damaged tiles that a rank met since the last `take`; each is warned of once."""
+        Raises:
+            OSError: the disk does not take all of it.
+        """
+        with self._lock:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
 
-    def __init__(self) -> None:
-        self._new: list[dict[str, str]] = []
-        self._known: set[tuple[str, str]] = set()
-
-    def add(self, batches: Sequence[HostBatch]) -> None:
-        """Records the damage that a step's micro-batches report."""
-        for record in (record for batch in batches for record in batch.damage):
-            key = record["tile"], record["cell"]
-            if key not in self._known:
-                self._known.add(key)
-                self._new.append(record)
-                logger.warning("left out: tile %(tile)s of %(shard)s: %(cell)s %(reason)s", record)
-
-    def take(self) -> list[dict[str, str]]:
-        """The records since the last call."""
-        records, self._new = self._new, []
-        return records
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
 
 
-def append_quarantine(run_folder: str, records: Sequence[dict[str, str]]) -> None:
-    """Adds damaged tiles to quarantine.jsonl, one line for each tile and cell."""
-    uri = join(run_folder, QUARANTINE_FILE)
-    lines = read_bytes(uri).decode().splitlines() if exists(uri) else []
-    new = {json.dumps(record, sort_keys=True) for record in records} - set(lines)
-    if new:
-        write_bytes(uri, "".join(line + "\n" for line in [*lines, *sorted(new)]).encode())
+class _Board:
+    """TensorBoard's picture of metrics.jsonl: a disk that fails costs it points, not the run."""
 
+    def __init__(self, folder: str, purge_step: int | None) -> None:
+        self._folder = folder
+        self._writer: SummaryWriter | None = SummaryWriter(folder, purge_step=purge_step)
 
-def trim_samples(run_folder: str, start_step: int) -> None:
-    """Drops rows of samples.parquet that belong to steps not in the restored state."""
-    uri = join(run_folder, SAMPLES_FILE)
-    if exists(uri):
-        table = pq.read_table(pa.BufferReader(read_bytes(uri)))
-        _write_samples(uri, table.filter(pc.less(table["step"], start_step)))
+    def write(self, metrics: dict[str, Any]) -> None:
+        """Draws all values but the step."""
+        with self._forgiving():
+            for name, value in metrics.items():
+                if name != "step" and self._writer is not None:
+                    self._writer.add_scalar(name, value, metrics["step"])
 
+    def flush(self) -> None:
+        """Makes all points visible; after a failure it begins another file."""
+        with self._forgiving():
+            if self._writer is None:
+                self._writer = SummaryWriter(self._folder)
+            self._writer.flush()
 
-def append_samples(run_folder: str, rows: Sequence[tuple[int, int, str, int, int]]) -> None:
-    """Adds rows to samples.parquet, which is replaced as a whole."""
-    uri = join(run_folder, SAMPLES_FILE)
-    columns = list(zip(*sorted(rows, key=lambda r: (r[0], r[1])), strict=True)) or [()] * 5
-    table = pa.table(
-        [pa.array(c, f.type) for c, f in zip(columns, _SAMPLES_SCHEMA, strict=True)],
-        schema=_SAMPLES_SCHEMA,
-    )
-    if exists(uri):
-        table = pa.concat_tables([pq.read_table(pa.BufferReader(read_bytes(uri))), table])
-    _write_samples(uri, table)
+    def close(self) -> None:
+        """Flushes and closes."""
+        with self._forgiving():
+            if self._writer is not None:
+                self._writer.close()
 
-
-def _write_samples(uri: str, table: pa.Table) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    write_bytes(uri, buffer.getvalue())
+    @contextmanager
+    def _forgiving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._writer is not None:
+                logger.warning("TensorBoard misses points: %s", one_line(error))
+            self._writer = None

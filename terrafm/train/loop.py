@@ -14,28 +14,22 @@ from terrafm.config import Config
 from terrafm.data.stream import stream_batches
 from terrafm.errors import TerraFMError
 from terrafm.storage import exists, join, read_bytes, write_bytes
-from terrafm.train.checkpoint import (
+from terrafm.train.checkpoints.retention import Retention
+from terrafm.train.checkpoints.store import (
+    CHECKPOINTS,
     TrainingState,
     load_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
 )
+from terrafm.train.checkpoints.writer import CheckpointWriter
 from terrafm.train.control import STARTING, Agreement, Heart
 from terrafm.train.engine import Engine
 from terrafm.train.health import SkipLimit
-from terrafm.train.loggers import (
-    DamageLog,
-    MetricsLog,
-    SampleAudit,
-    append_quarantine,
-    append_samples,
-    trim_samples,
-)
+from terrafm.train.loggers import MetricsLog
 from terrafm.train.metrics import StepTimer, metrics_line, reduce_statistics
+from terrafm.train.records import DamageLog, PendingRecords, SampleAudit, trim_samples
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.student_teacher import Network, SelfDistillation
 
-CHECKPOINTS = "checkpoints"
 FAILURE_FILE = "failure.json"
 
 
@@ -102,9 +96,19 @@ class Worker:
         self.checkpoints = join(task.output, CHECKPOINTS)
         self.heart = Heart(control, self.rank)
         self.agreement = Agreement()
+        self.writer: CheckpointWriter | None = None
 
     def run(self) -> None:
         """Trains from the checkpoint to the last step, or until all are asked to stop."""
+        try:
+            self._train()
+        finally:
+            # Ray ends the process soon after: a checkpoint under way would be lost.
+            if self.writer is not None:
+                self.writer.settle()
+            self.heart.close()
+
+    def _train(self) -> None:
         restored = self._restore()
         start = done = restored.step if restored else 0
         self.heart.at(start, STARTING)
@@ -155,7 +159,6 @@ class Worker:
         if log is not None:
             log.close()
         self.heart.at(done, "done")
-        self.heart.close()
 
     def _restore(self) -> TrainingState | None:
         if self.task.resume is None:
@@ -182,7 +185,16 @@ class Worker:
         if self.rank != 0:
             return None
         trim_samples(self.task.output, start)
-        return MetricsLog(self.task.output, start)
+        log, train = MetricsLog(self.task.output, start), self.config.train
+        self.records = PendingRecords(self.task.output, log)
+        self.writer = CheckpointWriter(
+            self.checkpoints,
+            Retention.of(train),
+            write_records=self.records.write,
+            max_failed=train.max_failed_checkpoints,
+            background=train.async_checkpoints,
+        )
+        return log
 
     def _save(
         self,
@@ -192,7 +204,10 @@ class Worker:
         damage: DamageLog,
         log: MetricsLog | None,
     ) -> None:
-        """Records and metrics first: what a checkpoint counts as done is on file before it."""
+        """Snapshots the state and hands it to the writer; the last one is complete on return."""
+        if self.writer is not None:
+            # Before the snapshot, so that no two are held.
+            self.writer.wait()
         engine_state = distillation.engine.state(keep=self.rank == 0)
         rows: list[Any] = [None] * self.world_size
         if self.config.train.audit_samples:
@@ -201,12 +216,16 @@ class Worker:
         distributed.all_gather_object(damaged, damage.take())
         if log is not None:
             assert engine_state is not None
-            append_quarantine(self.task.output, [record for part in damaged for record in part])
-            if self.config.train.audit_samples:
-                append_samples(self.task.output, [row for part in rows for row in part])
-            log.flush()
-            save_checkpoint(self.checkpoints, self.setup.state(done, engine_state, distillation))
-            prune_checkpoints(self.checkpoints, self.config.train.keep_checkpoints)
+            assert self.writer is not None
+            self.records.add(
+                [record for part in damaged for record in part],
+                [row for part in rows for row in part or ()],
+            )
+            state = self.setup.state(done, engine_state, distillation)
+            state.metrics = log.newest
+            self.writer.save(state)
+            if done == self.setup.total_steps:
+                self.writer.close()
         ray.train.report({"step": done})
 
 

@@ -26,7 +26,8 @@ from terrafm.storage import (
     remove,
     write_bytes,
 )
-from terrafm.train.checkpoint import (
+from terrafm.train.checkpoints.store import (
+    CHECKPOINTS,
     DamagedCheckpointError,
     list_checkpoints,
     newest_intact,
@@ -34,7 +35,7 @@ from terrafm.train.checkpoint import (
     step_name,
 )
 from terrafm.train.loggers import read_metrics
-from terrafm.train.loop import CHECKPOINTS, FAILURE_FILE
+from terrafm.train.loop import FAILURE_FILE
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.supervisor import Supervisor, logical_cpus
 
@@ -125,9 +126,7 @@ def _recorded_fingerprint(output: str) -> str | None:
 def _check_output(setup: TrainingSetup, output: str) -> int:
     """Finished steps of the run in `output`, after checking that it can be continued."""
     folder = join(output, CHECKPOINTS)
-    newest, complaints = newest_intact(folder)
-    for complaint in complaints:
-        logger.warning("%s; going on from the one before", complaint)
+    newest, _ = newest_intact(folder)
     if newest is None:
         foreign = [n for n in list_names(output) if not n.startswith(".")]
         if foreign and not exists(join(output, CONFIG_FILE)):

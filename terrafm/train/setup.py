@@ -19,7 +19,7 @@ from terrafm.data.samples.plan import Plan, high_frequency_classes
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
 from terrafm.models.weights import WeightsContract, load_state, load_weights
-from terrafm.train.checkpoint import TrainingState
+from terrafm.train.checkpoints.store import TrainingState
 from terrafm.train.engine import Engine, EngineState, PlainEngine, cpu
 from terrafm.train.schedules import Schedules
 from terrafm.train.student_teacher import (
@@ -40,6 +40,11 @@ RESUMABLE_KEYS = (
     "train.zero_stage",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.keep_every",
+    "train.keep_best",
+    "train.keep_best_mode",
+    "train.async_checkpoints",
+    "train.max_failed_checkpoints",
     "train.log_every",
     "train.audit_samples",
     "train.max_failures",

@@ -34,10 +34,11 @@ from terrafm.errors import TerraFMError, UsageError
 from terrafm.ray_runtime import cluster_nodes, is_autoscaled, renew_ray
 from terrafm.storage import is_local, join, resolve
 from terrafm.train.capacity import fitting_workers
-from terrafm.train.checkpoint import newest_intact, read_record, remove_staging
+from terrafm.train.checkpoints.staging import remove_staging
+from terrafm.train.checkpoints.store import CHECKPOINTS, newest_intact, read_record
 from terrafm.train.control import start_control
 from terrafm.train.events import EventLog
-from terrafm.train.loop import CHECKPOINTS, read_failure, task_arguments, train_worker
+from terrafm.train.loop import read_failure, task_arguments, train_worker
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.watch import Limits, Watch
 

@@ -12,7 +12,7 @@ from clusters import cluster, drain, environment, training_workers, wait_until
 from commands import start, terrafm
 
 from terrafm.config import load_config
-from terrafm.train.checkpoint import load_checkpoint
+from terrafm.train.checkpoints.store import load_checkpoint
 from terrafm.train.events import read_events
 from terrafm.train.setup import TrainingSetup
 

@@ -8,7 +8,7 @@ from clusters import cluster, environment, lose, training_workers, wait_until
 from commands import start
 from test_elastic import assert_planned_samples, command, step_of
 
-from terrafm.train.checkpoint import list_checkpoints
+from terrafm.train.checkpoints.store import list_checkpoints
 from terrafm.train.events import read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

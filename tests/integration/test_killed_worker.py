@@ -14,7 +14,7 @@ import torch
 from commands import start, terrafm
 
 from terrafm.config import load_config
-from terrafm.train.checkpoint import load_checkpoint
+from terrafm.train.checkpoints.store import load_checkpoint
 from terrafm.train.setup import TrainingSetup
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -11,7 +11,7 @@ from s3_servers import forget_clients
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.shards.manifest import list_versions
 from terrafm.storage import exists, join, list_names, read_bytes, write_bytes
-from terrafm.train.checkpoint import load_teacher
+from terrafm.train.checkpoints.store import load_network
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -92,5 +92,5 @@ def test_a_run_on_a_store_leaves_damage_out_and_says_so(archive, real_server, re
     lines = [json.loads(x) for x in read_bytes(join(output, "metrics.jsonl")).splitlines()]
     assert lines[-1]["step"] == 10
     assert any(name.startswith("events.") for name in list_names(join(output, "tensorboard")))
-    assert load_teacher(join(output, "checkpoints", "step_00000010"))
+    assert load_network(join(output, "checkpoints", "step_00000010"), "teacher")
     assert "nothing to do" in terrafm(*command, environment=here).stdout

@@ -34,6 +34,25 @@ def s3_bucket(moto_server, monkeypatch):
     yield from _bucket(moto_server, monkeypatch)
 
 
+@pytest.fixture
+def proxied(s3_bucket, moto_server, monkeypatch):
+    """A bucket on the light server behind a proxy, with patience for tests, and the proxy."""
+    from terrafm.storage import faults, files, ranges
+
+    monkeypatch.setattr(faults, "RETRY_SECONDS", 8.0)
+    monkeypatch.setattr(faults, "_LONGEST_WAIT", 0.3)
+    monkeypatch.setattr(ranges, "STALL_SECONDS", 0.4)
+    monkeypatch.setitem(
+        files._S3_OPTIONS,
+        "config_kwargs",
+        {"connect_timeout": 0.4, "read_timeout": 0.4, "retries": {"total_max_attempts": 1}},
+    )
+    host, port = moto_server["AWS_ENDPOINT_URL"].removeprefix("http://").split(":")
+    with FaultProxy((host, int(port))) as proxy:
+        lead_to({"AWS_ENDPOINT_URL": proxy.endpoint}, monkeypatch)
+        yield s3_bucket, proxy
+
+
 class RealServer:
     """A real S3 server: its clients' environment, and the daemon where it is ours."""
 

@@ -17,7 +17,7 @@ from terrafm.data.shards.dataset import Dataset
 from terrafm.data.shards.entry import ShardEntry
 from terrafm.data.shards.writer import write_shard
 from terrafm.errors import UsageError
-from terrafm.train.checkpoint import load_teacher, save_checkpoint
+from terrafm.train.checkpoints.store import load_network, save_checkpoint
 from terrafm.train.loop import WorkerTask, task_arguments
 from terrafm.train.run import _check_output, _open_setup, _write_config, pretrain
 from terrafm.train.setup import TrainingSetup
@@ -86,7 +86,7 @@ def test_before_the_first_checkpoint(data, tmp_path):
 
 def test_workers_open_the_version_of_the_driver(data, tmp_path):
     setup = TrainingSetup.open(load_config("demo", SETTINGS), data)
-    task = WorkerTask(**task_arguments(setup, str(tmp_path / "run"), 1.0))
+    task = WorkerTask(**task_arguments(setup, str(tmp_path / "run"), 1.0, None))
     grow(data)
     assert task.fingerprint == setup.dataset.fingerprint
     again = TrainingSetup.open(setup.config, task.data, task.fingerprint)
@@ -107,7 +107,10 @@ def test_a_resumed_run_ends_as_if_the_dataset_had_not_grown(data, tmp_path):
     finally:
         ray.shutdown()
     assert resumed.resumed_from == 2
-    expected, found = load_teacher(whole.checkpoint), load_teacher(resumed.checkpoint)
+    expected, found = (
+        load_network(whole.checkpoint, "teacher"),
+        load_network(resumed.checkpoint, "teacher"),
+    )
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         np.testing.assert_array_equal(found[name].numpy(), tensor.numpy())

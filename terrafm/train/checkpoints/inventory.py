@@ -1,0 +1,196 @@
+"""What checkpoints there are, why they stay, and whether they are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from terrafm.config import TrainConfig
+from terrafm.errors import UsageError
+from terrafm.storage import file_size, join, list_names
+from terrafm.train.checkpoints.retention import Retention
+from terrafm.train.checkpoints.store import (
+    CHECKPOINTS,
+    MARKER,
+    DamagedCheckpointError,
+    damage_of,
+    list_checkpoints,
+    read_marker,
+    read_record,
+)
+from terrafm.units import human_bytes
+
+_LOSS = "loss"
+
+
+def list_run(uri: str) -> dict[str, Any]:
+    """The checkpoints of a run. Reads their small files only; `verify` reads all of them.
+
+    Args:
+        uri: a run's folder, or its `checkpoints`.
+
+    Returns:
+        JSON-able: uri; keep, the rules in words; best, the metric that decides which checkpoint
+        is the best, or None; and checkpoints, oldest first: step, uri, bytes, saved_at (ISO 8601,
+        UTC; None where a version before format 2 wrote it), metrics, kept (why it stays) and
+        damage ("" where file sizes and state.json are right).
+
+    Raises:
+        UsageError: there are none, or a newer version of this library wrote them.
+        StoreRefusedError, StoreFailedError: the store does not answer.
+    """
+    found = _checkpoints_in(uri)
+    rows = [_describe(step, checkpoint) for step, checkpoint in found]
+    # The newest knows the rules that hold now.
+    rules = next((r["rules"] for r in reversed(rows) if r["rules"] is not None), None)
+    why = {} if rules is None else rules.reasons({row["step"]: row["metrics"] for row in rows})
+    for row in rows:
+        del row["rules"]
+        row["kept"] = why.get(row["step"], [])
+    best = None if rules is None else rules.best
+    return {"uri": uri, "keep": _words(rules), "best": best, "checkpoints": rows}
+
+
+def render_list(result: dict[str, Any]) -> RenderableType:
+    """The result of `list_run` for the terminal."""
+    rows = result["checkpoints"]
+    metrics = list(dict.fromkeys([_LOSS, *filter(None, [result["best"]])]))
+    table = Table()
+    table.add_column("step", justify="right", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    table.add_column("saved", no_wrap=True)
+    for name in metrics:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("kept as")
+    table.add_column("state")
+    for row in rows:
+        values = (row["metrics"].get(name) for name in metrics)
+        table.add_row(
+            f"{row['step']:,}",
+            human_bytes(row["bytes"]),
+            _local_time(row["saved_at"]),
+            *("" if value is None else f"{value:#.4g}" for value in values),
+            ", ".join(row["kept"]),
+            Text(row["damage"], style="red") if row["damage"] else "whole",
+        )
+    total = human_bytes(sum(row["bytes"] for row in rows))
+    count = "1 checkpoint" if len(rows) == 1 else f"{len(rows)} checkpoints"
+    head = Text(f"{count} in {result['uri']}, {total}", overflow="fold")
+    keep = [Text(f"kept: {result['keep']}")] if result["keep"] else []
+    return Group(head, table, *keep)
+
+
+def verify(uri: str, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """Reads every file of one checkpoint, or of all of a run, and compares it with its SHA-256.
+
+    Args:
+        uri: a checkpoint, a run's folder, or its `checkpoints`.
+        progress: called with (checkpoints done, checkpoints in all).
+
+    Returns:
+        JSON-able: uri, checkpoints (their URIs), and faults: checkpoint, file, what is wrong.
+
+    Raises:
+        UsageError: there is no checkpoint, or a newer version of this library wrote it.
+        StoreRefusedError, StoreFailedError: the store does not answer.
+    """
+    uri = uri.rstrip("/")
+    single = MARKER in list_names(uri)
+    found = [uri] if single else [checkpoint for _, checkpoint in _checkpoints_in(uri)]
+    faults = []
+    for done, checkpoint in enumerate(found, 1):
+        faults += [
+            {"checkpoint": checkpoint, "file": file, "what": what}
+            for file, what in damage_of(checkpoint)
+        ]
+        if progress is not None:
+            progress(done, len(found))
+    return {"uri": uri, "checkpoints": found, "faults": faults}
+
+
+def summary(result: dict[str, Any]) -> str:
+    """One line on what `verify` found."""
+    faults, number = result["faults"], len(result["checkpoints"])
+    if not faults:
+        many = f" ({number} checkpoints)" if number > 1 else ""
+        return f"{result['uri']} is whole{many}"
+    first, more = faults[0], len(faults) - 1
+    rest = f", and {more} more {'file' if more == 1 else 'files'}" if more else ""
+    return (
+        f"checkpoint {first['checkpoint']}: {first['file']} {first['what']}{rest}; a run passes "
+        "over damaged checkpoints and goes on from the newest whole one"
+    )
+
+
+def render_verify(result: dict[str, Any]) -> RenderableType:
+    """The result of `verify` for the terminal."""
+    if not result["faults"]:
+        return Text(summary(result))
+    table = Table("checkpoint", "file", "what is wrong")
+    for fault in result["faults"]:
+        table.add_row(fault["checkpoint"].rpartition("/")[2], fault["file"], fault["what"])
+    return table
+
+
+def _checkpoints_in(uri: str) -> list[tuple[int, str]]:
+    inner = join(uri, CHECKPOINTS)
+    folder = inner if CHECKPOINTS in list_names(uri) else uri
+    found = list_checkpoints(folder)
+    if not found:
+        raise UsageError(
+            f"{uri} holds no complete checkpoint: give a run's folder, its {CHECKPOINTS}, or a "
+            "checkpoint with its complete.json"
+        )
+    return found
+
+
+def _describe(step: int, uri: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"step": step, "uri": uri, "bytes": 0, "saved_at": None}
+    row |= {"metrics": {}, "kept": [], "damage": "", "rules": None}
+    try:
+        files = read_marker(uri)["files"]
+        row["bytes"] = sum(file["bytes"] for file in files.values())
+        record = read_record(uri)
+    except DamagedCheckpointError as error:
+        row["damage"] = str(error).removeprefix(f"checkpoint {uri}: ")
+        return row
+    row["saved_at"], row["metrics"] = record["saved_at"], record["metrics"]
+    row["damage"] = _wrong_size(uri, files)
+    try:
+        row["rules"] = Retention.of(TrainConfig.model_validate(record["config"]["train"]))
+    except (KeyError, ValidationError):
+        # Made by hand, or by a version with other settings.
+        row["rules"] = None
+    return row
+
+
+def _wrong_size(uri: str, files: dict[str, Any]) -> str:
+    for name, written in files.items():
+        size = file_size(join(uri, name))
+        if size is None:
+            return f"{name} is missing"
+        if size != written["bytes"]:
+            return f"{name} has {size:,} of {written['bytes']:,} bytes"
+    return ""
+
+
+def _words(rules: Retention | None) -> str:
+    if rules is None:
+        return ""
+    parts = ["the newest" if rules.last == 1 else f"the newest {rules.last}"]
+    if rules.every is not None:
+        parts.append(f"every {rules.every} steps")
+    if rules.best is not None:
+        extreme = "smallest" if rules.best_mode == "min" else "largest"
+        parts.append(f"the {extreme} {rules.best}")
+    return ", ".join(parts)
+
+
+def _local_time(stamp: str | None) -> str:
+    return "" if stamp is None else datetime.fromisoformat(stamp).astimezone().strftime("%F %R")

@@ -1,0 +1,106 @@
+"""Where a checkpoint is made before it is seen, and what clears the work of a killed writer.
+
+For a run on a disk that is a hidden folder of the run: a rename brings it into sight. For a run in
+a store it is a folder of this machine's temporary files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+from terrafm.storage import is_local, resolve
+
+_PREFIX = ".staging-"
+
+
+@contextmanager
+def staging_folder(scratch: Path | None) -> Iterator[Path]:
+    """A new folder that is gone when the block ends, unless it was renamed.
+
+    Args:
+        scratch: its parent; None for the temporary files of this machine.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    parent = _temporary() if scratch is None else scratch
+    parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+    try:
+        # A run's own folder has one writer, and may lie on a disk that knows no such locks.
+        with _locked(staging) if scratch is None else nullcontext():
+            yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def rename(staging: Path, target: Path) -> None:
+    """Brings a staging folder into sight; what was at `target` is out of sight first.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    staging.chmod(0o755)
+    # All at once when all are written: the first of them takes the others along.
+    for path in (*staging.iterdir(), staging):
+        _sync(path)
+    target.parent.mkdir(exist_ok=True)
+    former = staging.with_name(f"{staging.name}-former")
+    if target.exists():
+        # By a rename as well: half removed, it would be seen as damaged.
+        target.rename(former)
+    staging.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def remove_staging(run_folder: str) -> None:
+    """Clears what killed writers left behind: of this run on a disk, of this machine for a store.
+
+    Args:
+        run_folder: URI of a run that nobody writes now.
+    """
+    if is_local(run_folder):
+        for path in Path(resolve(run_folder)[1]).glob(f"{_PREFIX}*"):
+            shutil.rmtree(path, ignore_errors=True)
+        return
+    for path in _temporary().glob(f"{_PREFIX}*"):
+        # Other runs of this machine write there too.
+        with suppress(OSError), _locked(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds a folder's lock, which the kernel gives back when the process ends.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(number)
+
+
+def _temporary() -> Path:
+    return Path(tempfile.gettempdir()) / f"terrafm-checkpoints-{os.getuid()}"
+
+
+def _sync(path: Path) -> None:
+    """Sees a file, or a folder's list of names, onto the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        # Not all file systems can sync a folder.
+        with suppress(OSError) if path.is_dir() else nullcontext():
+            os.fsync(number)
+    finally:
+        os.close(number)

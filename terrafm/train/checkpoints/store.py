@@ -1,0 +1,279 @@
+"""Checkpoints free of world size and ZeRO stage: complete or invisible, checked when read.
+
+A checkpoint is the folder `step_00000040` of a run's `checkpoints/`, where 40 steps are done:
+
+    student.safetensors    encoder and head
+    teacher.safetensors    the same names, moving averages
+    optimizer.safetensors  moments per parameter, update count per group
+    centers.safetensors    both centers
+    state.json             step, time, metrics, cursor, dataset, contract, configuration, versions
+    complete.json          bytes and SHA-256 of every other file; written last
+
+A folder without a matching `complete.json` is not a checkpoint. On a disk the whole folder
+appears by one rename; in an object store the marker's upload is the commit. Nothing in it is a
+pickle. Format 1 had neither time nor metrics and is read as if they were unknown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load
+from torch import Tensor
+
+from terrafm.errors import TerraFMError, UsageError
+from terrafm.storage import is_local, join, list_names, read_bytes, remove, resolve, upload
+from terrafm.storage.faults import explain
+from terrafm.train.checkpoints.files import (
+    Digest,
+    digest_of,
+    read_digest,
+    write_json,
+    write_tensors,
+)
+from terrafm.train.checkpoints.staging import rename, staging_folder
+from terrafm.train.engine import EngineState
+
+FORMAT_VERSION = 2
+CHECKPOINTS = "checkpoints"
+MARKER = "complete.json"
+STATE = "state.json"
+HEAD = ("format_version", "step", "saved_at", "metrics")
+"""What state.json holds beside a state's record."""
+
+
+@dataclass
+class TrainingState:
+    """Everything a run needs to go on.
+
+    Attributes:
+        step: finished optimizer steps.
+        engine: student and optimizer.
+        teacher: parameter name -> float32 tensor.
+        centers: buffer name -> (K,) float32 tensor.
+        record: JSON-able: cursor, dataset, contract, configuration, library versions.
+        metrics: the newest line of metrics.jsonl; empty where there was none.
+    """
+
+    step: int
+    engine: EngineState
+    teacher: dict[str, Tensor]
+    centers: dict[str, Tensor]
+    record: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class DamagedCheckpointError(TerraFMError):
+    """A checkpoint whose files do not match its marker."""
+
+
+def step_name(step: int) -> str:
+    """Folder name of the checkpoint after `step` steps."""
+    return f"step_{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step that a folder's name stands for; None where it is no checkpoint's name."""
+    number = name.removeprefix("step_")
+    return int(number) if number != name and number.isdecimal() else None
+
+
+def save_checkpoint(folder: str, state: TrainingState) -> str:
+    """Writes the checkpoint of `state.step` into `folder` so that it is complete or invisible.
+
+    Args:
+        folder: URI of the run's `checkpoints`.
+        state: what to write; tensors on the CPU.
+
+    Returns:
+        URI of the checkpoint.
+
+    Raises:
+        StoreRefusedError, StoreFailedError: it could not be written; nothing of it is visible,
+            and what was there before still is.
+    """
+    target = join(folder, step_name(state.step))
+    tensors = {
+        "student": state.engine.student,
+        "teacher": state.teacher,
+        "optimizer": state.engine.optimizer,
+        "centers": state.centers,
+    }
+    head = {"step": state.step, "metrics": state.metrics}
+    run_folder = Path(resolve(folder)[1]).parent if is_local(folder) else None
+    write_checkpoint(target, tensors, head | state.record, run_folder)
+    return target
+
+
+def write_checkpoint(
+    target: str,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    document: Mapping[str, Any],
+    scratch: Path | None,
+) -> None:
+    """Writes one folder of tensors with its marker, complete or invisible.
+
+    Args:
+        target: URI of the checkpoint.
+        tensors: file name without suffix -> name -> tensor on the CPU.
+        document: what state.json holds beside format and time.
+        scratch: a folder on the same disk as a local target; None for a store.
+
+    Raises:
+        StoreRefusedError, StoreFailedError: as `save_checkpoint`.
+    """
+    stamp = datetime.now(UTC).isoformat(timespec="seconds")
+    document = {"format_version": FORMAT_VERSION, "saved_at": stamp, **document}
+    try:
+        with staging_folder(scratch) as staging:
+            files = {
+                f"{name}.safetensors": write_tensors(staging / f"{name}.safetensors", group)
+                for name, group in tensors.items()
+            }
+            files[STATE] = write_json(staging / STATE, document)
+            write_json(staging / MARKER, {"format_version": FORMAT_VERSION, "files": files})
+            if scratch is not None:
+                rename(staging, Path(resolve(target)[1]))
+                return
+            # One that is written anew must not be seen with files of both.
+            remove(join(target, MARKER))
+            for name in (*files, MARKER):
+                upload(staging / name, join(target, name))
+    except OSError as error:
+        raise explain(error, "write", target) from error
+
+
+def list_checkpoints(folder: str) -> list[tuple[int, str]]:
+    """All checkpoints with a marker as (step, URI), oldest first."""
+    found = []
+    for name in list_names(folder):
+        uri, step = join(folder, name), step_of(name)
+        if step is not None and MARKER in list_names(uri):
+            found.append((step, uri))
+    return sorted(found)
+
+
+def read_marker(uri: str) -> dict[str, Any]:
+    """The checkpoint's `complete.json`: `format_version`, and `files` by name.
+
+    Raises:
+        UsageError: there is no checkpoint, or a newer version of this library wrote it.
+        DamagedCheckpointError: it is not readable.
+    """
+    try:
+        marker: dict[str, Any] = json.loads(read_bytes(join(uri, MARKER)))
+        version, files = int(marker["format_version"]), dict(marker["files"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"{uri} is not a complete checkpoint: it has no {MARKER}") from None
+    except (ValueError, KeyError, TypeError):
+        raise DamagedCheckpointError(f"checkpoint {uri}: {MARKER} is not readable") from None
+    if version > FORMAT_VERSION:
+        raise UsageError(
+            f"checkpoint {uri} has format {version}, this version reads up to {FORMAT_VERSION}: "
+            "upgrade terrafm"
+        )
+    return {"format_version": version, "files": files}
+
+
+def read_record(uri: str) -> dict[str, Any]:
+    """The checkpoint's `state.json`, checked against the marker.
+
+    Raises:
+        UsageError, DamagedCheckpointError: as `read_marker`; a file is missing or differs from
+            what was written.
+    """
+    record: dict[str, Any] = json.loads(_read_checked(uri, STATE, read_marker(uri)["files"]))
+    return {"saved_at": None, "metrics": {}} | record
+
+
+def load_checkpoint(uri: str) -> TrainingState:
+    """Reads and checks a whole checkpoint.
+
+    Raises:
+        UsageError, DamagedCheckpointError: as `read_record`; an average of checkpoints, which no
+            run can go on from.
+    """
+    files = read_marker(uri)["files"]
+    record = read_record(uri)
+    if "averaged" in record:
+        raise UsageError(
+            f"{uri} is an average of checkpoints and has no optimizer: no run can go on from it; "
+            "terrafm export makes weights of it"
+        )
+    return TrainingState(
+        step=record["step"],
+        engine=EngineState(_tensors(uri, "student", files), _tensors(uri, "optimizer", files)),
+        teacher=_tensors(uri, "teacher", files),
+        centers=_tensors(uri, "centers", files),
+        record={key: value for key, value in record.items() if key not in HEAD},
+        metrics=record["metrics"],
+    )
+
+
+def load_network(uri: str, name: str) -> dict[str, Tensor]:
+    """Only the tensors of the "student" or of the "teacher", checked.
+
+    Raises:
+        UsageError, DamagedCheckpointError: as `read_record`.
+    """
+    return _tensors(uri, name, read_marker(uri)["files"])
+
+
+def damage_of(uri: str) -> Iterator[tuple[str, str]]:
+    """Reads every file and compares it with the marker: (file, what is wrong with it).
+
+    Raises:
+        UsageError: as `read_marker`.
+    """
+    try:
+        files = read_marker(uri)["files"]
+    except DamagedCheckpointError:
+        yield MARKER, "is not readable"
+        return
+    for name, written in files.items():
+        found = read_digest(join(uri, name))
+        if found is None:
+            yield name, "is missing"
+        elif found != written:
+            yield name, "is not what was written"
+
+
+def newest_intact(folder: str) -> tuple[str | None, list[str]]:
+    """The newest checkpoint that is whole.
+
+    Returns:
+        Its URI, or None where no checkpoint was ever completed; and one line for each damaged
+        checkpoint that was passed over.
+
+    Raises:
+        DamagedCheckpointError: there are checkpoints, and none of them is whole.
+    """
+    complaints: list[str] = []
+    for _, uri in reversed(list_checkpoints(folder)):
+        fault = next(damage_of(uri), None)
+        if fault is None:
+            return uri, complaints
+        complaints.append(f"checkpoint {uri}: {' '.join(fault)}")
+    if complaints:
+        raise DamagedCheckpointError(f"no checkpoint in {folder} is whole: {complaints[0]}")
+    return None, []
+
+
+def _read_checked(uri: str, name: str, files: Mapping[str, Digest]) -> bytes:
+    try:
+        content = read_bytes(join(uri, name))
+    except FileNotFoundError:
+        raise DamagedCheckpointError(f"checkpoint {uri}: {name} is missing") from None
+    if digest_of(content) != files.get(name):
+        raise DamagedCheckpointError(f"checkpoint {uri}: {name} is not what was written")
+    return content
+
+
+def _tensors(uri: str, name: str, files: Mapping[str, Digest]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = load(_read_checked(uri, f"{name}.safetensors", files))
+    return tensors
