@@ -21,9 +21,10 @@ from terrafm.train.checkpoints.store import (
     load_checkpoint,
 )
 from terrafm.train.checkpoints.writer import CheckpointWriter
-from terrafm.train.control import STARTING, Agreement, Heart
+from terrafm.train.control import STARTING
 from terrafm.train.engine import Engine
 from terrafm.train.health import SkipLimit
+from terrafm.train.heart import Agreement, Heart
 from terrafm.train.loggers import MetricsLog
 from terrafm.train.metrics import StepTimer, metrics_line, reduce_statistics
 from terrafm.train.records import DamageLog, PendingRecords, SampleAudit, trim_samples
