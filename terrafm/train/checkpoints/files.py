@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from terrafm.storage import open_file
 
 _BLOCK_BYTES = 16 << 20
+_SMALL_BYTES = 1 << 20
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
 Digest = dict[str, Any]
@@ -86,11 +87,29 @@ def digest_of(content: bytes) -> Digest:
 def _write(path: Path, head: Iterable[bytes], parts: Iterable[Any]) -> Digest:
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
-        for part in (*head, *parts):
-            view = memoryview(part)
-            for start in range(0, len(view), _BLOCK_BYTES):
-                block = view[start : start + _BLOCK_BYTES]
-                digest.update(block)
-                file.write(block)
-            size += len(view)
+        for block in _blocks([*head, *parts]):
+            digest.update(block)
+            file.write(block)
+            size += len(block)
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _blocks(parts: Iterable[Any]) -> Iterator[memoryview]:
+    """The parts as few large blocks; large parts are not copied.
+
+    For each block the interpreter lock is given away and has to be won back from the training,
+    which takes far longer than to hash a small tensor.
+    """
+    small = bytearray()
+    for part in parts:
+        view = memoryview(part)
+        if len(view) < _SMALL_BYTES:
+            small += view
+            continue
+        if small:
+            yield memoryview(small)
+            small = bytearray()
+        for start in range(0, len(view), _BLOCK_BYTES):
+            yield view[start : start + _BLOCK_BYTES]
+    if small:
+        yield memoryview(small)
