@@ -1,7 +1,7 @@
-"""What a run writes while it goes: metrics.jsonl, TensorBoard, samples.parquet.
+"""What a run writes while it goes: metrics.jsonl and trackers, samples.parquet, lists of faults.
 
-All three forget what lies past the step a run resumes from, so that they always tell the
-surviving history, once.
+Metrics, TensorBoard and samples forget what lies past the step a run resumes from, so that they
+always tell the surviving history, once. The lists of faults are evidence and forget nothing.
 """
 
 from __future__ import annotations
@@ -9,23 +9,24 @@ from __future__ import annotations
 import io
 import json
 import logging
-import tempfile
+import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from torch.utils.tensorboard import SummaryWriter
 
 from terrafm.data.samples.batch import HostBatch
-from terrafm.storage import exists, is_local, join, read_bytes, resolve, upload, write_bytes
+from terrafm.storage import exists, is_local, join, read_bytes, resolve, write_bytes
+from terrafm.train.tracker_clients import open_trackers
+from terrafm.train.trackers import TrackedRun
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 QUARANTINE_FILE = "quarantine.jsonl"
+NONFINITE_FILE = "nonfinite.jsonl"
 SAMPLES_FILE = "samples.parquet"
 
 _SAMPLES_SCHEMA = pa.schema(
@@ -55,56 +56,65 @@ def read_metrics(run_folder: str) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard of one run, written by rank 0.
+    """metrics.jsonl and the trackers of one run, written by rank 0.
 
     Args:
         run_folder: URI of the run.
         start_step: finished steps of the state the run goes on from; later lines go.
+        trackers: names of `train.trackers`.
+        config: the configuration tree as plain values, for the trackers.
     """
 
-    def __init__(self, run_folder: str, start_step: int) -> None:
-        self._folder = run_folder
+    def __init__(
+        self,
+        run_folder: str,
+        start_step: int,
+        trackers: Sequence[str] = ("tensorboard",),
+        config: dict[str, Any] | None = None,
+    ) -> None:
         self._local = is_local(run_folder)
         kept = [line for line in read_metrics(run_folder) if line["step"] <= start_step]
         self._lines = [json.dumps(line) + "\n" for line in kept]
         self._uri = join(run_folder, METRICS_FILE)
         write_bytes(self._uri, "".join(self._lines).encode())
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         if self._local:
             self._file = open(resolve(self._uri)[1], "a", buffering=1)  # noqa: SIM115 - close()
-            board = resolve(join(run_folder, "tensorboard"))[1]
-        else:
-            self._temporary = tempfile.TemporaryDirectory()
-            board = self._temporary.name
-        self._board = SummaryWriter(board, purge_step=start_step + 1 if start_step else None)
+        self._trackers = open_trackers(trackers, TrackedRun(run_folder, start_step, config or {}))
 
     def write(self, metrics: dict[str, Any]) -> None:
-        """Appends one line; `metrics["step"]` counts finished steps."""
-        line = json.dumps(metrics) + "\n"
+        """Appends one line; `metrics["step"]` counts finished steps.
+
+        Trackers get its numbers. A number that is not finite stands as null, since JSON has none.
+        """
+        numbers = {
+            name: value
+            for name, value in metrics.items()
+            if isinstance(value, int | float) and name != "step"
+        }
+        for tracker in self._trackers.values():
+            tracker.write(metrics["step"], numbers)
+        off = {n: tracker.failure for n, tracker in self._trackers.items() if tracker.failure}
+        lost = dict.fromkeys(name for name, value in numbers.items() if not math.isfinite(value))
+        line = json.dumps(metrics | lost | ({"trackers_off": off} if off else {})) + "\n"
         if self._local:
             self._file.write(line)
         else:
             self._lines.append(line)
-        for name, value in metrics.items():
-            if name != "step":
-                self._board.add_scalar(name, value, metrics["step"])
 
     def flush(self) -> None:
         """Makes all lines visible; object stores take no appends, so they get whole files."""
-        self._board.flush()
-        if self._temporary is not None:
+        for tracker in self._trackers.values():
+            tracker.flush()
+        if not self._local:
             write_bytes(self._uri, "".join(self._lines).encode())
-            for event_file in Path(self._temporary.name).iterdir():
-                upload(event_file, join(self._folder, "tensorboard", event_file.name))
 
     def close(self) -> None:
         """Flushes and closes."""
         self.flush()
-        self._board.close()
         if self._local:
             self._file.close()
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        for tracker in self._trackers.values():
+            tracker.close()
 
 
 class SampleAudit:
@@ -157,7 +167,15 @@ class DamageLog:
 
 def append_quarantine(run_folder: str, records: Sequence[dict[str, str]]) -> None:
     """Adds damaged tiles to quarantine.jsonl, one line for each tile and cell."""
-    uri = join(run_folder, QUARANTINE_FILE)
+    _append_once(join(run_folder, QUARANTINE_FILE), records)
+
+
+def append_nonfinite(run_folder: str, records: Sequence[dict[str, Any]]) -> None:
+    """Adds the tiles of a skipped step to nonfinite.jsonl; a step done again adds none."""
+    _append_once(join(run_folder, NONFINITE_FILE), records)
+
+
+def _append_once(uri: str, records: Sequence[dict[str, Any]]) -> None:
     lines = read_bytes(uri).decode().splitlines() if exists(uri) else []
     new = {json.dumps(record, sort_keys=True) for record in records} - set(lines)
     if new:

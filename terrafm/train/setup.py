@@ -41,6 +41,8 @@ RESUMABLE_KEYS = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
+    "train.trackers",
+    "train.profile_steps",
     "train.audit_samples",
     "train.max_failures",
     "train.max_skipped_steps",
