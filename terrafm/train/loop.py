@@ -24,16 +24,18 @@ from terrafm.train.checkpoint import (
     save_checkpoint,
 )
 from terrafm.train.engine import Engine
-from terrafm.train.health import SkipLimit
+from terrafm.train.health import SkipLimit, culprits, nonfinite_record
 from terrafm.train.loggers import (
     DamageLog,
     MetricsLog,
     SampleAudit,
+    append_nonfinite,
     append_quarantine,
     append_samples,
     trim_samples,
 )
-from terrafm.train.metrics import StepTimer, metrics_line, reduce_statistics
+from terrafm.train.metrics import Monitor, metrics_line, reduce_statistics
+from terrafm.train.profile import PROFILE_FOLDER, StepProfiler
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.student_teacher import Network, SelfDistillation
 
@@ -113,16 +115,20 @@ class Worker:
         log = self._open_logs(start)
         audit, damage = SampleAudit(self.rank), DamageLog()
         health = SkipLimit(self.config.train.max_skipped_steps)
-        timer = StepTimer()
+        monitor = Monitor(self.config, self.setup.schedules, self.world_size, self.device)
+        timer, profiler = monitor.timer, self._profiler()
         stream = stream_batches(
             **self.setup.stream_options(self.layout, start), cpus=self.task.data_cpus
         )
         for step in range(start, total):
             settings = self.setup.schedules.at(step)
-            with timer.waiting_for_data():
+            with timer.phase("data"):
                 batches = list(itertools.islice(stream, self.layout.n_micro))
-            statistics = distillation.forward_backward(batches, settings)
-            applied, grad_norm = distillation.finish(settings)
+            statistics = distillation.forward_backward(batches, settings, timer.phase)
+            applied, grad_norm = distillation.finish(settings, timer.phase)
+            if not applied:
+                record = nonfinite_record(step, self.rank, grad_norm, batches, statistics.losses)
+                self._keep_nonfinite(record)
             health.record(applied, step)
             damage.add(batches)
             if self.config.train.audit_samples:
@@ -140,9 +146,12 @@ class Worker:
                         grad_norm=grad_norm,
                         skipped=health.total,
                     )
-                    log.write(line | timer.take())
+                    log.write(monitor.complete(line))
             if done % self.config.train.checkpoint_every == 0 or done == total:
-                self._save(done, distillation, audit, damage, log)
+                with timer.phase("checkpoint"):
+                    self._save(done, distillation, audit, damage, log)
+            profiler.step_done()
+        profiler.close()
         if log is not None:
             log.close()
 
@@ -179,7 +188,18 @@ class Worker:
         if self.rank != 0:
             return None
         trim_samples(self.task.output, start)
-        return MetricsLog(self.task.output, start)
+        return MetricsLog(self.task.output, start, self.config.train.trackers, self.task.config)
+
+    def _profiler(self) -> StepProfiler:
+        steps = self.config.train.profile_steps if self.rank == 0 else 0
+        return StepProfiler(join(self.task.output, PROFILE_FOLDER), steps)
+
+    def _keep_nonfinite(self, record: dict[str, Any]) -> None:
+        """Writes down the tiles of a step that all ranks skip; at once, for the run may end."""
+        records: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(records, record)
+        if self.rank == 0:
+            append_nonfinite(self.task.output, culprits(records))
 
     def _save(
         self,
