@@ -173,10 +173,14 @@ def pretrain(
     output: OutputOption,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost.")] = False,
     as_json: JsonOption = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Trace a few steps into the run's profile/.")
+    ] = False,
     overrides: SetOption = None,
 ) -> None:
     """Pretrain, or go on with the run that lies in --output."""
-    tree = load_config(config, overrides or [])
+    traced = ["train.profile_steps=3"] if profile else []
+    tree = load_config(config, [*traced, *(overrides or [])])
     if dry_run:
         from terrafm.train.run import dry_run as run_dry
 

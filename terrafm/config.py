@@ -174,6 +174,12 @@ class TrainConfig(Section):
         3, description="checkpoints in a row whose writing fails before the run stops"
     )
     log_every: Count = Field(10, description="steps between lines of metrics.jsonl")
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        ("tensorboard",), description="where metrics go besides metrics.jsonl"
+    )
+    profile_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps traced into profile/, after two of warm-up; --profile sets 3"
+    )
     audit_samples: bool = Field(
         False, description="record every sample consumed in samples.parquet"
     )

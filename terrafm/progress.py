@@ -37,7 +37,7 @@ def progress_bar(console: Console, unit: str) -> Iterator[Advance]:
         def advance(done: int, total: int, line: dict[str, Any] | None = None) -> None:
             note = ""
             if line is not None:
-                loss = f"loss {line['loss']:.3f}  " if "loss" in line else ""
+                loss = f"loss {line['loss']:.3f}  " if line.get("loss") is not None else ""
                 note = f"{loss}{line['tiles_per_second']:.1f} tiles/s"
             bar.update(task, completed=done, total=total, note=note)
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from terrafm.cli import main
 from terrafm.config import load_config
 from terrafm.train.checkpoints.store import save_checkpoint
+from terrafm.train.run import _check_output
 from terrafm.train.setup import TrainingSetup
 
 
@@ -100,6 +102,35 @@ def test_settings_that_would_change_the_run(refused, small_dataset, tmp_path):
     line = refused(*pretrain(small_dataset, output, "train.seed=5"))
     assert "train.seed was 0, now 5" in line
     assert content(output) == before
+
+
+def test_trackers_and_profile_may_differ_when_a_run_goes_on(small_dataset, tmp_path):
+    half_done(small_dataset, tmp_path / "run")
+    overrides = ["train.trackers=[]", "train.profile_steps=2", "train.log_every=3"]
+    arguments = pretrain(small_dataset, tmp_path / "run", *overrides)
+    setup = TrainingSetup.open(load_config("demo", arguments[8::2]), small_dataset)
+    assert _check_output(setup, str(tmp_path / "run")) == 2
+
+
+def test_a_tracker_whose_package_is_missing(refused, small_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    line = refused(*pretrain(small_dataset, tmp_path / "run", "train.trackers=[wandb]"))
+    assert "train.trackers names wandb" in line
+    assert "terrafm[wandb]" in line
+    assert not (tmp_path / "run").exists()
+    line = refused(*pretrain(small_dataset, tmp_path / "run", "train.trackers=[neptune]"))
+    assert "train.trackers" in line
+
+
+def test_profile_is_a_flag_that_a_setting_overrides(small_dataset, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "terrafm.train.run.dry_run", lambda tree, data: asked.append(tree.train.profile_steps) or {}
+    )
+    for more in ([], ["--profile"], ["--profile", "--set", "train.profile_steps=7"]):
+        with pytest.raises(SystemExit):
+            main([*map(str, pretrain(small_dataset, "unused")), "--dry-run", *more])
+    assert asked == [0, 3, 7]
 
 
 def test_a_dataset_that_changed_under_a_run(refused, make_dataset, small_dataset, tmp_path):

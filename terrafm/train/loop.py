@@ -23,11 +23,18 @@ from terrafm.train.checkpoints.store import (
 from terrafm.train.checkpoints.writer import CheckpointWriter
 from terrafm.train.control import STARTING
 from terrafm.train.engine import Engine
-from terrafm.train.health import SkipLimit
+from terrafm.train.health import SkipLimit, culprits, nonfinite_record
 from terrafm.train.heart import Agreement, Heart
 from terrafm.train.loggers import MetricsLog
-from terrafm.train.metrics import StepTimer, metrics_line, reduce_statistics
-from terrafm.train.records import DamageLog, PendingRecords, SampleAudit, trim_samples
+from terrafm.train.metrics import Monitor, metrics_line, reduce_statistics
+from terrafm.train.profile import PROFILE_FOLDER, StepProfiler
+from terrafm.train.records import (
+    DamageLog,
+    PendingRecords,
+    SampleAudit,
+    append_nonfinite,
+    trim_samples,
+)
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.student_teacher import Network, SelfDistillation
 
@@ -119,7 +126,8 @@ class Worker:
         log = self._open_logs(start)
         audit, damage = SampleAudit(self.rank), DamageLog()
         health = SkipLimit(self.config.train.max_skipped_steps)
-        timer = StepTimer()
+        monitor = Monitor(self.config, self.setup.schedules, self.world_size, self.device)
+        timer, profiler = monitor.timer, self._profiler()
         stream = stream_batches(
             **self.setup.stream_options(self.layout, start), cpus=self.task.data_cpus
         )
@@ -127,11 +135,14 @@ class Worker:
             settings = self.setup.schedules.at(step)
             stop = self.agreement.vote(self.heart.stop_wanted)
             self.heart.at(step, "waiting for data")
-            with timer.waiting_for_data():
+            with timer.phase("data"):
                 batches = list(itertools.islice(stream, self.layout.n_micro))
             self.heart.at(step, "computing")
-            statistics = distillation.forward_backward(batches, settings)
-            applied, grad_norm = distillation.finish(settings)
+            statistics = distillation.forward_backward(batches, settings, timer.phase)
+            applied, grad_norm = distillation.finish(settings, timer.phase)
+            if not applied:
+                record = nonfinite_record(step, self.rank, grad_norm, batches, statistics.losses)
+                self._keep_nonfinite(record)
             health.record(applied, step)
             damage.add(batches)
             if self.config.train.audit_samples:
@@ -149,14 +160,17 @@ class Worker:
                         grad_norm=grad_norm,
                         skipped=health.total,
                     )
-                    log.write(line | timer.take())
+                    log.write(monitor.complete(line))
             stopping = stop()
             if done % self.config.train.checkpoint_every == 0 or done == total or stopping:
                 self.heart.at(done, "writing a checkpoint")
-                self._save(done, distillation, audit, damage, log)
+                with timer.phase("checkpoint"):
+                    self._save(done, distillation, audit, damage, log)
+            profiler.step_done()
             if stopping:
                 break
         stream.close()
+        profiler.close()
         if log is not None:
             log.close()
         self.heart.at(done, "done")
@@ -186,7 +200,8 @@ class Worker:
         if self.rank != 0:
             return None
         trim_samples(self.task.output, start)
-        log, train = MetricsLog(self.task.output, start), self.config.train
+        train = self.config.train
+        log = MetricsLog(self.task.output, start, train.trackers, self.task.config)
         self.records = PendingRecords(self.task.output, log)
         self.writer = CheckpointWriter(
             self.checkpoints,
@@ -196,6 +211,17 @@ class Worker:
             background=train.async_checkpoints,
         )
         return log
+
+    def _profiler(self) -> StepProfiler:
+        steps = self.config.train.profile_steps if self.rank == 0 else 0
+        return StepProfiler(join(self.task.output, PROFILE_FOLDER), steps)
+
+    def _keep_nonfinite(self, record: dict[str, Any]) -> None:
+        """Writes down the tiles of a step that all ranks skip; at once, for the run may end."""
+        records: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(records, record)
+        if self.rank == 0:
+            append_nonfinite(self.task.output, culprits(records))
 
     def _save(
         self,

@@ -1,49 +1,96 @@
-"""Where a step's time goes, and the line of metrics.jsonl that says so."""
+"""The line of metrics.jsonl: what a step did, how fast, and where the time went."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import resource
+import sys
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from terrafm.train.schedules import StepSettings
+from terrafm.config import Config
+from terrafm.train.bottleneck import Bottleneck
+from terrafm.train.collapse import CollapseAlarm
+from terrafm.train.flops import device_peak, sample_flops
+from terrafm.train.phases import StepTimer, Window
+from terrafm.train.schedules import Schedules, StepSettings
 from terrafm.train.student_teacher import SelfDistillation, StepStatistics
 
 
-class StepTimer:
-    """Adds up waiting for data and all time since the last line."""
+@dataclass(frozen=True)
+class Rates:
+    """Throughput and use of the devices.
 
-    def __init__(self) -> None:
-        self._reset()
+    Attributes:
+        flops: operations of one sample.
+        workers: number of ranks.
+        peak: operations per second of one device; None where it is not known.
+        device: of this rank.
+    """
 
-    @contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        """Time inside the block counts as data wait."""
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
+    flops: float
+    workers: int
+    peak: float | None
+    device: torch.device
 
-    def step_done(self, samples: int) -> None:
-        """Counts a finished step."""
-        self._samples += samples
+    @classmethod
+    def of(cls, config: Config, workers: int, device: torch.device) -> Rates:
+        """The rates of a run on `workers` devices like this one."""
+        return cls(sample_flops(config).total, workers, device_peak(device), device)
 
-    def take(self) -> dict[str, float]:
-        """Tiles per second and the share of the time spent waiting; starts afresh."""
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        rates = {
-            "tiles_per_second": round(self._samples / seconds, 3),
-            "data_wait": round(self._waited / seconds, 4),
+    def line(self, window: Window) -> dict[str, Any]:
+        """Tiles/s, FLOP/s, MFU, shares of the time, memory."""
+        tiles = window.samples / window.seconds
+        each = tiles / self.workers
+        figures: dict[str, Any] = {
+            "tiles_per_second": round(tiles, 3),
+            "tiles_per_second_per_worker": round(each, 3),
+            "tflops_per_worker": round(each * self.flops / 1e12, 4),
         }
-        self._reset()
-        return rates
+        if self.peak is not None:
+            figures["mfu"] = round(each * self.flops / self.peak, 4)
+        shares = dict(window.shares)
+        figures["data_wait"] = shares.pop("data")
+        figures |= {f"share_{name}": share for name, share in shares.items()}
+        figures["memory_bytes"] = peak_process_bytes()
+        if self.device.type == "cuda":
+            figures["device_memory_bytes"] = torch.cuda.max_memory_allocated(self.device)
+        return figures
 
-    def _reset(self) -> None:
-        self._start = time.perf_counter()
-        self._waited = 0.0
-        self._samples = 0
+
+class Monitor:
+    """Times a rank's steps, and completes its lines of metrics.jsonl.
+
+    Args:
+        config: of the run.
+        schedules: of the run, for the warm-up.
+        workers: number of ranks.
+        device: of this rank.
+
+    Attributes:
+        timer: of the steps.
+    """
+
+    def __init__(
+        self, config: Config, schedules: Schedules, workers: int, device: torch.device
+    ) -> None:
+        self.timer = StepTimer(device)
+        self._rates = Rates.of(config, workers, device)
+        self._bottleneck = Bottleneck()
+        self._alarm = CollapseAlarm.of(config.head.num_prototypes, schedules)
+
+    def complete(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Adds rates and shares since the last line, the bottleneck, and alarms that hold."""
+        window = self.timer.take()
+        line = line | self._rates.line(window) | self._bottleneck.judge(window)
+        return line | self._alarm.judge(line)
+
+
+def peak_process_bytes() -> int:
+    """Largest resident memory of this process since it began."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def reduce_statistics(statistics: StepStatistics) -> StepStatistics:
@@ -64,6 +111,7 @@ def metrics_line(
 ) -> dict[str, Any]:
     """What one step did; `step` counts finished steps, entropies are in nats."""
     criterion = distillation.criterion
+    rank = distillation.teacher_features.effective_rank()
     return {
         "step": step,
         **statistics.means(),
@@ -74,5 +122,6 @@ def metrics_line(
         "grad_norm": grad_norm,
         "center_norm": float(criterion.center.norm()),
         "center_high_frequency_norm": float(criterion.center_high_frequency.norm()),
+        **({} if rank is None else {"effective_rank": round(rank, 3)}),
         "skipped_steps": skipped,
     }

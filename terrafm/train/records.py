@@ -1,7 +1,7 @@
-"""What a run did with single tiles: samples.parquet and quarantine.jsonl.
+"""What a run did with single tiles: samples.parquet, quarantine.jsonl, nonfinite.jsonl.
 
-They are on file before the checkpoint that counts them as done, and forget what lies past the
-step a run resumes from.
+The first two are on file before the checkpoint that counts them as done. Samples forget what lies
+past the step a run resumes from; the lists of faults are evidence and forget nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import io
 import json
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +23,7 @@ from terrafm.train.loggers import MetricsLog
 logger = logging.getLogger(__name__)
 
 QUARANTINE_FILE = "quarantine.jsonl"
+NONFINITE_FILE = "nonfinite.jsonl"
 SAMPLES_FILE = "samples.parquet"
 
 SampleRow = tuple[int, int, str, int, int]
@@ -122,7 +124,15 @@ class PendingRecords:
 
 def append_quarantine(run_folder: str, records: Sequence[dict[str, str]]) -> None:
     """Adds damaged tiles to quarantine.jsonl, one line for each tile and cell."""
-    uri = join(run_folder, QUARANTINE_FILE)
+    _append_once(join(run_folder, QUARANTINE_FILE), records)
+
+
+def append_nonfinite(run_folder: str, records: Sequence[dict[str, Any]]) -> None:
+    """Adds the tiles of a skipped step to nonfinite.jsonl; a step done again adds none."""
+    _append_once(join(run_folder, NONFINITE_FILE), records)
+
+
+def _append_once(uri: str, records: Sequence[dict[str, Any]]) -> None:
     lines = read_bytes(uri).decode().splitlines() if exists(uri) else []
     new = {json.dumps(record, sort_keys=True) for record in records} - set(lines)
     if new:

@@ -36,8 +36,10 @@ from terrafm.train.checkpoints.store import (
 )
 from terrafm.train.loggers import read_metrics
 from terrafm.train.loop import FAILURE_FILE
+from terrafm.train.notices import Notices
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.supervisor import Supervisor, logical_cpus
+from terrafm.train.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +93,7 @@ def pretrain(config: Config, data: str, output: str, progress: Progress | None =
     if resumed_from >= total:
         return _result(output, total, resumed_from)
     _check_init(config)
+    check_trackers(config.train.trackers)
     ensure_ray(logical_cpus(config.train))
     supervisor = Supervisor(setup, output)
     supervisor.check_possible()
@@ -177,6 +180,7 @@ class _Watch:
         self._total = total
         self._progress = progress
         self._pause = _POLL_SECONDS if is_local(output) else _REMOTE_POLL_SECONDS
+        self._notices = Notices()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -199,6 +203,8 @@ class _Watch:
         if step < self._seen:
             logger.warning("going on from step %d: steps up to %d are done again", step, self._seen)
         self._seen = step
+        for notice in self._notices.new(lines[-1]) if lines else ():
+            logger.warning("%s", notice)
         if lines and self._progress is not None:
             self._progress(step, self._total, lines[-1])
 
@@ -222,7 +228,8 @@ def describe(result: RunResult) -> str:
     """One line that says how a run ended."""
     if result.resumed_from >= result.steps:
         return f"nothing to do: {result.checkpoint} is the last of {result.steps} steps"
-    # A step whose samples were all damaged and left out has none.
-    loss = f", loss {result.metrics['loss']:.4f}" if "loss" in result.metrics else ""
+    # A step whose samples were all damaged and left out has none, one not finite has null.
+    last = result.metrics.get("loss")
+    loss = "" if last is None else f", loss {last:.4f}"
     resumed = f", resumed at {result.resumed_from}" if result.resumed_from else ""
     return f"{result.steps} steps{resumed}{loss}, checkpoint {result.checkpoint}"

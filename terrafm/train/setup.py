@@ -46,6 +46,8 @@ RESUMABLE_KEYS = (
     "train.async_checkpoints",
     "train.max_failed_checkpoints",
     "train.log_every",
+    "train.trackers",
+    "train.profile_steps",
     "train.audit_samples",
     "train.max_failures",
     "train.resize_interval",

@@ -8,7 +8,7 @@ encoder and head, centers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,9 @@ from terrafm.data.samples.batch import Batch, Crops, HostBatch, normalise
 from terrafm.losses import DINOLoss
 from terrafm.models.dino_head import DINOHead
 from terrafm.models.encoder import build_encoder
+from terrafm.train.collapse import FeatureSample
 from terrafm.train.engine import Engine
+from terrafm.train.phases import Phases, untimed
 from terrafm.train.schedules import StepSettings
 
 
@@ -59,11 +61,14 @@ class Network(nn.Module):
 
     def forward(self, views: list[Views], freeze_prototypes: bool = False) -> Tensor:
         """Logits of all images, crop sizes one after another: (sum of sizes, K) float32."""
-        features = [
-            self.encoder.forward_views(v.pixels, v.image, v.size, v.drop_path_key) for v in views
-        ]
-        logits: Tensor = self.head(torch.cat(features), freeze_prototypes=freeze_prototypes)
+        logits: Tensor = self.head(self.embed(views), freeze_prototypes=freeze_prototypes)
         return logits
+
+    def embed(self, views: list[Views]) -> Tensor:
+        """CLS tokens of all images, in the same order: (sum of sizes, D)."""
+        return torch.cat(
+            [self.encoder.forward_views(v.pixels, v.image, v.size, v.drop_path_key) for v in views]
+        )
 
 
 @dataclass
@@ -72,9 +77,11 @@ class StepStatistics:
 
     Attributes:
         sums: (4,) float64: loss, teacher entropy, student entropy (nats), samples.
+        losses: (B,) loss of each row, one tensor for each micro-batch; never summed over ranks.
     """
 
     sums: Tensor
+    losses: list[Tensor] = field(default_factory=list)
 
     def means(self) -> dict[str, float]:
         """Loss and entropies as means over the samples; empty where every sample was left out."""
@@ -99,6 +106,9 @@ class SelfDistillation:
         global_batch: samples of one step over all ranks.
         precision: "float32" or "bf16", for the teacher's forward pass.
         device: where the step runs.
+
+    Attributes:
+        teacher_features: the newest CLS tokens of the teacher, of each tile's first global crop.
     """
 
     def __init__(
@@ -123,64 +133,86 @@ class SelfDistillation:
             "enabled": precision == "bf16",
         }
         self._device = device
+        self.teacher_features = FeatureSample()
 
     def forward_backward(
-        self, batches: Iterable[HostBatch], settings: StepSettings
+        self, batches: Iterable[HostBatch], settings: StepSettings, phases: Phases = untimed
     ) -> StepStatistics:
         """Adds up the gradients of this rank's micro-batches.
 
+        A loss that is not finite makes the gradients NaN, so that `finish` leaves out the step on
+        all ranks.
+
+        Args:
+            batches: the micro-batches.
+            settings: of the step.
+            phases: times the step's phases.
+
         Returns:
-            This rank's sums, still on the device.
+            This rank's sums and losses, still on the device.
         """
         sums = torch.zeros(4, dtype=torch.float64, device=self._device)
+        losses = []
         for batch in batches:
-            sums += self._micro_batch(batch.to(self._device), settings)
-        return StepStatistics(sums)
+            terms, loss = self._micro_batch(batch, settings, phases)
+            sums += terms
+            losses.append(loss)
+        return StepStatistics(sums, losses)
 
-    def finish(self, settings: StepSettings) -> tuple[bool, float]:
-        """Optimizer, teacher and centers, or none of them where a gradient is not finite.
+    def finish(self, settings: StepSettings, phases: Phases = untimed) -> tuple[bool, float]:
+        """Optimizer, teacher and centers; none of them where a loss or gradient is not finite.
 
         Returns:
             Whether the step was applied, and the gradient norm before clipping.
         """
-        outcome = self.engine.step(settings)
-        if outcome.applied:
-            self.engine.update_teacher(self.teacher, settings.teacher_momentum)
-            self.criterion.update_centers()
-        else:
-            self.criterion.discard_pending()
+        with phases("optimizer"):
+            outcome = self.engine.step(settings)
+        with phases("teacher"):
+            if outcome.applied:
+                self.engine.update_teacher(self.teacher, settings.teacher_momentum)
+                self.criterion.update_centers()
+            else:
+                self.criterion.discard_pending()
         return outcome.applied, outcome.grad_norm
 
-    def _micro_batch(self, batch: Batch, settings: StepSettings) -> Tensor:
-        rows = len(batch.sample_weight)
-        pixels = [(crops, self._normalise(crops)) for crops in _crop_sizes(batch)]
-        with torch.no_grad(), torch.autocast(**self._autocast):
+    def _micro_batch(
+        self, host_batch: HostBatch, settings: StepSettings, phases: Phases
+    ) -> tuple[Tensor, Tensor]:
+        """The micro-batch's part of `StepStatistics`: sums (4,) and losses (B,)."""
+        with phases("prepare"):
+            batch = host_batch.to(self._device)
+            pixels = [(crops, self._normalise(crops)) for crops in _crop_sizes(batch)]
+        rows, weight = len(batch.sample_weight), batch.sample_weight
+        with phases("teacher"), torch.no_grad(), torch.autocast(**self._autocast):
             crops, normalised = pixels[0]
             assert crops.teacher is not None
-            teacher_logits = self.teacher([_views(crops, normalised, crops.teacher)])
-        keys = batch.drop_path_key.flatten()
-        student_views = []
-        for crops, normalised in pixels:
-            views = _views(crops, normalised, crops.student)
-            views.drop_path_key, keys = keys[: crops.size], keys[crops.size :]
-            student_views.append(views)
-        student_logits = self.engine.forward(
-            student_views, freeze_prototypes=settings.freeze_prototypes
-        )
-        with torch.autocast(self._device.type, enabled=False):
-            teacher_logits = _per_view(teacher_logits, rows)
-            loss, teacher_entropy, student_entropy = self.criterion.per_sample(
-                _per_view(student_logits, rows),
-                teacher_logits,
-                settings.teacher_temp,
+            features = self.teacher.embed([_views(crops, normalised, crops.teacher)])
+            self.teacher_features.add(features[:rows])
+            teacher_logits = _per_view(self.teacher.head(features), rows)
+        with phases("forward"):
+            keys = batch.drop_path_key.flatten()
+            student_views = []
+            for crops, normalised in pixels:
+                views = _views(crops, normalised, crops.student)
+                views.drop_path_key, keys = keys[: crops.size], keys[crops.size :]
+                student_views.append(views)
+            student_logits = self.engine.forward(
+                student_views, freeze_prototypes=settings.freeze_prototypes
             )
-            weight = batch.sample_weight
-            self.engine.backward((loss * weight).sum() / self._global_batch)
+            with torch.autocast(self._device.type, enabled=False):
+                loss, teacher_entropy, student_entropy = self.criterion.per_sample(
+                    _per_view(student_logits, rows), teacher_logits, settings.teacher_temp
+                )
+                share = (loss * weight).sum() / self._global_batch
+                # 1, or NaN: then every gradient is NaN, and the check of the gradients, which
+                # all ranks share, is one of the losses too. No device is waited for.
+                share = share * (1 + 0 * share.detach())
+        with phases("backward"), torch.autocast(self._device.type, enabled=False):
+            self.engine.backward(share)
         self.criterion.accumulate(teacher_logits, batch.high_frequency, weight)
-        terms = torch.stack(
-            [loss.detach(), teacher_entropy, student_entropy, torch.ones_like(loss)]
-        )
-        return (terms.double() * weight).sum(dim=1)
+        loss = loss.detach()
+        terms = torch.stack([loss, teacher_entropy, student_entropy, torch.ones_like(loss)])
+        return (terms.double() * weight).sum(dim=1), loss
 
     def _normalise(self, crops: Crops) -> dict[str, Tensor]:
         return {
