@@ -24,6 +24,7 @@ from terrafm.train.checkpoint import (
     save_checkpoint,
 )
 from terrafm.train.engine import Engine
+from terrafm.train.garbage import GarbageControl
 from terrafm.train.health import SkipLimit
 from terrafm.train.loggers import (
     DamageLog,
@@ -36,6 +37,7 @@ from terrafm.train.loggers import (
 from terrafm.train.metrics import StepTimer, metrics_line, reduce_statistics
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.student_teacher import Network, SelfDistillation
+from terrafm.train.transfer import Transfer
 
 logger = logging.getLogger(__name__)
 
@@ -115,8 +117,12 @@ class Worker:
         health = SkipLimit(self.config.train.max_skipped_steps)
         timer = StepTimer()
         stream = stream_batches(
-            **self.setup.stream_options(self.layout, start), cpus=self.task.data_cpus
+            **self.setup.stream_options(self.layout, start),
+            cpus=self.task.data_cpus,
+            begin_transfer=Transfer(self.device, self.config.train.overlap_transfers),
         )
+        garbage = GarbageControl(self.config.train.collect_garbage_every)
+        garbage.start()
         for step in range(start, total):
             settings = self.setup.schedules.at(step)
             with timer.waiting_for_data():
@@ -143,6 +149,8 @@ class Worker:
                     log.write(line | timer.take())
             if done % self.config.train.checkpoint_every == 0 or done == total:
                 self._save(done, distillation, audit, damage, log)
+            garbage.step_done(done)
+        garbage.stop()
         if log is not None:
             log.close()
 
