@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: install demo test test-all lint clean
+.PHONY: install demo test test-all lint bench clean
 
 install: .venv/.installed
 
@@ -29,6 +29,17 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# JSON lines on standard output, progress on standard error; benchmarks/README.md says what is left out.
+BENCH := OMP_NUM_THREADS=1 $(BIN)/python benchmarks
+bench: install
+	@$(BENCH)/shard_size.py --json
+	@$(BENCH)/decode.py --json
+	@$(BENCH)/plan.py --json --rounds 1
+	@$(BENCH)/stream.py --json --rounds 1 --against plain
+	@$(BENCH)/step.py --json
+	@$(BENCH)/overhead.py --json
+	@$(BENCH)/scaling.py --json
 
 clean:
 	rm -rf .venv demo build *.egg-info

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from terrafm.models.weights import load_model as load_model
 
-__version__ = importlib.metadata.version("terrafm")
+try:
+    __version__ = importlib.metadata.version("terrafm")
+except importlib.metadata.PackageNotFoundError:
+    # A checkout that is run without being installed, as on a machine that only benchmarks.
+    __version__ = "0+source"
 __all__ = ["__version__", "load_model"]
 
 # torch and timm take seconds to import: a command that needs neither must not wait for them.

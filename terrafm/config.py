@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.storage import exists, read_bytes
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -155,6 +154,16 @@ class TrainConfig(Section):
     micro_batch: Count = Field(64, description="most samples a worker holds at once")
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
     precision: Literal["float32", "bf16"] = Field("bf16", description="compute precision")
+    activation_checkpointing: Literal["none", "blocks"] = Field(
+        "none", description="blocks: activations are computed again in the backward pass"
+    )
+    compile: bool = Field(False, description="compile the encoder's blocks with torch.compile")
+    overlap_transfers: bool = Field(
+        True, description="copy coming micro-batches to the GPU while it computes"
+    )
+    collect_garbage_every: Annotated[int, Field(ge=0)] = Field(
+        50, description="steps between Python's garbage collections, all ranks at once; 0: Python's"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="seed of everything random")
     checkpoint_every: Count = Field(1000, description="steps between checkpoints")
     keep_checkpoints: Count = Field(3, description="newest checkpoints kept")
@@ -327,6 +336,9 @@ def _read_tree(source: str) -> dict[str, Any]:
     if source in recipe_names():
         text = (resources.files("terrafm") / "recipes" / f"{source}.yaml").read_text("utf-8")
     elif Path(source).suffix in (".yaml", ".yml"):
+        # Only here: the step alone must not need the clients of object stores.
+        from terrafm.storage import exists, read_bytes
+
         if not exists(source):
             raise UsageError(f"configuration file {source} does not exist")
         text = read_bytes(source).decode("utf-8")

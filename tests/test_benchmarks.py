@@ -1,9 +1,14 @@
 """Benchmarks run, and print what a program can read; how fast they are is not tested."""
 
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import torch
 
 from terrafm.modalities import MODALITIES
 
@@ -43,12 +48,16 @@ def test_every_figure_has_its_file():
         "checkpoint_stall",
         "crops",
         "decode",
+        "gpu_smoke",
         "memory",
+        "overhead",
         "peers",
         "plan",
         "s3_stream",
+        "scaling",
         "shard_size",
         "simulation",
+        "step",
         "stream",
     ]
 
@@ -111,3 +120,123 @@ def test_a_checkpoint_is_saved_both_ways(tmp_path):
     assert len(shares) == 2
     assert all(0 < found[name]["value"] < 100 for name in shares)
     assert not (tmp_path / "checkpoint-stall").exists()
+
+
+# What the step must do without: orchestration, storage and everything that makes batches.
+FOREIGN = (
+    *("ray", "deepspeed", "s3fs", "obstore", "fsspec", "tenacity", "pyarrow", "blosc2", "pcodec"),
+    *("cv2", "rasterio", "pyproj", "tensorboard", "matplotlib", "typer", "rich"),
+)
+
+
+def test_the_step_needs_neither_ray_nor_deepspeed():
+    script = """
+import json, runpy, sys
+for name in json.loads(sys.argv[1]):
+    sys.modules[name] = None
+sys.path.insert(0, sys.argv[2])
+sys.argv = ["step.py", "--quick", "--json", "--device", "cpu"]
+runpy.run_path(f"{sys.path[0]}/step.py", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(FOREIGN), str(BENCHMARKS)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = {figure["name"]: figure for figure in map(json.loads, done.stdout.splitlines())}
+    assert all(set(figure) == KEYS and figure["value"] > 0 for figure in found.values())
+    assert any(name.startswith("tiles per second, terrafm_tiny") for name in found)
+    for option in ("loss view by view", "activation checkpointing of blocks"):
+        assert {f"{option}: time without / with", f"{option}: peak without / with"} <= set(found)
+
+
+def test_flops_are_those_of_the_matrix_products():
+    """One modality, no local crops: the products can be written down."""
+    size, dim, depth, batch, k = 32, 96, 3, 2, 256
+    options = ["--local-crops", "0", "--one-modality", "--batch", str(batch)]
+    found = figures("step", "--device", "cpu", *options)
+    tokens, patches, wide = 1 + (size // 16) ** 2, (size // 16) ** 2, 3 * dim
+    block = 2 * tokens * 12 * dim**2 + 2 * 2 * tokens**2 * dim
+    head = 2 * (dim * 2048 + 2048 * 2048 + 2048 * 256 + 256 * k)
+    project = 2 * patches * (2 * wide**2 + wide * dim)
+    least = 2 * (depth * block + head + project)
+    # Student and teacher forward, and a backward pass of about twice the student's.
+    value = found["FLOPs per sample"]["value"] * 1e9
+    assert 4 * least < value < 6 * least
+
+
+def test_the_page_on_scaling_says_what_the_code_derives():
+    sys.path.insert(0, str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("scaling", BENCHMARKS / "scaling.py")
+    scaling = importlib.util.module_from_spec(spec)
+    sys.modules["scaling"] = scaling
+    spec.loader.exec_module(scaling)
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    assumed = scaling.assumptions(scaling.options().parse_args([]))
+    assert f"{assumed.parameters / 1e6:.1f} million" in page
+    tables = re.findall(r"(?:^\|.*\n)+", page, re.M)
+    derived = [scaling.table(one) + "\n" for one in scaling.networks(assumed).values()]
+    assert [t for t in tables if t.startswith("| GPUs")] == derived
+
+
+def test_scaling_bends_where_the_arithmetic_says():
+    sys.path.insert(0, str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("scaling", BENCHMARKS / "scaling.py")
+    scaling = importlib.util.module_from_spec(spec)
+    sys.modules["scaling"] = scaling
+    spec.loader.exec_module(scaling)
+    assumed = scaling.Assumptions(
+        parameters=1000,
+        batch=10,
+        tiles_per_second=10.0,
+        gpus_per_node=2,
+        node_bytes=4000.0,
+        tile_bytes=100.0,
+    )
+    # One node: a second of computation, 2,000 bytes of tiles in the meantime.
+    assert scaling.row(assumed, 2) == scaling.Row(2, 20.0, 20.0, 20.0, 20.0, "computation")
+    # Two nodes: each sends 4,000 bytes of gradients (8,000 at stage 3), takes 2,000 of tiles.
+    row = scaling.row(assumed, 4)
+    assert (row.ideal, row.replicated, row.sharded) == (40.0, 20.0, 40 / 3)
+    assert (row.from_store, row.limit) == (20.0, "gradients")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_smoke_test_without_gpu_is_one_line():
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "gpu_smoke.py")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert not done.stdout
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("no GPU")
+
+
+@pytest.mark.slow
+def test_overhead_runs_and_equal_mathematics_gives_equal_losses():
+    found = figures("overhead")
+    losses = {name: line for name, line in found.items() if "relative difference" in name}
+    assert len(losses) >= 2
+    assert all(line["value"] <= line["bar"] == 1e-5 for line in losses.values())
+
+
+def test_lightlys_loss_is_ours_with_one_center():
+    loss = pytest.importorskip("lightly.loss", reason="lightly is not installed")
+    from terrafm.losses import DINOLoss
+
+    torch.manual_seed(0)
+    ours = DINOLoss(64, student_temp=0.1, alpha=1.0, center_momentum=0.9)
+    theirs = loss.DINOLoss(64, student_temp=0.1, center_momentum=0.9)
+    for _ in range(3):
+        student, teacher = torch.rand(6, 8, 64) * 2 - 1, torch.rand(2, 8, 64) * 2 - 1
+        found = ours(student, teacher, 0.05, torch.zeros(8, dtype=torch.bool))
+        expected = theirs(list(teacher), list(student), teacher_temp=0.05)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.center, theirs.center[0, 0], rtol=1e-5, atol=1e-6)

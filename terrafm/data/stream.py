@@ -60,6 +60,7 @@ def stream_batches(
     stop_step: int,
     high_frequency: Sequence[int],
     cpus: float,
+    begin_transfer: Callable[[HostBatch], HostBatch] = lambda batch: batch,
 ) -> Generator[HostBatch, None, None]:
     """The micro-batches of a rank, made by Ray Data; equal to those of `make_batches`.
 
@@ -75,6 +76,8 @@ def stream_batches(
         stop_step: step after the last one.
         high_frequency: classes that the second center averages over.
         cpus: logical CPUs of this rank's data workers: one each, or the fraction of one.
+        begin_transfer: called with each micro-batch in the thread that makes it, ahead of the
+            consumer, who gets what it returns.
 
     Yields:
         `layout.n_micro` batches per step.
@@ -96,7 +99,7 @@ def stream_batches(
                 instructions = coming.pop().result()
                 if bounds is not None:
                     coming.append(ahead.submit(maker.instructions, *bounds))
-                yield from _stream_segment(maker, instructions, config, cpus)
+                yield from _stream_segment(maker, instructions, config, cpus, begin_transfer)
 
     return _ahead(produce, config.prefetch_batches)
 
@@ -111,7 +114,11 @@ def _segments(start: int, stop: int, rows_per_step: int) -> Iterator[tuple[int, 
 
 
 def _stream_segment(
-    maker: BatchMaker, instructions: pa.Table, config: DataConfig, cpus: float
+    maker: BatchMaker,
+    instructions: pa.Table,
+    config: DataConfig,
+    cpus: float,
+    begin_transfer: Callable[[HostBatch], HostBatch],
 ) -> Iterator[HostBatch]:
     store = ray.cluster_resources().get("object_store_memory", 0.0)
     share = store * _STORE_SHARE / maker.layout.world_size
@@ -151,7 +158,7 @@ def _stream_segment(
                 parts.append(part)
                 rows = sum(part.rows for part in parts)
                 if rows == micro_rows:
-                    yield maker.batch(instructions.slice(taken, rows), parts)
+                    yield begin_transfer(maker.batch(instructions.slice(taken, rows), parts))
                     taken += rows
                     parts = []
     finally:

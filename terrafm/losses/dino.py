@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from terrafm.losses.centering import DualCentering
+from terrafm.losses.cross_entropy import pairwise_cross_entropy
 
 
 class DINOLoss(DualCentering):
@@ -90,21 +91,14 @@ class DINOLoss(DualCentering):
             ValueError: shapes that do not fit, or no pair of different views.
         """
         self._check_shapes(student_logits, teacher_logits)
-        global_views, views = len(teacher_logits), len(student_logits)
         with torch.autocast(student_logits.device.type, enabled=False):
             with torch.no_grad():
                 log_q = (self.centered(teacher_logits) / teacher_temp).log_softmax(-1)
                 q = log_q.exp()
                 teacher_entropy = -(q * log_q).sum(-1).mean(0)
-            scaled = student_logits.float() / self.student_temp
-            log_normaliser = scaled.logsumexp(-1)
-            # -sum_k q_k log p_k = log Z - q . s: no (V, B, K) log-probabilities are formed.
-            agreement = torch.einsum("gbk,vbk->gvb", q, scaled)
-            pairs = log_normaliser - agreement
-            same = torch.eye(global_views, views, dtype=torch.bool, device=q.device)
-            pairs = pairs.masked_fill(same.unsqueeze(-1), 0.0)
-            loss = pairs.sum((0, 1)) / (global_views * (views - 1))
-            student_entropy = _entropy(scaled.detach(), log_normaliser.detach()).mean(0)
+            loss, student_entropy = pairwise_cross_entropy(
+                student_logits.float(), q, self.student_temp
+            )
         return loss, teacher_entropy, student_entropy
 
     def _check_shapes(self, student_logits: Tensor, teacher_logits: Tensor) -> None:
@@ -123,12 +117,3 @@ class DINOLoss(DualCentering):
             )
         if len(student_logits) < 2:
             raise ValueError("one view has no other view to be compared with")
-
-
-def _entropy(logits: Tensor, log_normaliser: Tensor) -> Tensor:
-    # View by view: the probabilities of all views at once would be the step's largest tensor.
-    expected = [
-        ((s - z.unsqueeze(-1)).exp() * s).sum(-1)
-        for s, z in zip(logits, log_normaliser, strict=True)
-    ]
-    return log_normaliser - torch.stack(expected)

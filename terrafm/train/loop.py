@@ -23,6 +23,7 @@ from terrafm.train.checkpoints.store import (
 from terrafm.train.checkpoints.writer import CheckpointWriter
 from terrafm.train.control import STARTING
 from terrafm.train.engine import Engine
+from terrafm.train.garbage import GarbageControl
 from terrafm.train.health import SkipLimit, culprits, nonfinite_record
 from terrafm.train.heart import Agreement, Heart
 from terrafm.train.loggers import MetricsLog
@@ -37,6 +38,7 @@ from terrafm.train.records import (
 )
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.student_teacher import Network, SelfDistillation
+from terrafm.train.transfer import Transfer
 
 FAILURE_FILE = "failure.json"
 
@@ -129,8 +131,12 @@ class Worker:
         monitor = Monitor(self.config, self.setup.schedules, self.world_size, self.device)
         timer, profiler = monitor.timer, self._profiler()
         stream = stream_batches(
-            **self.setup.stream_options(self.layout, start), cpus=self.task.data_cpus
+            **self.setup.stream_options(self.layout, start),
+            cpus=self.task.data_cpus,
+            begin_transfer=Transfer(self.device, self.config.train.overlap_transfers),
         )
+        garbage = GarbageControl(self.config.train.collect_garbage_every)
+        garbage.start()
         for step in range(start, total):
             settings = self.setup.schedules.at(step)
             stop = self.agreement.vote(self.heart.stop_wanted)
@@ -167,8 +173,10 @@ class Worker:
                 with timer.phase("checkpoint"):
                     self._save(done, distillation, audit, damage, log)
             profiler.step_done()
+            garbage.step_done(done)
             if stopping:
                 break
+        garbage.stop()
         stream.close()
         profiler.close()
         if log is not None:

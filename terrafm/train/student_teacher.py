@@ -222,12 +222,20 @@ class SelfDistillation:
 
 
 def build_student_and_teacher(config: Config) -> tuple[Network, Network]:
-    """Student with seeded initial weights and a teacher equal to it."""
+    """Student with seeded initial weights and a teacher equal to it.
+
+    Both run as `train.activation_checkpointing` and `train.compile` say; neither changes what
+    they compute or what their parameters are called.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         student = Network(config)
         teacher = Network(config)
     teacher.load_state_dict(student.state_dict())
+    student.encoder.activation_checkpointing = config.train.activation_checkpointing == "blocks"
+    if config.train.compile:
+        student.encoder.compile_blocks()
+        teacher.encoder.compile_blocks()
     return student, teacher
 
 
@@ -252,7 +260,10 @@ def _crop_sizes(batch: Batch) -> list[Crops]:
 
 def _views(crops: Crops, pixels: dict[str, Tensor], drawn: dict[str, Tensor]) -> Views:
     """Keeps the modalities that a network's views have drawn."""
-    chosen = {m: mask.nonzero().squeeze(1) for m, mask in drawn.items()}
+    chosen = {
+        m: mask.nonzero().squeeze(1).to(pixels[m].device, non_blocking=True)
+        for m, mask in drawn.items()
+    }
     return Views(
         pixels={m: pixels[m].index_select(0, rows) for m, rows in chosen.items()},
         image={m: crops.image[m].index_select(0, rows) for m, rows in chosen.items()},

@@ -1,20 +1,25 @@
 """One micro-batch: crops gathered by size and modality, ready for the device."""
 
+from __future__ import annotations
+
 import itertools
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terrafm.data.samples.crops import Views
-from terrafm.data.samples.maker import Part
 from terrafm.modalities import MODALITIES
+
+if TYPE_CHECKING:
+    # Only named: the training step takes batches and must not need what makes them.
+    from terrafm.data.samples.crops import Views
+    from terrafm.data.samples.maker import Part
 
 # Pieces of a block in the object store are read-only, and nothing writes to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable", module=__name__)
@@ -30,6 +35,9 @@ class Crops:
         image: modality -> (n_m,) int64 index of the image that each belongs to, ascending.
         student: modality -> (n_m,) bool, drawn by the student's view of that image.
         teacher: modality -> (n_m,) bool, drawn by the teacher's view; None for local crops.
+
+    What was drawn stays on the CPU: how many images a view has decides shapes, and asking a GPU
+    for a shape waits for everything that it still has to do.
     """
 
     size: int
@@ -51,7 +59,7 @@ class HostBatch(Protocol):
     position: NDArray[np.int64]
     damage: list[dict[str, str]]
 
-    def to(self, device: torch.device | str) -> "Batch":
+    def to(self, device: torch.device | str) -> Batch:
         """The batch on the device that trains on it."""
         ...
 
@@ -83,7 +91,7 @@ class Batch:
     position: NDArray[np.int64]
     damage: list[dict[str, str]] = field(default_factory=list)
 
-    def to(self, device: torch.device | str) -> "Batch":
+    def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on a device; copies from pinned memory do not block."""
         moved: Batch = _move(self, torch.device(device))
         return moved
@@ -215,6 +223,8 @@ def _gather(
 def _move(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
+    if isinstance(value, Crops):
+        return replace(value, pixels=_move(value.pixels, device), image=_move(value.image, device))
     if isinstance(value, dict):
         return {key: _move(item, device) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):

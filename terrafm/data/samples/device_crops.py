@@ -85,10 +85,10 @@ class TileBatch:
             made.pixels[name] = self._pixels(tiles, name, row, crops.start + crop, size, device)
             made.image[name] = torch.from_numpy(crop * batch + row).to(device)
             student = self.views.student[row, crops.start + crop, m]
-            made.student[name] = torch.from_numpy(student).to(device)
+            made.student[name] = torch.from_numpy(student)
             if made.teacher is not None:
                 teacher = self.views.teacher[row, crop, m]
-                made.teacher[name] = torch.from_numpy(teacher).to(device)
+                made.teacher[name] = torch.from_numpy(teacher)
         return made
 
     def _pixels(
