@@ -45,6 +45,7 @@ def figures(name, *arguments):
 
 def test_every_figure_has_its_file():
     assert FIGURES == [
+        "chaos",
         "checkpoint_stall",
         "crops",
         "decode",
@@ -53,6 +54,7 @@ def test_every_figure_has_its_file():
         "overhead",
         "peers",
         "plan",
+        "recovery",
         "s3_stream",
         "scaling",
         "shard_size",
