@@ -63,9 +63,8 @@ class Training:
         # Read once: the data plane is no part of this.
         self._batch = list(itertools.islice(batches, layout.n_micro))
         self._settings = self._setup.schedules.at(self._setup.total_steps // 2)
-        self._folder = str(folder / CHECKPOINTS)
+        self._folder = folder / CHECKPOINTS
         self._done = 0
-        self.bytes = 0
 
     def step(self) -> float:
         """Seconds of one step."""
@@ -84,10 +83,14 @@ class Training:
         writer.save(self._setup.state(self._done, engine, self._distillation))
         return time.perf_counter() - began
 
+    def gigabytes(self) -> float:
+        """Of the checkpoints on the disk."""
+        return sum(path.stat().st_size for path in self._folder.glob("*/*")) / 1e9
+
     def writer(self, background: bool) -> CheckpointWriter:
         """The run's writer, which keeps one checkpoint."""
         return CheckpointWriter(
-            self._folder,
+            str(self._folder),
             Retention(last=1),
             write_records=lambda: None,
             max_failed=1,
@@ -174,6 +177,7 @@ def figures(training: Training, arguments: argparse.Namespace) -> list[Figure]:
         Figure("lost to a checkpoint, asynchronous", fast, None, "lower", "s"),
         Figure("lost to a checkpoint, synchronous", slow, None, "lower", "s"),
         Figure("until an asynchronous one is complete", write, None, "lower", "s"),
+        Figure("a checkpoint", training.gigabytes(), None, "lower", "GB"),
         Figure("measured: a step of one sample", middle["step"], None, "lower", "s"),
     ]
 
