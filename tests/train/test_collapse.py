@@ -55,7 +55,7 @@ def test_the_golden_curve_is_left_alone_even_without_a_warm_up():
         ("uniform_teacher", {"teacher_entropy": 0.999 * UNIFORM}),
         ("one_prototype", {"teacher_entropy": 0.001}),
         ("loss_at_chance", {"loss": 1.001 * UNIFORM}),
-        ("falling_rank", {"effective_rank": 5.0}),
+        ("falling_rank", {"effective_rank": 4.0}),
         ("falling_rank", {"effective_rank": 1.1}),
     ],
 )
