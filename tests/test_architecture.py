@@ -10,8 +10,11 @@ KNOW_RAY = {
     "terrafm/ray_runtime.py",
     "terrafm/data/ingest.py",
     "terrafm/data/stream.py",
+    "terrafm/train/control.py",
+    "terrafm/train/heart.py",
     "terrafm/train/loop.py",
-    "terrafm/train/run.py",
+    "terrafm/train/supervisor.py",
+    "terrafm/train/watch.py",
 }
 LINES_LIMIT = 500
 
