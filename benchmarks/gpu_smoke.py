@@ -119,12 +119,13 @@ class Smoke:
             "train.log_every=1",
             *(extra or []),
         ]
+        # Quoted: YAML takes a bare yes or no for a truth value.
         if self.rehearse:
             recipe, batch = "demo", 4
-            settings += ["train.gpu=no", f"train.global_batch={batch * self.gpus}"]
+            settings += ['train.gpu="no"', f"train.global_batch={batch * self.gpus}"]
         else:
             recipe, batch = "small_1gpu", 64
-            settings += ["train.gpu=yes", f"train.global_batch={batch * self.gpus}"]
+            settings += ['train.gpu="yes"', f"train.global_batch={batch * self.gpus}"]
         self._terrafm(
             "pretrain",
             *("--config", recipe, "--data", str(self.folder / "tiles"), "--output", str(output)),
