@@ -43,8 +43,8 @@ class Bottleneck:
         self._windows: deque[Window] = deque()
         self._started = False
 
-    def judge(self, window: Window) -> dict[str, str]:
-        """{"bottleneck": name} with the windows so far; `COMPUTE` where no share is noticeable.
+    def judge(self, window: Window) -> dict[str, str | float]:
+        """The name, `COMPUTE` where no share is noticeable, and the largest share so far.
 
         The first window is left out: it holds the start of the stream.
         """
@@ -62,7 +62,10 @@ class Bottleneck:
             for name in BOTTLENECKS
         }
         name = max(shares, key=lambda name: shares[name])
-        return {"bottleneck": name if shares[name] >= _NOTICEABLE else COMPUTE}
+        return {
+            "bottleneck": name if shares[name] >= _NOTICEABLE else COMPUTE,
+            "bottleneck_share": round(shares[name], 4),
+        }
 
     def _seconds(self) -> float:
         return sum(window.seconds for window in self._windows)

@@ -26,8 +26,8 @@ class Notices:
         }
         name = line.get("bottleneck", COMPUTE)
         if name != COMPUTE:
-            share = line["data_wait"] if name == "data" else line[f"share_{name}"]
-            current[name] = f"step {line['step']}: {share:.0%} of the time is {BOTTLENECKS[name]}"
+            share = f"{line['bottleneck_share']:.0%}"
+            current[name] = f"step {line['step']}: {share} of the time is {BOTTLENECKS[name]}"
         for tracker, reason in line.get("trackers_off", {}).items():
             current[tracker] = (
                 f"step {line['step']}: {tracker} takes no more metrics ({reason}); training goes "

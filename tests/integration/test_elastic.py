@@ -31,6 +31,8 @@ SETTINGS = [
     "train.resize_interval=1",
     "head.num_prototypes=32",
     "data.local_crops=2",
+    # Steps that are long enough to be disturbed.
+    "data.global_size=160",
     "data.rows_per_block=5",
 ]
 
