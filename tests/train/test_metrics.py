@@ -142,7 +142,7 @@ def test_a_single_slow_line_is_no_bottleneck_of_the_run():
     assert judge.judge(window(checkpoint=0.9))["bottleneck"] == "compute"
     for _ in range(30):
         found = judge.judge(window(data=0.9))
-    assert found == {"bottleneck": "data"}
+    assert found == {"bottleneck": "data", "bottleneck_share": 0.9}
 
 
 def test_nothing_is_named_before_some_seconds_were_seen():
@@ -152,7 +152,7 @@ def test_nothing_is_named_before_some_seconds_were_seen():
         {},
         {},
         {},
-        {"bottleneck": "data"},
+        {"bottleneck": "data", "bottleneck_share": 0.9},
     ]
 
 
