@@ -68,12 +68,13 @@ def test_help_says_what_is_measured():
     # In one process: each file would import torch and Ray anew.
     script = """
 import contextlib, io, json, runpy, sys
-sys.path.insert(0, sys.argv[1])
+folder = sys.argv[1]
+sys.path.insert(0, folder)
 texts = {}
 for name in sys.argv[2:]:
     sys.argv = [f"{name}.py", "--help"]
     with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
-        runpy.run_path(f"{sys.path[0]}/{name}.py", run_name="__main__")
+        runpy.run_path(f"{folder}/{name}.py", run_name="__main__")
     texts[name] = text.getvalue()
 print(json.dumps(texts))
 """

@@ -101,6 +101,12 @@ def test_missing_pixels_stay_missing_and_touch_no_other(make_dataset, tmp_path, 
     assert missing > 1000
 
 
+def test_resizing_takes_nothing_from_behind_the_box():
+    # 19 * (30 / 19) is a little more than 30 in float32.
+    weights = resize_weights(torch.tensor([0]), torch.tensor([30]), 31, 19)[0]
+    assert (weights[:, 30] == 0).all()
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_resizing_keeps_the_mean_of_the_ground(data):

@@ -195,7 +195,9 @@ def resize_weights(start: Tensor, length: Tensor, full: int, size: int) -> Tenso
     ratio = length / size
     output = torch.arange(size, dtype=torch.float32, device=device)[None, :, None]
     pixel = torch.arange(full, dtype=torch.float32, device=device)[None, None, :] - start
-    covered = torch.minimum(pixel + 1, (output + 1) * ratio) - torch.maximum(pixel, output * ratio)
+    # The last output pixel ends with the box, not a rounding behind it.
+    end = torch.minimum((output + 1) * ratio, length)
+    covered = torch.minimum(pixel + 1, end) - torch.maximum(pixel, output * ratio)
     area = covered.clamp_(min=0) / ratio
     center = ((output + 0.5) * ratio - 0.5).clamp_(min=0)
     center = torch.minimum(center, length - 1)
