@@ -23,7 +23,7 @@ test: install
 	$(PYTEST) -m "not slow"
 
 test-all: install
-	$(PYTEST)
+	$(PYTEST) $(LEFT_OUT)
 
 lint: install
 	$(BIN)/ruff check .

@@ -99,7 +99,7 @@ def pretrain(config: Config, data: str, output: str, progress: Progress | None =
     supervisor.check_possible()
     remove(join(output, FAILURE_FILE))
     _write_config(setup, output)
-    with _Watch(output, resumed_from, total, progress):
+    with _Watch(output, total, progress):
         supervisor.run()
     return _result(output, total, resumed_from)
 
@@ -174,9 +174,8 @@ def _result(output: str, total: int, resumed_from: int) -> RunResult:
 class _Watch:
     """Follows metrics.jsonl in a thread and tells `progress`."""
 
-    def __init__(self, output: str, start: int, total: int, progress: Progress | None) -> None:
+    def __init__(self, output: str, total: int, progress: Progress | None) -> None:
         self._output = output
-        self._seen = start
         self._total = total
         self._progress = progress
         self._pause = _POLL_SECONDS if is_local(output) else _REMOTE_POLL_SECONDS
@@ -200,9 +199,6 @@ class _Watch:
     def _tell(self) -> None:
         lines = read_metrics(self._output)
         step = lines[-1]["step"] if lines else 0
-        if step < self._seen:
-            logger.warning("going on from step %d: steps up to %d are done again", step, self._seen)
-        self._seen = step
         for notice in self._notices.new(lines[-1]) if lines else ():
             logger.warning("%s", notice)
         if lines and self._progress is not None:

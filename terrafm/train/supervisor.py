@@ -22,6 +22,7 @@ from typing import Any
 import ray
 import torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.exceptions import ActorDiedError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
@@ -294,8 +295,27 @@ def uses_gpu(train: TrainConfig) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    causes = getattr(error, "worker_failures", None) or {0: error}
-    rank, cause = sorted(causes.items())[0]
-    text = str(getattr(cause, "_base_exc", cause)).strip().splitlines()
-    last = text[-1] if text else type(cause).__name__
-    return f"rank {rank}: {last}" if getattr(error, "worker_failures", None) else last
+    """The cause in one sentence: of several, a dead process comes before those who lost it."""
+    causes = getattr(error, "worker_failures", None)
+    if not causes:
+        return _sentence(error)
+    rank, cause = min(causes.items(), key=lambda item: (not _died(item[1]), item[0]))
+    return (
+        f"the process of rank {rank} died" if _died(cause) else f"rank {rank}: {_sentence(cause)}"
+    )
+
+
+def _died(error: Exception) -> bool:
+    return isinstance(_cause(error), ActorDiedError)
+
+
+def _sentence(error: Exception) -> str:
+    text = str(_cause(error)).strip().splitlines()
+    return text[-1].partition(". ")[0] if text else type(error).__name__
+
+
+def _cause(error: Exception) -> Exception:
+    """What Ray Train has wrapped: what the loop raised, or why a worker does not answer."""
+    for name in ("_base_exc", "health_check_failure"):
+        error = getattr(error, name, error)
+    return error
