@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import ray
 from common import Figure, note, parse, parser, report
 from harness.elastic_run import SETTINGS, ElasticRun, elastic_run
 from harness.tiles import prepare
@@ -136,6 +137,8 @@ def main() -> None:
         note(f"undisturbed, {workers} workers")
         config = load_config("demo", [*SETTINGS, *settings, f"train.workers={workers}"])
         pretrain(config, made.dataset, str(folder / f"{workers}"))
+        # The next one needs a Ray of its own size.
+        ray.shutdown()
         states[str(workers)] = _final(folder / f"{workers}", steps)
     spread = distance(states["1"], states["2"])
     apart = min(distance(states["run"], states[workers]) for workers in ("1", "2"))
