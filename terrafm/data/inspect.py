@@ -14,6 +14,7 @@ from terrafm.data.shards.dataset import Dataset
 from terrafm.data.tiles.climate import UNKNOWN
 from terrafm.data.tiles.regions import region_codes, region_name
 from terrafm.modalities import MODALITIES
+from terrafm.units import human_bytes
 
 _RULES = {"gap": "too far in time from the anchor", "clouds": "too cloudy"}
 _SHOWN = 8
@@ -105,7 +106,7 @@ def _overview(d: dict[str, Any]) -> Text:
     return Text.assemble(
         (f"{d['uri']}\n", "bold"),
         f"{d['tiles']:,} tiles of {side} x {side} px at {d['gsd']} m "
-        f"({side * d['gsd'] / 1000:g} km), {_size(d['bytes'])}, version {d['version']}\n",
+        f"({side * d['gsd'] / 1000:g} km), {human_bytes(d['bytes'])}, version {d['version']}\n",
         (f"fingerprint {d['fingerprint']}\n", "dim"),
     )
 
@@ -225,11 +226,3 @@ def _listed(counts: dict[Any, int]) -> str:
         rest = sum(count for _, count in ordered[_SHOWN:])
         lines.append(f"{len(ordered) - _SHOWN} others: {rest:,}")
     return "\n".join(lines)
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
