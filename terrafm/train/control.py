@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -41,7 +41,7 @@ class Beat:
     step: int
     phase: str
     since: float
-    came: float = field(default=0.0)
+    came: float = 0.0
 
 
 class Control:

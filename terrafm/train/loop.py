@@ -67,16 +67,14 @@ class WorkerTask:
 def train_worker(arguments: dict[str, Any]) -> None:
     """Entry point of one rank: runs, or leaves word of why the run cannot go on.
 
-    A failure that would only repeat itself is written to the run's folder and found by the
-    restarted workers, which then end at once: Ray retries every exception alike.
+    A failure that would only repeat itself is written to the run's folder, where the driver finds
+    it with its exit code: what Ray Train reports does not tell it from a lost worker.
     """
     work = WorkerTask(**arguments["task"])
-    failure = join(work.output, FAILURE_FILE)
-    if exists(failure):
-        return
     try:
         Worker(work, arguments["control"]).run()
     except TerraFMError as error:
+        failure = join(work.output, FAILURE_FILE)
         write_bytes(failure, json.dumps({"message": str(error), "code": error.exit_code}).encode())
         raise
 

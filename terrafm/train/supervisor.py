@@ -70,11 +70,9 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _Ending:
-    """How a worker group ended: of `failure` and `stopping` one at most is not None."""
+    """How a worker group ended: why it failed, or None; the watch knows the rest."""
 
     failure: str | None
-    stopping: str | None
-    step: int
     seconds_silent: float
     watch: Watch
 
@@ -126,11 +124,13 @@ class Supervisor:
                 if resume.step >= total:
                     self._events.add("finished", step=resume.step)
                     return
+                if resume.step > before:
+                    failures = 0
                 self._interrupted_at = time.time() - ending.seconds_silent
                 if ending.failure is None:
-                    self._events.add("stopped", step=resume.step, reason=ending.stopping)
+                    self._events.add("stopped", step=resume.step, reason=ending.watch.stopping)
                     continue
-                failures = 1 if resume.step > before else failures + 1
+                failures += 1
                 self._tell_of_failure(ending, resume.step)
                 if failures > self._train.max_failures:
                     raise TerraFMError(
@@ -184,7 +184,7 @@ class Supervisor:
                     # A local Ray may not get back what the failed group held.
                     renew_ray(logical_cpus(self._train))
             silent = watch.seconds_silent() if failure else 0.0
-        return _Ending(failure, watch.stopping, watch.step, silent, watch)
+        return _Ending(failure, silent, watch)
 
     def _await_machines(self) -> tuple[int, float]:
         """Workers to start now, and the CPUs that are free; waits for the fewest.
@@ -254,13 +254,14 @@ class Supervisor:
         )
 
     def _tell_of_failure(self, ending: _Ending, newest: int) -> None:
-        lost = ending.step - newest
+        step = ending.watch.step
+        lost = step - newest
         seconds = round(ending.watch.seconds_since(newest), 1) if lost else 0.0
         self._events.add(
             "lost",
-            f"after step {ending.step}: {ending.failure}",
+            f"after step {step}: {ending.failure}",
             reason=ending.failure,
-            step=ending.step,
+            step=step,
             seconds=round(ending.seconds_silent, 2),
         )
         self._events.add(
