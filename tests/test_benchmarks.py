@@ -1,6 +1,6 @@
 """Benchmarks run, and print what a program can read; how fast they are is not tested."""
 
-import importlib.util
+import importlib
 import json
 import re
 import subprocess
@@ -171,12 +171,13 @@ def test_flops_are_those_of_the_matrix_products():
     assert 4 * least < value < 6 * least
 
 
-def test_the_page_on_scaling_says_what_the_code_derives():
-    sys.path.insert(0, str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("scaling", BENCHMARKS / "scaling.py")
-    scaling = importlib.util.module_from_spec(spec)
-    sys.modules["scaling"] = scaling
-    spec.loader.exec_module(scaling)
+@pytest.fixture
+def scaling(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("scaling")
+
+
+def test_the_page_on_scaling_says_what_the_code_derives(scaling):
     page = (ROOT / "docs" / "scaling.md").read_text()
     assumed = scaling.assumptions(scaling.options().parse_args([]))
     assert f"{assumed.parameters / 1e6:.1f} million" in page
@@ -185,12 +186,7 @@ def test_the_page_on_scaling_says_what_the_code_derives():
     assert [t for t in tables if t.startswith("| GPUs")] == derived
 
 
-def test_scaling_bends_where_the_arithmetic_says():
-    sys.path.insert(0, str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("scaling", BENCHMARKS / "scaling.py")
-    scaling = importlib.util.module_from_spec(spec)
-    sys.modules["scaling"] = scaling
-    spec.loader.exec_module(scaling)
+def test_scaling_bends_where_the_arithmetic_says(scaling):
     assumed = scaling.Assumptions(
         parameters=1000,
         batch=10,

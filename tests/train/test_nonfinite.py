@@ -1,14 +1,12 @@
 """A loss or gradient that is not finite on one rank: no rank changes anything, at every stage."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ranks import run_ranks
 
 from terrafm.errors import TerraFMError
 from terrafm.train.health import SkipLimit, culprits, nonfinite_record
@@ -27,24 +25,7 @@ def world_size(request):
 @pytest.fixture(scope="module")
 def results(world_size, small_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    where = [folder / "rendezvous", folder / "results.pt", small_dataset]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, str(rank), str(world_size), *map(str, where)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        for process in processes:
-            _, complaint = process.communicate(timeout=280)
-            assert process.returncode == 0, complaint.decode()[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-    return torch.load(folder / "results.pt", weights_only=True)
+    return run_ranks(SCRIPT, world_size, folder, small_dataset)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -3,13 +3,11 @@
 Also the contract test for the private names of DeepSpeed that terrafm.train.zero uses.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 
 from terrafm.config import OptimConfig
 from terrafm.train.engine import PlainEngine
@@ -25,27 +23,6 @@ def load_script():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def run_ranks(world_size, folder):
-    output = folder / "results.pt"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, str(rank), str(world_size), folder / "rendezvous", output],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(world_size)
-    ]
-    try:
-        for process in processes:
-            _, complaint = process.communicate(timeout=240)
-            assert process.returncode == 0, complaint.decode()[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-    return torch.load(output, weights_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +56,7 @@ def world_size(request):
 
 @pytest.fixture(scope="module")
 def results(world_size, tmp_path_factory):
-    return run_ranks(world_size, tmp_path_factory.mktemp("ranks"))
+    return run_ranks(SCRIPT, world_size, tmp_path_factory.mktemp("ranks"))
 
 
 def assert_close(found, expected):
