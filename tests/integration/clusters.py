@@ -1,5 +1,6 @@
 """Real Ray clusters of several nodes on this machine, and the faults that befall them."""
 
+import os
 import subprocess
 import sys
 import time
@@ -28,8 +29,13 @@ def cluster(*cpus):
 
 
 def environment(made):
-    """Of a command that joins the cluster."""
-    return {"RAY_ADDRESS": made.address}
+    """Of a command that joins the cluster.
+
+    A Ray that this process started before turned token authentication on, here and in the
+    cluster.
+    """
+    token = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")}
+    return {"RAY_ADDRESS": made.address, **token}
 
 
 def drain(made, node, seconds):
@@ -71,12 +77,14 @@ def training_workers(node=None):
     return sorted(found, key=lambda process: process.create_time())
 
 
-def wait_until(condition, what, process=None, seconds=180):
-    """Waits for a condition; fails where the process ends before it."""
+def wait_until(condition, what, process=None, seconds=180, log=None):
+    """Waits for a condition; fails where the process ends before it, with what it printed."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if condition():
             return
-        assert process is None or process.poll() is None, f"ended before {what}"
+        if process is not None and process.poll() is not None:
+            printed = "" if log is None else log.read_text()
+            raise AssertionError(f"ended before {what}\n{printed}")
         time.sleep(0.1)
     raise AssertionError(f"not within {seconds} s: {what}")

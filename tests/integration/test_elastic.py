@@ -91,17 +91,21 @@ def test_grown_shrunk_killed_and_resumed_at_another_stage(undisturbed, small_dat
     output, log = tmp_path / "run", tmp_path / "log"
     with cluster(2) as made:
         process = start_elastic(made, small_dataset, output, log)
-        wait_until(lambda: step_of(output) >= 4, "step 4", process)
+        wait_until(lambda: step_of(output) >= 4, "step 4", process, log=log)
         # Grow.
         node = made.add_node(num_cpus=2)
-        wait_until(lambda: len(training_workers(node)) == 1, "a worker on the new node", process)
+        wait_until(
+            lambda: len(training_workers(node)) == 1, "a worker on the new node", process, log=log
+        )
         grown = step_of(output)
-        wait_until(lambda: step_of(output) >= grown + 6, "steps of two workers", process)
+        wait_until(lambda: step_of(output) >= grown + 6, "steps of two workers", process, log=log)
         # SIGKILL of a worker.
         os.kill(training_workers(node)[0].pid, signal.SIGKILL)
         killed = step_of(output)
-        wait_until(lambda: step_of(output) < killed, "a restart", process)
-        wait_until(lambda: step_of(output) >= killed + 2, "steps after the restart", process)
+        wait_until(lambda: step_of(output) < killed, "a restart", process, log=log)
+        wait_until(
+            lambda: step_of(output) >= killed + 2, "steps after the restart", process, log=log
+        )
         # Shrink.
         drain(made, node, 30)
         wait_until(
@@ -111,6 +115,7 @@ def test_grown_shrunk_killed_and_resumed_at_another_stage(undisturbed, small_dat
             ),
             "steps of one worker",
             process,
+            log=log,
         )
         # Stop, and go on at another stage.
         process.send_signal(signal.SIGKILL)

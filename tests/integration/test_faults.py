@@ -23,7 +23,7 @@ def test_a_lost_node_is_done_without(small_dataset, tmp_path):
     with cluster(2, 2) as made:
         arguments = command(small_dataset, output, "train.workers=[1,2]")
         process = start(*arguments, log=log, environment=environment(made))
-        wait_until(lambda: step_of(output) >= 17, "step 17", process)
+        wait_until(lambda: step_of(output) >= 17, "step 17", process, log=log)
         lose(made, made.worker_nodes and next(iter(made.worker_nodes)))
         assert process.wait(timeout=600) == 0, log.read_text()
     assert [event["workers"] for event in events_of(output, "started")] == [2, 1]
@@ -34,7 +34,7 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on(small_dataset, tmp_path)
     output, log = tmp_path / "run", tmp_path / "log"
     settings = ("train.workers=2", "train.hang_timeout=12")
     process = start(*command(small_dataset, output, *settings), log=log)
-    wait_until(lambda: step_of(output) >= 17, "step 17", process)
+    wait_until(lambda: step_of(output) >= 17, "step 17", process, log=log)
     os.kill(training_workers()[1].pid, signal.SIGSTOP)
     assert process.wait(timeout=600) == 0, log.read_text()
     (hung,) = events_of(output, "hung")
@@ -47,7 +47,9 @@ def test_the_newest_checkpoint_is_damaged(small_dataset, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
     process = start(*command(small_dataset, output, "train.workers=2"), log=log)
     checkpoints = str(output / "checkpoints")
-    wait_until(lambda: len(list_checkpoints(checkpoints)) >= 3, "three checkpoints", process)
+    wait_until(
+        lambda: len(list_checkpoints(checkpoints)) >= 3, "three checkpoints", process, log=log
+    )
     for worker in training_workers():
         os.kill(worker.pid, signal.SIGSTOP)
     step, newest = list_checkpoints(checkpoints)[-1]
@@ -71,10 +73,12 @@ def test_failures_without_progress_end_the_run_with_their_reason(small_dataset, 
     settings = ("train.max_failures=1", "train.checkpoint_every=1000")
     process = start(*command(small_dataset, output, *settings), log=log)
     for number in (1, 2):
-        wait_until(lambda n=number: len(events_of(output, "training")) >= n, "training", process)
+        wait_until(
+            lambda n=number: len(events_of(output, "training")) >= n, "training", process, log=log
+        )
         os.kill(training_workers()[0].pid, signal.SIGKILL)
         if number == 1:
-            wait_until(lambda: events_of(output, "resumed"), "the next try", process)
+            wait_until(lambda: events_of(output, "resumed"), "the next try", process, log=log)
     assert process.wait(timeout=600) == 1
     text = " ".join(log.read_text().split())
     assert "terrafm: error: training failed 2 times without reaching another checkpoint" in text
