@@ -204,8 +204,17 @@ class TrainConfig(Section):
     max_skipped_steps: Annotated[int, Field(ge=0)] = Field(
         16, description="non-finite steps skipped in a row before the run stops"
     )
+    standby: bool = Field(
+        True, description="beside each worker a process waits with all imports for a restart"
+    )
     cpus_per_worker: Positive = Field(1, description="logical CPUs of a worker")
     gpu: Literal["auto", "yes", "no"] = Field("auto", description="one GPU per worker")
+
+    @field_validator("gpu", mode="before")
+    @classmethod
+    def _yaml_word(cls, gpu: object) -> object:
+        """YAML reads a bare yes or no as a truth value."""
+        return {True: "yes", False: "no"}[gpu] if isinstance(gpu, bool) else gpu
 
     @field_validator("workers")
     @classmethod

@@ -22,7 +22,7 @@ from terrafm.progress import progress_bar
 from terrafm.ray_runtime import ensure_ray
 from terrafm.report import class_histogram, loss_curve, quicklook, tile_map
 from terrafm.storage import join, write_bytes
-from terrafm.train.run import pretrain
+from terrafm.train.run import describe, pretrain
 
 TRAINING_ARCHIVE = "synthetic:cells=192,seed=0,px=264"
 HELD_OUT_ARCHIVE = "synthetic:cells=160,seed=2,px=264"
@@ -97,7 +97,7 @@ def run_demo(output: str, console: Console, *, seed: int = 0) -> dict[str, Any]:
     with stages.stage("pretrain") as row:
         with progress_bar(console, "steps") as advance:
             run = pretrain(config, train_uri, run_uri, progress=advance)
-        row["result"] = f"{run.steps} steps, loss {run.metrics['loss']:.3f}"
+        row["result"] = describe(run)
     with stages.stage("export") as row:
         written, _ = export_checkpoint(run.checkpoint, join(output, "weights"), "safetensors")
         export_checkpoint(run.checkpoint, join(output, "weights"), "released")

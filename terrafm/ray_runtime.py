@@ -14,7 +14,9 @@ import ray
 import ray.data
 from ray._private.state import available_resources_per_node
 from ray._private.state import state as ray_state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
 
 from terrafm.errors import UsageError
 from terrafm.train.capacity import Node
@@ -83,6 +85,20 @@ def cluster_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
+
+
+def free_orphans() -> None:
+    """Removes this job's placement groups whose creator is dead.
+
+    Ray 2.60 leaves those of worker groups that failed to start, and their CPUs would be waited
+    for in vain.
+    """
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    for content in ray_state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(content)
+        removed = group.state == PlacementGroupTableData.REMOVED
+        if group.creator_job_id == job and group.creator_actor_dead and not removed:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
 def is_autoscaled() -> bool:

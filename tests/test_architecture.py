@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 KNOW_RAY = {
     "terrafm/ray_runtime.py",
+    "terrafm/standby.py",
     "terrafm/data/ingest.py",
     "terrafm/data/stream.py",
     "terrafm/train/control.py",

@@ -93,3 +93,8 @@ def test_every_key_has_a_description():
         assert description, key
         assert kind, key
         yaml.safe_dump(default)
+
+
+@pytest.mark.parametrize("word", ["yes", "no", "auto"])
+def test_a_bare_yes_is_a_word_and_no_truth_value(word):
+    assert load_config(None, [f"train.gpu={word}"]).train.gpu == word

@@ -26,11 +26,11 @@ SETTINGS = (
     # Of a node with two logical CPUs: each node holds one worker.
     "train.cpus_per_worker=1.5",
     "train.resize_interval=5",
+    "train.standby=true",
     "train.max_failures=8",
     "train.precision=float32",
     "train.audit_samples=true",
     "train.log_every=1",
-    "data.rows_per_block=8",
 )
 
 

@@ -29,6 +29,7 @@ from terrafm.data.samples.maker import DataWorker, Part, open_block
 from terrafm.data.samples.plan import Plan
 from terrafm.data.shards.dataset import Dataset
 from terrafm.ray_runtime import SchedulingPause
+from terrafm.standby import data_worker_environment
 
 __all__ = ["RankLayout", "make_batches", "stream_batches"]
 
@@ -45,6 +46,8 @@ _BLOCK_BYTES = 512 << 20
 _STORE_SHARE = 0.8
 # Blocks of instructions at a data worker, the one that it works on included.
 _TASKS_AT_A_WORKER = 3
+# Where more share a rank's work, there are processors for their imports.
+_MOST_STANDBY = 4
 # Ray counts CPUs in ten-thousandths; a data worker must hold some.
 _LEAST_CPUS = 0.01
 
@@ -61,6 +64,7 @@ def stream_batches(
     high_frequency: Sequence[int],
     cpus: float,
     begin_transfer: Callable[[HostBatch], HostBatch] = lambda batch: batch,
+    standby: bool = False,
 ) -> Generator[HostBatch, None, None]:
     """The micro-batches of a rank, made by Ray Data; equal to those of `make_batches`.
 
@@ -78,6 +82,7 @@ def stream_batches(
         cpus: logical CPUs of this rank's data workers: one each, or the fraction of one.
         begin_transfer: called with each micro-batch in the thread that makes it, ahead of the
             consumer, who gets what it returns.
+        standby: beside each data worker another process waits, for the next stream.
 
     Yields:
         `layout.n_micro` batches per step.
@@ -99,7 +104,9 @@ def stream_batches(
                 instructions = coming.pop().result()
                 if bounds is not None:
                     coming.append(ahead.submit(maker.instructions, *bounds))
-                yield from _stream_segment(maker, instructions, config, cpus, begin_transfer)
+                yield from _stream_segment(
+                    maker, instructions, config, cpus, begin_transfer, standby
+                )
 
     return _ahead(produce, config.prefetch_batches)
 
@@ -119,6 +126,7 @@ def _stream_segment(
     config: DataConfig,
     cpus: float,
     begin_transfer: Callable[[HostBatch], HostBatch],
+    standby: bool,
 ) -> Iterator[HostBatch]:
     store = ray.cluster_resources().get("object_store_memory", 0.0)
     share = store * _STORE_SHARE / maker.layout.world_size
@@ -140,7 +148,7 @@ def _stream_segment(
     with ray.data.DataContext.current(context):
         made = ray.data.from_blocks(blocks).map_batches(
             DataWorker,
-            fn_constructor_args=(maker.samples,),
+            fn_constructor_args=(maker.samples, standby and workers <= _MOST_STANDBY),
             compute=ray.data.ActorPoolStrategy(
                 size=min(workers, len(blocks)), max_tasks_in_flight_per_actor=_TASKS_AT_A_WORKER
             ),
@@ -148,6 +156,8 @@ def _stream_segment(
             batch_format="pyarrow",
             zero_copy_batch=True,
             num_cpus=worker_cpus,
+            # In place of the hook that a training process has.
+            **({"runtime_env": {"env_vars": data_worker_environment()}} if standby else {}),
         )
     ready = iter(made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
     parts: list[Part] = []

@@ -8,15 +8,19 @@ starts with every worker group.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from terrafm.standby import start_standby
+
 CONTINUE, STOP, END = "continue", "stop", "end"
 STARTING = "starting"
+# This actor, Ray Train's controller, and its three actors.
+_HELPERS = 5
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,12 @@ class Control:
     def __init__(self) -> None:
         self._order = CONTINUE
         self._beats: dict[int, Beat] = {}
+        self._warnings: list[tuple[int, str]] = []
 
-    def beat(self, beat: Mapping[str, Any]) -> str:
-        """Takes a rank's word, answers with the order in force."""
+    def beat(self, beat: Mapping[str, Any], warnings: Sequence[str] = ()) -> str:
+        """Takes a rank's word and its warnings, answers with the order in force."""
         self._beats[beat["rank"]] = Beat(**(dict(beat) | {"came": time.time()}))
+        self._warnings += [(beat["rank"], text) for text in warnings]
         return self._order
 
     def order(self, order: str) -> None:
@@ -61,13 +67,28 @@ class Control:
         if self._order != END:
             self._order = order
 
+    def start_standby(self) -> None:
+        """Processes for the next `Control` and for what Ray Train starts on this node."""
+        start_standby(_HELPERS)
+
     def beats(self) -> list[Beat]:
         """Of all ranks that have spoken, by rank."""
         return [self._beats[rank] for rank in sorted(self._beats)]
 
+    def take_warnings(self) -> list[tuple[int, str]]:
+        """Rank and text of each warning, once."""
+        taken, self._warnings = self._warnings, []
+        return taken
 
-def start_control() -> Any:
-    """A `Control` on this node, whose loss would end the driver as well."""
+
+def start_control(variables: Mapping[str, str]) -> Any:
+    """A `Control` on this node, whose loss would end the driver as well.
+
+    Args:
+        variables: of its runtime environment.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(Control).options(num_cpus=0, scheduling_strategy=here)
+    actor = ray.remote(Control).options(
+        num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": dict(variables)}
+    )
     return actor.remote()

@@ -10,6 +10,7 @@ One line of events.jsonl for each event, written by the driver:
     hung       no rank moved on: `reason` names the rank
     waiting    for machines: `reason`
     resumed    from `step` after a failure; `steps`, `seconds` of work are done again
+    warning    of a rank: `warning`; a checkpoint that could not be written, for one
     damaged    a checkpoint that is passed over
     finished   at `step`
 """

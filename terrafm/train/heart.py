@@ -27,6 +27,9 @@ _ENDED_BY_ORDER = 70
 class Heart:
     """A rank's side: a thread that reports where the rank is and takes orders.
 
+    What terrafm's modules warn of in this process goes to the driver as well: nobody looks at the
+    workers' own logs.
+
     Args:
         control: handle of the `Control` actor.
         rank: of this process.
@@ -39,6 +42,8 @@ class Heart:
         self._host = socket.gethostname()
         self._where = (0, STARTING, time.time())
         self.stop_wanted = False
+        self._warnings = _Warnings(logging.WARNING)
+        logging.getLogger("terrafm").addHandler(self._warnings)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="terrafm-heart", daemon=True)
         self._thread.start()
@@ -51,12 +56,14 @@ class Heart:
         """Says a last time where the rank is, and ends the thread."""
         self._ended.set()
         self._thread.join()
+        logging.getLogger("terrafm").removeHandler(self._warnings)
 
     def _beat(self) -> None:
         last = False
         while not last:
             last = self._ended.wait(BEAT_SECONDS)
             step, phase, since = self._where
+            warnings = self._warnings.waiting()
             beat = {
                 "rank": self._rank,
                 "node": self._node,
@@ -67,16 +74,38 @@ class Heart:
                 "since": since,
             }
             try:
-                order = ray.get(self._control.beat.remote(beat), timeout=_ANSWER_SECONDS)
+                answer = self._control.beat.remote(beat, warnings)
+                order = ray.get(answer, timeout=_ANSWER_SECONDS)
             except GetTimeoutError:
                 continue
             except RayError as error:
                 # The driver is gone, and Ray will end this process.
                 logger.debug("no word from the driver: %s", error)
                 return
+            self._warnings.told(len(warnings))
             if order == END:
                 os._exit(_ENDED_BY_ORDER)
             self.stop_wanted = order == STOP
+
+
+class _Warnings(logging.Handler):
+    """Keeps the texts of warnings until they have been told."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Called by `logging`."""
+        self._texts.append(record.getMessage())
+
+    def waiting(self) -> list[str]:
+        """Texts that have not been told yet, oldest first."""
+        return list(self._texts)
+
+    def told(self, number: int) -> None:
+        """The oldest ones have arrived."""
+        del self._texts[:number]
 
 
 class Agreement:

@@ -13,6 +13,7 @@ from torch import distributed
 from terrafm.config import Config
 from terrafm.data.stream import stream_batches
 from terrafm.errors import TerraFMError
+from terrafm.standby import start_standby
 from terrafm.storage import exists, join, read_bytes, write_bytes
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.store import (
@@ -102,6 +103,7 @@ class Worker:
         self.setup = TrainingSetup.open(self.config, task.data, task.fingerprint)
         self.layout = self.setup.layout(self.rank, self.world_size)
         self.checkpoints = join(task.output, CHECKPOINTS)
+        self.control = control
         self.heart = Heart(control, self.rank)
         self.agreement = Agreement()
         self.writer: CheckpointWriter | None = None
@@ -132,6 +134,7 @@ class Worker:
             **self.setup.stream_options(self.layout, start),
             cpus=self.task.data_cpus,
             begin_transfer=Transfer(self.device, self.config.train.overlap_transfers),
+            standby=self.config.train.standby,
         )
         garbage = GarbageControl(self.config.train.collect_garbage_every)
         garbage.start()
@@ -172,6 +175,8 @@ class Worker:
                     self._save(done, distillation, audit, damage, log)
             profiler.step_done()
             garbage.step_done(done)
+            if done == start + 1 and self.config.train.standby:
+                self._start_standby()
             if stopping:
                 break
         garbage.stop()
@@ -180,6 +185,12 @@ class Worker:
         if log is not None:
             log.close()
         self.heart.at(done, "done")
+
+    def _start_standby(self) -> None:
+        """For the next group, now that this one does not start any more."""
+        start_standby()
+        if self.rank == 0:
+            self.control.start_standby.remote()
 
     def _restore(self) -> TrainingState | None:
         if self.task.resume is None:

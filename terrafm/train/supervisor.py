@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,8 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from terrafm.config import TrainConfig
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.ray_runtime import cluster_nodes, is_autoscaled, renew_ray
+from terrafm.ray_runtime import cluster_nodes, free_orphans, is_autoscaled, renew_ray
+from terrafm.standby import helper_environment, rank_environment
 from terrafm.storage import is_local, join, resolve
 from terrafm.train.capacity import fitting_workers
 from terrafm.train.checkpoints.staging import remove_staging
@@ -166,21 +167,24 @@ class Supervisor:
         workers, free_cpus = self._await_machines()
         self._events.add("started", workers=workers, step=resume.step)
         data_cpus = free_cpus / workers - self._train.cpus_per_worker
-        control = start_control()
+        hook = helper_environment() if self._train.standby else nullcontext[dict[str, str]]({})
         failure = None
-        with Watch(
-            control,
-            self._events,
-            self._limits,
-            workers=workers,
-            first_step=resume.step,
-            training=lambda: self._tell_of_training(workers),
-        ) as watch:
+        with (
+            hook as variables,
+            Watch(
+                control := start_control(variables),
+                self._events,
+                self._limits,
+                workers=workers,
+                first_step=resume.step,
+                training=lambda: self._tell_of_training(workers),
+            ) as watch,
+        ):
             try:
                 self._trainer(workers, data_cpus, resume, control, scratch).fit()
-            except (TrainingFailedError, ControllerError) as error:
+            except (TrainingFailedError, ControllerError, ActorDiedError) as error:
                 failure = _one_line(error)
-                if isinstance(error, ControllerError):
+                if not isinstance(error, TrainingFailedError):
                     # A local Ray may not get back what the failed group held.
                     renew_ray(logical_cpus(self._train))
             silent = watch.seconds_silent() if failure else 0.0
@@ -208,6 +212,7 @@ class Supervisor:
                 told = now
                 reason = f"{fitting} of at least {fewest} workers fit on the cluster"
                 self._events.add("waiting", f"waiting for machines: {reason}", reason=reason)
+            free_orphans()
             self._ask_for(most)
             time.sleep(_LOOK_SECONDS)
 
@@ -250,6 +255,7 @@ class Supervisor:
                 storage_path=storage,
                 storage_filesystem=filesystem,
                 failure_config=FailureConfig(max_failures=0),
+                worker_runtime_env={"env_vars": rank_environment(self._gpu)},
             ),
         )
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,8 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
+        with suppress(RayError):
+            self._hear()
 
     @property
     def step(self) -> int:
@@ -113,11 +116,18 @@ class Watch:
     def _follow(self) -> None:
         while not self._end.wait(_LOOK_SECONDS):
             try:
-                self._beats = ray.get(self._control.beats.remote(), timeout=10)
+                self._hear()
                 self._look(cluster_nodes())
             except RayError as error:
                 # It comes back, or the worker group fails for the same reason.
                 logger.debug("cannot look at the cluster: %s", error)
+
+    def _hear(self) -> None:
+        """What the ranks have said."""
+        asked = [self._control.beats.remote(), self._control.take_warnings.remote()]
+        self._beats, warnings = ray.get(asked, timeout=10)
+        for rank, text in warnings:
+            self._events.add("warning", f"rank {rank}: {text}", rank=rank, warning=text)
 
     def _look(self, nodes: Sequence[Node]) -> None:
         self._note_progress()

@@ -83,7 +83,7 @@ def undisturbed(small_dataset, tmp_path_factory):
 
 
 def start_elastic(made, data, output, log, *more):
-    arguments = command(data, output, "train.workers=[1,2]", *more)
+    arguments = command(data, output, "train.workers=[1,2]", "train.standby=true", *more)
     return start(*arguments, log=log, environment=environment(made))
 
 

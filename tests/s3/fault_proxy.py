@@ -10,6 +10,7 @@ is measured through it.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import signal
@@ -171,6 +172,8 @@ class _Connection:
 
     def answers(self) -> None:
         readable, writable = os.pipe()
+        # Of 64 KiB by default: the client would be woken for each of these.
+        fcntl.fcntl(writable, fcntl.F_SETPIPE_SZ, _CHUNK)
         try:
             while count := os.splice(self.server.fileno(), writable, _CHUNK):
                 if self.fault is not None:

@@ -156,11 +156,18 @@ class SampleMaker:
 class DataWorker:
     """What a data worker of the stream is, in a module that imports no torch."""
 
-    def __init__(self, samples: SampleMaker) -> None:
+    def __init__(self, samples: SampleMaker, standby: bool = False) -> None:
         self._samples = samples
+        self._standby = standby
 
     def __call__(self, instructions: pa.Table) -> pa.Table:
         """A block of instructions to a block of parts."""
+        if self._standby:
+            self._standby = False
+            # Crops are made without Ray as well.
+            from terrafm.standby import start_standby
+
+            start_standby()
         return make_block(instructions, self._samples)
 
 
