@@ -168,7 +168,7 @@ class Supervisor:
         self._events.add("started", workers=workers, step=resume.step)
         data_cpus = free_cpus / workers - self._train.cpus_per_worker
         hook = helper_environment() if self._train.standby else nullcontext[dict[str, str]]({})
-        failure = None
+        failure, renew = None, False
         with (
             hook as variables,
             Watch(
@@ -182,12 +182,14 @@ class Supervisor:
         ):
             try:
                 self._trainer(workers, data_cpus, resume, control, scratch).fit()
-            except (TrainingFailedError, ControllerError, ActorDiedError) as error:
+            except (TrainingFailedError, ActorDiedError) as error:
                 failure = _one_line(error)
-                if not isinstance(error, TrainingFailedError):
-                    # A local Ray may not get back what the failed group held.
-                    renew_ray(logical_cpus(self._train))
+                renew = isinstance(error, (ControllerError, ActorDiedError))
             silent = watch.seconds_silent() if failure else 0.0
+        if renew:
+            # A local Ray may not get back what the failed group held. Not before the hook is out
+            # of this process's environment, which a new Ray would inherit.
+            renew_ray(logical_cpus(self._train))
         return _Ending(failure, silent, watch)
 
     def _await_machines(self) -> tuple[int, float]:
@@ -303,6 +305,8 @@ def uses_gpu(train: TrainConfig) -> bool:
 
 def _one_line(error: Exception) -> str:
     """The cause in one sentence: of several, a dead process comes before those who lost it."""
+    if isinstance(error, ActorDiedError):
+        return "the process of Ray Train's controller died"
     causes = getattr(error, "worker_failures", None)
     if not causes:
         return _sentence(error)
