@@ -38,7 +38,7 @@ bench: install
 	@$(BENCH)/plan.py --json --rounds 1
 	@$(BENCH)/stream.py --json --rounds 1 --against plain
 	@$(BENCH)/step.py --json
-	@$(BENCH)/overhead.py --json
+	@$(BENCH)/overhead.py --json --rounds 1
 	@$(BENCH)/scaling.py --json
 
 clean:

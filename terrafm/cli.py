@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from enum import StrEnum
+from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 import typer
@@ -223,6 +224,15 @@ def export(
         console.print(f"wrote {uri}", soft_wrap=True, highlight=False)
     console.print("\nLoad it with:\n", highlight=False)
     console.print(snippet, soft_wrap=True, highlight=False, markup=False)
+
+
+def _add_outer_verbs() -> None:
+    """Verbs of packages beside the library, by the entry points they are installed with."""
+    for verb in entry_points(group="terrafm.verbs"):
+        app.command(verb.name, epilog=_settings_help())(verb.load())
+
+
+_add_outer_verbs()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

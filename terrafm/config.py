@@ -58,9 +58,15 @@ class LossConfig(Section):
     teacher_temp: Positive = Field(0.06, description="teacher temperature after the warm-up")
     warmup_teacher_temp: Positive = Field(0.04, description="teacher temperature at step 0")
     alpha: Fraction = Field(0.8, description="weight of the global center; 1 is DINO")
-    center_momentum: Fraction = Field(0.9, description="EMA momentum of both centers")
+    center_momentum: Fraction = Field(0.9, description="EMA momentum of the centers")
+    high_frequency_center_momentum: Fraction | None = Field(
+        None, description="EMA momentum of c_h; by default center_momentum"
+    )
+    high_frequency_threshold: Positive = Field(
+        1.0, description="a class is high-frequency above this times 1 / classes present"
+    )
     high_frequency_classes: tuple[int, ...] | None = Field(
-        None, description="land-cover codes of c_h; by default those above 1 / classes present"
+        None, description="land-cover codes of c_h; by default those above the threshold"
     )
 
 
@@ -74,6 +80,9 @@ class DataConfig(Section):
     resample_cap: Positive | None = Field(None, description="most copies of a tile in one epoch")
     region_exponent: Fraction = Field(
         0.0, description="within a class: 0 leaves the regions as they are, 1 equalises them"
+    )
+    water_keep: Fraction = Field(
+        1.0, description="share of the tiles of class water that are sampled, chosen by tile id"
     )
     epoch_length: Count | None = Field(
         None, description="samples of an epoch; by default all tiles"
@@ -91,6 +100,9 @@ class DataConfig(Section):
         "workers", description="where crops are cut: in data workers, or on the training device"
     )
     rows_per_block: Count = Field(64, description="most samples of one Ray Data task")
+    cpus_per_worker: Positive | None = Field(
+        None, description="logical CPUs that read for each training worker; by default all free"
+    )
     prefetch_batches: Annotated[int, Field(ge=0)] = Field(2, description="batches made ahead")
     max_requests: Count = Field(64, description="most range requests of a node at once")
     cache_dir: str | None = Field(
@@ -274,6 +286,48 @@ class IngestConfig(Section):
     )
 
 
+class TuneConfig(Section):
+    """A sweep over other settings of the tree; a single run takes no notice of it."""
+
+    space: str | dict[str, Any] | None = Field(
+        None, description="names of spaces joined by +, or key -> distribution"
+    )
+    arms: dict[str, dict[str, Any]] = Field(
+        {}, description="name -> settings: points that are tried as they are, in place of a space"
+    )
+    search: Literal["random", "grid", "optuna"] = Field(
+        "random", description="how points of the space are chosen"
+    )
+    scheduler: Literal["none", "asha", "median", "pbt"] = Field(
+        "none", description="what ends or changes trials before their last step"
+    )
+    trials: Count = Field(8, description="points of the space; grid and arms have their own number")
+    seeds: Count = Field(1, description="runs of each point, with the seeds train.seed and up")
+    max_concurrent: Count | None = Field(
+        None, description="trials at once; by default as many as there are CPUs or GPUs for"
+    )
+    objectives: tuple[str, ...] = Field(
+        ("balanced_accuracy",), description="measures to maximise; several only with optuna"
+    )
+    labelled: str | None = Field(
+        None,
+        description="URI of the labelled set that checkpoints are scored on; by default --data",
+    )
+    modalities: tuple[str, ...] | None = Field(
+        None, description="modalities that are scored, fused if several; by default one sensor"
+    )
+    grace_steps: Count | None = Field(
+        None, description="steps before a scheduler acts; by default the first checkpoint"
+    )
+    reduction_factor: Annotated[int, Field(ge=2)] = Field(
+        3, description="asha goes on with one in so many at each rung"
+    )
+    evaluation_gpus: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="GPUs of a trial that scores checkpoints, beside those of its workers"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of the search")
+
+
 class Config(Section):
     """The whole tree."""
 
@@ -284,6 +338,7 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     ingest: IngestConfig = IngestConfig()
+    tune: TuneConfig = TuneConfig()
 
     def to_yaml(self) -> str:
         """The tree as YAML that `load_config` reads back to an equal tree."""
@@ -302,7 +357,8 @@ def load_config(source: str | None = None, overrides: Sequence[str] = ()) -> Con
     """Builds the tree from a recipe's name or a YAML file, then dotted overrides.
 
     Args:
-        source: a recipe's name, the URI of a YAML file, or None for the defaults.
+        source: a recipe's name, the URI of a YAML file, or None for the defaults. `base: ...` in
+            a file is another one whose settings it changes.
         overrides: "section.key=value" strings; the value is read as YAML.
 
     Raises:
@@ -311,6 +367,15 @@ def load_config(source: str | None = None, overrides: Sequence[str] = ()) -> Con
     tree = _read_tree(source) if source is not None else {}
     for override in overrides:
         _apply(tree, override)
+    return build_config(tree)
+
+
+def build_config(tree: Mapping[str, Any]) -> Config:
+    """The typed tree of plain values.
+
+    Raises:
+        UsageError: an unknown key, or a value out of its bounds.
+    """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -338,7 +403,9 @@ def _type_name(schema: Mapping[str, Any]) -> str:
         return " | ".join(str(value) for value in schema["enum"])
     if "anyOf" in schema:
         return " | ".join(_type_name(option) for option in schema["anyOf"])
-    return {"array": "list", "null": "none"}.get(schema["type"], str(schema["type"]))
+    return {"array": "list", "null": "none", "object": "mapping"}.get(
+        schema["type"], str(schema["type"])
+    )
 
 
 def _read_tree(source: str) -> dict[str, Any]:
@@ -363,9 +430,13 @@ def _read_tree(source: str) -> dict[str, Any]:
         raise UsageError(f"configuration {source} is not valid YAML: {error}") from None
     if tree is None:
         return {}
+    base = {}
+    if isinstance(tree, dict) and isinstance(tree.get("base"), str):
+        base = _read_tree(tree.pop("base"))
     if not isinstance(tree, dict) or not all(isinstance(v, dict) for v in tree.values() if v):
         raise UsageError(f"configuration {source} must map sections to settings")
-    return {section: dict(values or {}) for section, values in tree.items()}
+    sections = [*base, *(section for section in tree if section not in base)]
+    return {name: base.get(name, {}) | dict(tree.get(name) or {}) for name in sections}
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

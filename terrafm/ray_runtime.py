@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from typing import Any
 
 # Read when Ray is imported or started: no note about future changes, no uv hook, no usage report.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -12,10 +13,16 @@ os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
 import ray
 import ray.data
+from ray import ActorID
 from ray._private.state import available_resources_per_node
 from ray._private.state import state as ray_state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    get_or_create_autoscaling_coordinator,
+)
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.node_trackers import get_or_create_actor_location_tracker
+from ray.data._internal.stats import get_or_create_stats_actor
 from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
 
 from terrafm.errors import UsageError
@@ -23,6 +30,8 @@ from terrafm.train.capacity import Node
 
 # Between two steps of Ray Data's scheduling loop; a block takes far longer to make.
 PAUSE_SECONDS = 0.01
+
+_POOL_WARNING = "PYTHON worker processes have been started"
 
 # Address of the Ray that this module started: another one may have taken its place since.
 _own_address: str | None = None
@@ -53,6 +62,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
                 # Lost workers are reported by those who wait for them, in one line.
                 logging_level=logging.CRITICAL,
             )
+            _silence_pool_warnings()
             _own_address = None if address else ray.get_runtime_context().gcs_address
         except ConnectionError as error:
             raise UsageError(f"cannot reach the Ray cluster at {address}: {error}") from None
@@ -60,6 +70,20 @@ def ensure_ray(num_cpus: int | None = None) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _silence_pool_warnings() -> None:
+    """A local Ray warns of more processes than processors: they wait or read, as they should."""
+    show = ray._private.worker.print_to_stdstream
+    if getattr(show, "without_pool_warnings", False):
+        return
+
+    def show_others(data: dict[str, Any], *args: Any, **options: Any) -> None:
+        if not any(_POOL_WARNING in line for line in data["lines"]):
+            show(data, *args, **options)
+
+    show_others.without_pool_warnings = True  # type: ignore[attr-defined]
+    ray._private.worker.print_to_stdstream = show_others
 
 
 def renew_ray(num_cpus: int | None = None) -> None:
@@ -70,6 +94,17 @@ def renew_ray(num_cpus: int | None = None) -> None:
     if ray.is_initialized() and ray.get_runtime_context().gcs_address == _own_address:
         ray.shutdown()
     ensure_ray(num_cpus)
+
+
+def keep_data_actors_here() -> None:
+    """Has Ray Data's three actors for the whole cluster run on this process's node.
+
+    They stay where they were made first, and Ray Data fails without them: on the node of a
+    training worker they would be lost with it.
+    """
+    get_or_create_stats_actor()
+    get_or_create_autoscaling_coordinator()
+    get_or_create_actor_location_tracker()
 
 
 def cluster_nodes() -> list[Node]:
@@ -97,7 +132,9 @@ def free_orphans() -> None:
     for content in ray_state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(content)
         removed = group.state == PlacementGroupTableData.REMOVED
-        if group.creator_job_id == job and group.creator_actor_dead and not removed:
+        # Those that no actor made, Tune's for one, are said to be of a dead actor as well.
+        orphan = group.creator_actor_dead and not ActorID(group.creator_actor_id).is_nil()
+        if group.creator_job_id == job and orphan and not removed:
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 

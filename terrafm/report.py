@@ -3,15 +3,11 @@
 import json
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from io import BytesIO
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
@@ -21,7 +17,8 @@ from terrafm.data.samples.plan import resampled_counts
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.storage import exists, read_bytes, write_bytes
+from terrafm.pictures import SAFE_COLOURS, picture
+from terrafm.storage import exists, read_bytes
 
 # ESA WorldCover's published colours; two classes differ in more than hue wherever they are drawn.
 WORLDCOVER_COLOURS = {
@@ -37,25 +34,8 @@ WORLDCOVER_COLOURS = {
     95: "#00cf75",
     100: "#fae6a0",
 }
-# Okabe and Ito's colours, told apart with every kind of colour vision.
-_SAFE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#555555")
 _MARKERS = "osD^vPX<>*p"
 _TITLES = {"s2_l2a": "Sentinel-2 L2A", "s2_l1c": "Sentinel-2 L1C", "s1": "Sentinel-1 VV, VH"}
-_STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": "#333333",
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-}
 
 
 def tile_map(dataset: Dataset, path: str | os.PathLike[str]) -> None:
@@ -65,7 +45,7 @@ def tile_map(dataset: Dataset, path: str | os.PathLike[str]) -> None:
         dataset: whose tiles.
         path: URI of the PNG.
     """
-    with _picture(path, (10, 5.2)) as figure:
+    with picture(path, (10, 5.2)) as figure:
         axes = figure.add_axes((0.05, 0.20, 0.93, 0.72))
         axes.set_facecolor("#f4f7fa")
         axes.set(xlim=(-180, 180), ylim=(-75, 85))
@@ -115,14 +95,15 @@ def class_histogram(dataset: Dataset, config: Config, path: str | os.PathLike[st
         path: URI of the PNG.
     """
     before = dataset.class_counts()
+    kept = dataset.sampled(config.data.water_keep)
     after = resampled_counts(
-        dataset.land_cover,
+        dataset.land_cover if kept is None else dataset.land_cover[kept],
         exponent=config.data.resample_exponent,
         length=config.data.epoch_length,
         cap=config.data.resample_cap,
     )
     codes = sorted(before, key=lambda code: (-before[code], code))
-    with _picture(path, (7.5, 0.6 + 0.46 * len(codes) + 0.9)) as figure:
+    with picture(path, (7.5, 0.6 + 0.46 * len(codes) + 0.9)) as figure:
         axes = figure.subplots()
         y = np.arange(len(codes))
         bars = (
@@ -182,12 +163,12 @@ def loss_curve(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) ->
         ("Learning rate", (("lr", "learning rate"),)),
         ("Teacher temperature", (("teacher_temp", "teacher temperature"),)),
     )
-    with _picture(path, (9.5, 5.6)) as figure:
+    with picture(path, (9.5, 5.6)) as figure:
         axes = figure.subplots(2, 2, sharex=True, height_ratios=(1.6, 1))
         for axis, (title, curves) in zip(axes.ravel(), panels, strict=True):
             for number, (key, label) in enumerate(curves):
                 values = np.array([_number(line.get(key)) for line in lines])
-                colour = _SAFE[number]
+                colour = SAFE_COLOURS[number]
                 marker = "." if len(steps) <= 120 else ""
                 few = 12 * len(curves) > len(steps) or key in ("lr", "teacher_temp")
                 axis.plot(
@@ -241,7 +222,7 @@ def quicklook(
     n_local = len(views.sizes) - n_global
     columns = min(8, max(6, n_local))
     heights = [3.6, 3.0] + [1.75 * -(-n_local // columns)] * bool(n_local)
-    with _picture(path, (11, sum(heights))) as figure:
+    with picture(path, (11, sum(heights))) as figure:
         parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
         tile = parts[0].subplots(1, 4, width_ratios=(1, 1, 1, 0.46))
         parts[0].subplots_adjust(left=0.012, right=0.985, top=0.84, bottom=0.02, wspace=0.04)
@@ -397,7 +378,7 @@ def _draw_boxes(axis: Axes, views: Views, scale: float, n_global: int) -> None:
 
 
 def _box_colour(view: int, n_global: int) -> str:
-    return (_SAFE[1], _SAFE[5])[view % 2] if view < n_global else _SAFE[4]
+    return (SAFE_COLOURS[1], SAFE_COLOURS[5])[view % 2] if view < n_global else SAFE_COLOURS[4]
 
 
 def _land_cover_bar(axis: Axes, dataset: Dataset, row: int) -> None:
@@ -425,18 +406,6 @@ def _land_cover_bar(axis: Axes, dataset: Dataset, row: int) -> None:
         bottom += share
 
 
-@contextmanager
-def _picture(path: str | os.PathLike[str], size: tuple[float, float]) -> Iterator[Figure]:
-    # A figure without pyplot: no window, no global state, the same in every thread.
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=size, dpi=130)
-        yield figure
-        content = BytesIO()
-        # Without a date or version inside, the same picture is the same file.
-        figure.savefig(content, format="png", metadata={"Software": None})
-    write_bytes(path, content.getvalue())
-
-
 def _read_metrics(uri: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not exists(uri):
         raise UsageError(f"metrics {os.fspath(uri)} do not exist")
@@ -458,7 +427,7 @@ def _number(value: Any) -> float:
 
 
 def _colour(code: int, number: int) -> str:
-    return WORLDCOVER_COLOURS.get(code, _SAFE[number % len(_SAFE)])
+    return WORLDCOVER_COLOURS.get(code, SAFE_COLOURS[number % len(SAFE_COLOURS)])
 
 
 def _bare(axis: Axes) -> None:

@@ -27,6 +27,11 @@ from ray.core.generated.common_pb2 import PYTHON
 
 logger = logging.getLogger(__name__)
 
+# A step frees and takes gigabytes. glibc gives them back to the kernel, which clears every page
+# when it comes again: on CPUs a fifth of a step. jemalloc, of which Ray brings its own, keeps them.
+_JEMALLOC = Path(ray.__file__).parent / "core" / "libjemalloc.so"
+_KEEP_FREED_MEMORY = "dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always,metadata_thp:auto"
+
 # Ray ends an idle process after a second, but for those that are to be kept for so long.
 _KEEP_SECONDS = 30 * 24 * 3600
 _ANSWER_SECONDS = 10.0
@@ -72,7 +77,15 @@ def start_data_worker() -> None:
 
 def rank_environment(gpu: bool) -> dict[str, str]:
     """Variables of the runtime environment of training processes."""
-    return {HOOK: _path(start_gpu_rank if gpu else start_cpu_rank)}
+    if gpu:
+        return {HOOK: _path(start_gpu_rank)}
+    return {HOOK: _path(start_cpu_rank), **_keep_freed_memory()}
+
+
+def _keep_freed_memory() -> dict[str, str]:
+    if not _JEMALLOC.exists() or "LD_PRELOAD" in os.environ:
+        return {}
+    return {"LD_PRELOAD": str(_JEMALLOC), "MALLOC_CONF": _KEEP_FREED_MEMORY}
 
 
 def data_worker_environment() -> dict[str, str]:

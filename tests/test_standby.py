@@ -1,14 +1,16 @@
 """Processes that wait with their imports done, on a real Ray."""
 
 import os
+import resource
 import sys
+import threading
 import time
 
 import pytest
 import ray
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as HOOK
 
-from terrafm.standby import data_worker_environment, start_standby
+from terrafm.standby import data_worker_environment, rank_environment, start_standby
 
 MODULE = "terrafm.data.samples.maker"
 
@@ -19,6 +21,23 @@ class Actor:
 
     def start_standby(self, number):
         start_standby(number)
+
+    def pages_mapped_again(self):
+        """Page faults of using 256 MiB anew, in a thread, as a training step does."""
+        import torch
+
+        faults = []
+
+        def work():
+            for _ in range(3):
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+                torch.ones(64 * 2**20)
+                faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        return faults[-1]
 
 
 @pytest.fixture
@@ -93,3 +112,10 @@ def test_nothing_waits_without_a_hook(start_actor):
     ray.get(other.start_standby.remote(1), timeout=60)
     time.sleep(3)
     assert waiting() == []
+
+
+def test_ranks_on_a_cpu_keep_freed_memory(start_actor):
+    rank, other = start_actor(rank_environment(gpu=False)), start_actor({})
+    kept, mapped = ray.get([a.pages_mapped_again.remote() for a in (rank, other)], timeout=120)
+    # 65,536 pages, or 128 huge ones.
+    assert kept < 10 < 100 < mapped

@@ -20,6 +20,8 @@ def ray_zero(work: StepWork) -> dict[str, Any]:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from terrafm.standby import rank_environment
+
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         TorchTrainer(
@@ -29,7 +31,11 @@ def ray_zero(work: StepWork) -> dict[str, Any]:
             scaling_config=ScalingConfig(
                 num_workers=work.workers, resources_per_worker={"CPU": 1.0}
             ),
-            run_config=RunConfig(name="overhead", storage_path=folder),
+            run_config=RunConfig(
+                name="overhead",
+                storage_path=folder,
+                worker_runtime_env={"env_vars": rank_environment(gpu=False)},
+            ),
         ).fit()
         result: dict[str, Any] = json.loads(answer.read_text())
     ray.shutdown()

@@ -42,6 +42,7 @@ def inspect(uri: str, config: Config) -> dict[str, Any]:
     report = dataset.report
     before = report.get("class_counts_before_selection", {})
     with_modality = dataset.available.sum(axis=0)
+    kept = dataset.sampled(config.data.water_keep)
     return {
         "uri": dataset.uri,
         "tiles": len(dataset),
@@ -55,13 +56,17 @@ def inspect(uri: str, config: Config) -> dict[str, Any]:
         "class_counts": dataset.class_counts(),
         "class_counts_before_selection": {int(code): count for code, count in before.items()},
         "resampled_class_counts": resampled_counts(
-            dataset.land_cover,
+            dataset.land_cover if kept is None else dataset.land_cover[kept],
             exponent=config.data.resample_exponent,
             length=config.data.epoch_length,
             cap=config.data.resample_cap,
         ),
         "high_frequency_classes": list(
-            high_frequency_classes(dataset.land_cover, config.loss.high_frequency_classes)
+            high_frequency_classes(
+                dataset.land_cover,
+                config.loss.high_frequency_classes,
+                config.loss.high_frequency_threshold,
+            )
         ),
         "legend": dataset.legend,
         "statistics": dataset.statistics,

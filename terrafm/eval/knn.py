@@ -6,7 +6,7 @@ of the mean spectrum.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from terrafm.models.weights import infer_model_name, load_encoder
 
 TEMPERATURE = 0.07
 _CHUNK = 512
+_SHOWN = ("knn20", "knn5", "untrained", "mean_spectrum", "n")
 _HEADLINE = ("s2_l2a", "s2_l1c", "s1", "fused")
 
 
@@ -116,6 +117,7 @@ def evaluate_knn(
     batch: int = 32,
     device: str | None = None,
     leave_out: str = "image",
+    baselines: bool = True,
 ) -> dict[str, Any]:
     """Scores weights on a labelled set by leave-one-out nearest neighbours.
 
@@ -132,11 +134,12 @@ def evaluate_knn(
         device: "cpu" or "cuda"; by default a GPU where there is one.
         leave_out: "image" leaves out only the image itself; "cell" also its neighbours cut from
             the same grid cell, which look alike for being near, not for being of one class.
+        baselines: score an untrained encoder and mean spectra as well.
 
     Returns:
         JSON-able: knn20, knn5 (accuracies, 0..1) and the same for "untrained" and
-        "mean_spectrum", of the headline; all of them per modality and "fused" in
-        "by_modality"; and how they came about.
+        "mean_spectrum" where baselines are wanted, of the headline; all of them per modality and
+        "fused" in "by_modality"; and how they came about.
 
     Raises:
         UsageError: unreadable weights, a labelled set that does not exist, has no images or one
@@ -155,7 +158,7 @@ def evaluate_knn(
     used = tuple(m for m in images.modalities if any(m in choice for choice in choices))
     normalisation, source = _normalisation(encoder, images, used, notes)
     features = cls_features(
-        [encoder, untrained_like(name)],
+        [encoder, untrained_like(name)] if baselines else [encoder],
         images,
         choices,
         normalisation,
@@ -164,12 +167,12 @@ def evaluate_knn(
         device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
     )
     scores = {}
-    for choice, (trained, untrained), spectra in zip(
-        choices, features, mean_spectra(images, choices), strict=True
-    ):
-        rows = np.flatnonzero(np.abs(trained).sum(axis=1))
+    spectra = mean_spectra(images, choices) if baselines else []
+    for number, (choice, vectors) in enumerate(zip(choices, features, strict=True)):
+        rows = np.flatnonzero(np.abs(vectors[0]).sum(axis=1))
         title = choice[0] if len(choice) == 1 else "fused"
-        scores[title] = _score(images, groups, rows, [trained, untrained, spectra])
+        others = {"untrained": vectors[1], "mean_spectrum": spectra[number]} if baselines else {}
+        scores[title] = _score(images, groups, rows, vectors[0], others)
     headline = next(title for title in _HEADLINE if title in scores)
     best = scores[headline]
     _note_small_k(best["n"], notes)
@@ -177,7 +180,7 @@ def evaluate_knn(
         **best,
         "headline": headline,
         "by_modality": {
-            title: {key: score[key] for key in ("knn20", "knn5", "untrained", "mean_spectrum", "n")}
+            title: {key: score[key] for key in _SHOWN if key in score}
             for title, score in scores.items()
         },
         "classes": list(best["per_class"]),
@@ -240,19 +243,20 @@ def _score(
     images: LabelledSet,
     groups: NDArray[np.int64],
     rows: NDArray[np.int64],
-    features: Sequence[NDArray[np.float32]],
+    features: NDArray[np.float32],
+    baselines: Mapping[str, NDArray[np.float32]],
 ) -> dict[str, Any]:
-    """Accuracies of trained, untrained and spectral features over some images of the set."""
+    """Accuracies of an encoder's features and of the baselines over some images of the set."""
     labels = images.labels[rows]
     if len(np.unique(labels)) < 2 or len(np.unique(groups[rows])) < 2:
         raise UsageError(
             f"{images.uri}: {len(rows)} images of one class or place have the modality"
         )
-    predictions = [
-        leave_one_out(vectors[rows], labels, len(images.classes), groups[rows])
-        for vectors in features
-    ]
-    weighted, plain = predictions[0]
+
+    def predict(vectors: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return leave_one_out(vectors[rows], labels, len(images.classes), groups[rows])
+
+    weighted, plain = predict(features)
     per_class = {
         images.classes[c]: {
             "n": int((labels == c).sum()),
@@ -262,9 +266,8 @@ def _score(
         for c in np.unique(labels)
     }
     return {
-        **_pair(predictions[0], labels),
-        "untrained": _pair(predictions[1], labels),
-        "mean_spectrum": _pair(predictions[2], labels),
+        **_pair((weighted, plain), labels),
+        **{name: _pair(predict(vectors), labels) for name, vectors in baselines.items()},
         "balanced_knn20": float(np.mean([row["knn20"] for row in per_class.values()])),
         "majority_share": float(np.bincount(labels).max() / len(labels)),
         "n": len(labels),

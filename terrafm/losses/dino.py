@@ -19,6 +19,7 @@ class DINOLoss(DualCentering):
         student_temp: student temperature.
         alpha: weight of the global center; 1 is DINO.
         center_momentum: EMA momentum of both centers.
+        high_frequency_momentum: EMA momentum of c_h, where it is another.
     """
 
     def __init__(
@@ -27,8 +28,9 @@ class DINOLoss(DualCentering):
         student_temp: float = 0.1,
         alpha: float = 0.8,
         center_momentum: float = 0.9,
+        high_frequency_momentum: float | None = None,
     ) -> None:
-        super().__init__(num_prototypes, alpha, center_momentum)
+        super().__init__(num_prototypes, alpha, center_momentum, high_frequency_momentum)
         if student_temp <= 0:
             raise ValueError("student_temp must be above 0")
         self.student_temp = student_temp

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import fsspec
-from pyarrow.fs import LocalFileSystem
+from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
 from typing_extensions import override
 
 from terrafm.errors import TerraFMError, UsageError
@@ -66,14 +66,14 @@ def absolute(uri: str | os.PathLike[str]) -> str:
     return resolve(uri)[1] if is_local(uri) else uri
 
 
-def arrow_filesystem(uri: str | os.PathLike[str]) -> tuple[Any, str]:
-    """File system and path for pyarrow: its own on a disk, fsspec's elsewhere.
+def arrow_filesystem(uri: str | os.PathLike[str]) -> tuple[FileSystem, str]:
+    """File system and path for pyarrow: its own on a disk, our clients elsewhere.
 
     Arrow's threads that hold a Python file while Python ends abort the process, so none is used
     where Arrow can read by itself.
     """
     filesystem, path = resolve(uri)
-    return (LocalFileSystem() if is_local(uri) else filesystem), path
+    return (LocalFileSystem() if is_local(uri) else PyFileSystem(FSSpecHandler(filesystem))), path
 
 
 def join(uri: str | os.PathLike[str], *names: str) -> str:

@@ -71,7 +71,13 @@ class RunResult:
     metrics: dict[str, Any]
 
 
-def pretrain(config: Config, data: str, output: str, progress: Progress | None = None) -> RunResult:
+def pretrain(
+    config: Config,
+    data: str,
+    output: str,
+    progress: Progress | None = None,
+    cancelled: threading.Event | None = None,
+) -> RunResult:
     """Pretrains, or goes on with the run that lies in `output`.
 
     Args:
@@ -79,10 +85,12 @@ def pretrain(config: Config, data: str, output: str, progress: Progress | None =
         data: URI of a dataset made by ingest.
         output: URI of the run's folder; object storage or a disk that all nodes share.
         progress: told about finished steps while the run goes.
+        cancelled: once another thread sets it, the run ends within seconds.
 
     Raises:
         UsageError: configuration, dataset and run folder do not fit together; nothing was
             written.
+        RunCancelledError: it was cancelled.
         TerraFMError: the run failed.
     """
     # Workers run in folders of their own.
@@ -95,13 +103,28 @@ def pretrain(config: Config, data: str, output: str, progress: Progress | None =
     _check_init(config)
     check_trackers(config.train.trackers)
     ensure_ray(logical_cpus(config.train))
-    supervisor = Supervisor(setup, output)
+    supervisor = Supervisor(setup, output, cancelled)
     supervisor.check_possible()
     remove(join(output, FAILURE_FILE))
     _write_config(setup, output)
     with _Watch(output, total, progress):
         supervisor.run()
     return _result(output, total, resumed_from)
+
+
+def check_runs(config: Config, data: str) -> int:
+    """Looks whether a configuration can train on a dataset, as `pretrain` does; writes nothing.
+
+    Returns:
+        The steps of the run.
+
+    Raises:
+        UsageError: as `pretrain`.
+    """
+    setup = TrainingSetup.open(config, data)
+    _check_init(config)
+    check_trackers(config.train.trackers)
+    return setup.total_steps
 
 
 def _open_setup(config: Config, data: str, output: str) -> TrainingSetup:

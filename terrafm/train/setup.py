@@ -61,7 +61,9 @@ RESUMABLE_KEYS = (
     "train.gpu",
     "data.rows_per_block",
     "data.prefetch_batches",
+    "data.cpus_per_worker",
     "ingest",
+    "tune",
 )
 """Settings that may differ between a run's start and its continuation."""
 
@@ -110,13 +112,16 @@ class TrainingSetup:
             cap=data.resample_cap,
             regions=self.dataset.regions if data.region_exponent else None,
             region_exponent=data.region_exponent,
+            kept=self.dataset.sampled(data.water_keep),
         )
 
     @cached_property
     def high_frequency(self) -> tuple[int, ...]:
         """Class codes that feed the second center."""
-        override = self.config.loss.high_frequency_classes
-        return tuple(high_frequency_classes(self.dataset.land_cover, override))
+        loss = self.config.loss
+        return high_frequency_classes(
+            self.dataset.land_cover, loss.high_frequency_classes, loss.high_frequency_threshold
+        )
 
     @property
     def total_steps(self) -> int:

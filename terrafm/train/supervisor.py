@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import tempfile
+import threading
 import time
 import uuid
 from contextlib import ExitStack, nullcontext
@@ -21,7 +22,6 @@ from typing import Any
 
 import ray
 import torch
-from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.exceptions import ActorDiedError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -32,9 +32,15 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from terrafm.config import TrainConfig
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.ray_runtime import cluster_nodes, free_orphans, is_autoscaled, renew_ray
+from terrafm.ray_runtime import (
+    cluster_nodes,
+    free_orphans,
+    is_autoscaled,
+    keep_data_actors_here,
+    renew_ray,
+)
 from terrafm.standby import helper_environment, rank_environment
-from terrafm.storage import is_local, join, resolve
+from terrafm.storage import arrow_filesystem, is_local, join
 from terrafm.train.capacity import fitting_workers
 from terrafm.train.checkpoints.staging import remove_staging
 from terrafm.train.checkpoints.store import CHECKPOINTS, newest_intact, read_record
@@ -61,6 +67,10 @@ _RAY_SETTINGS = {
 }
 
 
+class RunCancelledError(TerraFMError):
+    """Another thread has ended the run."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Where a worker group begins: no `uri` at step 0 of a fresh run."""
@@ -84,9 +94,13 @@ class Supervisor:
     Args:
         setup: configuration and dataset.
         output: URI of the run's folder.
+        cancelled: once another thread sets it, `run` ends within seconds.
     """
 
-    def __init__(self, setup: TrainingSetup, output: str) -> None:
+    def __init__(
+        self, setup: TrainingSetup, output: str, cancelled: threading.Event | None = None
+    ) -> None:
+        self._cancelled = cancelled or threading.Event()
         self._setup = setup
         self._output = output
         self._train = setup.config.train
@@ -108,6 +122,7 @@ class Supervisor:
         """Trains to the last step.
 
         Raises:
+            RunCancelledError: it was cancelled; what is saved is saved.
             TerraFMError: the run cannot go on, or failed too often without getting on.
         """
         total = self._setup.total_steps
@@ -116,9 +131,11 @@ class Supervisor:
             scratch = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="terrafm-"))
             cleanup.callback(self._demand.cancel_resource_request)
             resume = self._choose_checkpoint()
+            keep_data_actors_here()
             while True:
                 before = resume.step
                 ending = self._train_group(resume, scratch)
+                self._check_cancelled()
                 if (failure := read_failure(self._output)) is not None:
                     raise failure
                 resume = self._choose_checkpoint()
@@ -166,7 +183,9 @@ class Supervisor:
     def _train_group(self, resume: Checkpoint, scratch: str) -> _Ending:
         workers, free_cpus = self._await_machines()
         self._events.add("started", workers=workers, step=resume.step)
-        data_cpus = free_cpus / workers - self._train.cpus_per_worker
+        data_cpus = self._setup.config.data.cpus_per_worker
+        if data_cpus is None:
+            data_cpus = free_cpus / workers - self._train.cpus_per_worker
         hook = helper_environment() if self._train.standby else nullcontext[dict[str, str]]({})
         failure, renew = None, False
         with (
@@ -178,6 +197,7 @@ class Supervisor:
                 workers=workers,
                 first_step=resume.step,
                 training=lambda: self._tell_of_training(workers),
+                cancelled=self._cancelled,
             ) as watch,
         ):
             try:
@@ -190,6 +210,7 @@ class Supervisor:
             # A local Ray may not get back what the failed group held. Not before the hook is out
             # of this process's environment, which a new Ray would inherit.
             renew_ray(logical_cpus(self._train))
+            keep_data_actors_here()
         return _Ending(failure, silent, watch)
 
     def _await_machines(self) -> tuple[int, float]:
@@ -201,6 +222,9 @@ class Supervisor:
         told = -math.inf
         fitting, since = -1, time.monotonic()
         while True:
+            self._check_cancelled()
+            # What failed groups have left would be counted as taken.
+            free_orphans()
             nodes = cluster_nodes()
             now = time.monotonic()
             found = fitting_workers(nodes, self._limits.need, most)
@@ -214,9 +238,12 @@ class Supervisor:
                 told = now
                 reason = f"{fitting} of at least {fewest} workers fit on the cluster"
                 self._events.add("waiting", f"waiting for machines: {reason}", reason=reason)
-            free_orphans()
             self._ask_for(most)
             time.sleep(_LOOK_SECONDS)
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise RunCancelledError(f"the run in {self._output} was cancelled")
 
     def _ask_for(self, workers: int) -> None:
         """Tells an autoscaler; the request lapses by itself when this process dies."""
@@ -238,12 +265,10 @@ class Supervisor:
         control: Any,
         scratch: str,
     ) -> TorchTrainer:
-        # Ray's own bookkeeping; our checkpoints are the only state a run resumes from. Where it
-        # goes to a store it goes through our clients: Ray's would not know the store's address.
-        filesystem, storage = None, scratch
-        if not is_local(self._output):
-            store, storage = resolve(join(self._output, "ray"))
-            filesystem = PyFileSystem(FSSpecHandler(store))
+        # Ray's own bookkeeping; our checkpoints are the only state a run resumes from.
+        filesystem, storage = arrow_filesystem(
+            scratch if is_local(self._output) else join(self._output, "ray")
+        )
         return TorchTrainer(
             train_worker,
             train_loop_config={

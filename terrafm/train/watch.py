@@ -58,6 +58,7 @@ class Watch:
         workers: in the group.
         first_step: finished steps when it starts.
         training: called once, when its first step is done.
+        cancelled: once set, the ranks end at once.
 
     Attributes:
         stopping: why the ranks were asked to save and stop, or None.
@@ -72,6 +73,7 @@ class Watch:
         workers: int,
         first_step: int,
         training: Callable[[], None],
+        cancelled: threading.Event,
     ) -> None:
         self.stopping: str | None = None
         self._control = control
@@ -80,6 +82,7 @@ class Watch:
         self._workers = workers
         self._first_step = first_step
         self._training = training
+        self._cancelled = cancelled
         self._began = time.monotonic()
         self._beats: list[Beat] = []
         self._progress: deque[tuple[float, int]] = deque(maxlen=_MOMENTS)
@@ -116,6 +119,8 @@ class Watch:
     def _follow(self) -> None:
         while not self._end.wait(_LOOK_SECONDS):
             try:
+                if self._cancelled.is_set():
+                    self._control.order.remote(END)
                 self._hear()
                 self._look(cluster_nodes())
             except RayError as error:

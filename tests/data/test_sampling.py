@@ -233,3 +233,41 @@ def test_plan_of_the_whole_archive_is_fast():
     rows = Plan(land_cover.astype(np.int32), seed=0, exponent=0.5).epoch(0)
     assert time.perf_counter() - start < 10
     assert len(rows) == 6_100_000
+
+
+@given(plans(), st.data())
+def test_tiles_that_are_not_kept_are_as_if_they_were_not_there(plan, data):
+    sizes, settings, length = plan
+    codes = tiles(sizes)
+    kept = np.array(data.draw(st.lists(st.booleans(), min_size=len(codes), max_size=len(codes))))
+    rest = codes[kept]
+    if not len(rest) or (length and settings["cap"] and length > settings["cap"] * len(rest) // 2):
+        return
+    found = Plan(codes, seed=3, kept=kept, epoch_length=length, **settings)
+    alone = Plan(rest, seed=3, epoch_length=length, **settings)
+    assert found.length == alone.length
+    assert found.counts == alone.counts
+    rows = found.epoch(0)
+    assert kept[rows].all()
+    assert np.unique(codes[rows], return_counts=True)[1].sum() == found.length
+    assert found.hash != Plan(codes, seed=3, epoch_length=length or len(codes), exponent=0.0).hash
+
+
+def test_a_threshold_moves_the_high_frequency_classes():
+    codes = tiles([60, 30, 10])
+    assert high_frequency_classes(codes) == (10,)
+    assert high_frequency_classes(codes, threshold=0.5) == (10, 20)
+    assert high_frequency_classes(codes, threshold=2.0) == ()
+    assert high_frequency_classes(codes, (30,), threshold=2.0) == (30,)
+
+
+def test_a_share_of_the_water_is_sampled_the_same_tiles_every_time(small_dataset):
+    from terrafm.data.shards.dataset import Dataset
+
+    dataset = Dataset.open(small_dataset)
+    assert dataset.sampled(1.0) is None
+    none, half = dataset.sampled(0.0), dataset.sampled(0.5)
+    water = dataset.land_cover == 80
+    assert (none == ~water).all()
+    assert half[~water].all()
+    assert (half == Dataset.open(small_dataset).sampled(0.5)).all()

@@ -15,6 +15,12 @@ import pytest
 RAY = str(Path(sys.executable).with_name("ray"))
 ADDRESSES = ("10.231.0.1", "10.231.0.2")
 PORT = 6399
+# As docs/elastic.md advises: a node that says nothing is given up after ten seconds.
+HEALTH_CHECKS = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "3",
+}
 
 
 class TwoHosts:
@@ -45,6 +51,7 @@ class TwoHosts:
         if host:
             place = ["--address", f"{ADDRESSES[0]}:{PORT}"]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        environment |= HEALTH_CHECKS
         subprocess.run(
             [*self.inside(host), RAY, "start", *place, "--node-ip-address", ADDRESSES[host],
              "--num-cpus", str(cpus), "--temp-dir", str(folder), "--object-store-memory",

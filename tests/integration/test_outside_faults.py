@@ -30,7 +30,8 @@ def test_the_link_between_two_hosts_is_cut(small_dataset, tmp_path, tmp_path_fac
     with two_hosts() as hosts:
         for host in (0, 1):
             hosts.start_ray(host, scratch, cpus=2)
-        arguments = command(small_dataset, output, "train.workers=[1,2]", "train.hang_timeout=20")
+        settings = ["train.workers=[1,2]", "train.hang_timeout=20", "train.standby=true"]
+        arguments = command(small_dataset, output, *settings)
         environment = clean_environment() | {
             "RAY_ADDRESS": f"{ADDRESSES[0]}:{PORT}",
             "RAY_AUTH_MODE": "disabled",

@@ -32,16 +32,17 @@ def class_frequencies(land_cover: Integers) -> tuple[Integers, NDArray[np.float6
 
 
 def high_frequency_classes(
-    land_cover: Integers, override: tuple[int, ...] | None = None
+    land_cover: Integers, override: tuple[int, ...] | None = None, threshold: float = 1.0
 ) -> tuple[int, ...]:
     """The classes that the second center of dual centering averages over.
 
-    Those with a share above 1 / (number of classes present): none where there is one class, or
-    where all are equally frequent.
+    Those with a share above threshold / (number of classes present): at the method's 1 none where
+    there is one class, or where all are equally frequent.
 
     Args:
         land_cover: (N,) class code of each tile.
         override: takes the rule's place; codes that no tile has are ignored.
+        threshold: multiple of 1 / (number of classes present).
 
     Raises:
         UsageError: no tile has any of the overriding codes.
@@ -55,8 +56,8 @@ def high_frequency_classes(
                 f"the dataset has {codes.tolist()}"
             )
         return kept
-    # In integers: f_c > 1 / n without rounding.
-    return tuple(codes[counts * len(codes) > len(land_cover)].tolist())
+    # Integers at 1: f_c > 1 / n without rounding.
+    return tuple(codes[counts * len(codes) > threshold * len(land_cover)].tolist())
 
 
 def resampled_counts(
@@ -135,6 +136,8 @@ class Plan:
         cap: see `resampled_counts`.
         regions: (N,) region code of each tile; needed where `region_exponent` is above 0.
         region_exponent: see `region_counts`; at 0 regions play no part.
+        kept: (N,) bool, the tiles that are sampled at all; the others are as if they were not
+            there. By default all.
 
     Raises:
         UsageError: no tiles, no regions to balance, or the cap leaves no room for L samples.
@@ -150,18 +153,23 @@ class Plan:
         cap: float | None = None,
         regions: Integers | None = None,
         region_exponent: float = 0.0,
+        kept: NDArray[np.bool_] | None = None,
     ) -> None:
-        if len(land_cover) == 0:
+        sampled = land_cover if kept is None else land_cover[kept]
+        if len(sampled) == 0:
             raise UsageError("cannot plan an epoch without tiles")
         self.seed = seed
-        self.length = len(land_cover) if epoch_length is None else epoch_length
-        self.counts = resampled_counts(land_cover, exponent=exponent, length=self.length, cap=cap)
+        self.length = len(sampled) if epoch_length is None else epoch_length
+        self.counts = resampled_counts(sampled, exponent=exponent, length=self.length, cap=cap)
         self._land_cover = np.asarray(land_cover)
+        self._kept = kept
         settings = [_ALGORITHM, seed, float(exponent), self.length, cap and float(cap)]
         if region_exponent:
             settings.append(["regions", float(region_exponent)])
         digest = hashlib.sha256(json.dumps(settings).encode())
         digest.update(np.ascontiguousarray(self._land_cover, dtype="<i4").data)
+        if kept is not None:
+            digest.update(np.packbits(kept).data)
         # What plays no part is not kept, and does not change the hash.
         self._regions: Integers | None = None
         self._cap, self._region_exponent = cap, region_exponent
@@ -205,7 +213,8 @@ class Plan:
     def _strata(self) -> Iterator[tuple[NDArray[np.int64], int]]:
         """Rows that are alike to the plan, ascending, and the samples that they have together."""
         for code, count in self.counts.items():
-            rows = np.flatnonzero(self._land_cover == code)
+            alike = self._land_cover == code
+            rows = np.flatnonzero(alike if self._kept is None else alike & self._kept)
             if self._regions is None:
                 yield rows, count
                 continue
@@ -222,7 +231,7 @@ class Plan:
     def _draw(self, epoch: int) -> NDArray[np.int64]:
         bits = np.random.Philox(key=[self.seed, 0], counter=[0, 0, 0, epoch])
         generator = np.random.Generator(bits)
-        copies = np.empty(len(self._land_cover), dtype=np.int32)
+        copies = np.zeros(len(self._land_cover), dtype=np.int32)
         for rows, count in self._strata():
             each, once_more = divmod(count, len(rows))
             copies[rows] = each

@@ -21,6 +21,7 @@ from terrafm.data.shards.manifest import (
     read_manifest,
 )
 from terrafm.data.tiles.regions import region_codes
+from terrafm.data.tiles.selection import WATER, drops_water
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 
@@ -136,6 +137,19 @@ class Dataset:
     def land_cover(self) -> NDArray[np.int32]:
         """(N,) code of each tile's majority class."""
         return self._column("land_cover")
+
+    def sampled(self, water_keep: float) -> NDArray[np.bool_] | None:
+        """(N,) whether a tile is sampled where only a share of the water is; None at a share of 1.
+
+        Args:
+            water_keep: share of the tiles of class water, 0..1, chosen by their ids.
+        """
+        if water_keep == 1:
+            return None
+        kept: NDArray[np.bool_] = self.land_cover != WATER
+        for row in np.flatnonzero(~kept).tolist():
+            kept[row] = not drops_water(str(self.tile_ids[row]), 0, 1 - water_keep)
+        return kept
 
     @cached_property
     def latitude(self) -> NDArray[np.float64]:

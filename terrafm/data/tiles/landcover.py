@@ -21,6 +21,7 @@ from rasterio.windows import Window
 from typing_extensions import override
 
 from terrafm.data.sources.base import BadCellError
+from terrafm.data.tiles.selection import WATER
 from terrafm.errors import STORE_ERRORS, TerraFMError, UsageError
 from terrafm.storage import StoreFile, resolve
 from terrafm.storage.faults import explain, is_passing, patiently
@@ -30,7 +31,6 @@ _ESA_STORE = {
     "endpoint_url": "https://s3.eu-central-1.amazonaws.com",
     "client_kwargs": {"region_name": "eu-central-1"},
 }
-WATER = 80
 WORLDCOVER_CLASSES = {
     10: "tree cover",
     20: "shrubland",

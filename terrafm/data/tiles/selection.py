@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from terrafm.data.sources.base import Listed
 from terrafm.data.tiles.regions import region_codes
 
+WATER = 80
+"""WorldCover's code."""
+
 ANCHORS = ("s2_l2a", "s2_l1c", "s1")
 SPREADS = ("land_cover", "climate", "region")
 

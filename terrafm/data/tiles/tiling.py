@@ -12,10 +12,10 @@ from terrafm.data.shards.entry import TileRecord
 from terrafm.data.shards.manifest import CellGroup
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Listed, Product, Source
 from terrafm.data.tiles.climate import UNKNOWN, ClimateZones
-from terrafm.data.tiles.landcover import WATER, WorldCover, histogram, majority
+from terrafm.data.tiles.landcover import WorldCover, histogram, majority
 from terrafm.data.tiles.legend import Legend
 from terrafm.data.tiles.radiometry import S1_FLOOR, Decision, decide, to_storage
-from terrafm.data.tiles.selection import Limits, days_from_anchor, drops_water
+from terrafm.data.tiles.selection import WATER, Limits, days_from_anchor, drops_water
 from terrafm.data.tiles.tally import Tally
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES

@@ -26,6 +26,7 @@ from typing import Any
 from safetensors.torch import load
 from torch import Tensor
 
+from terrafm.config import Config
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import is_local, join, list_names, read_bytes, remove, resolve, upload
 from terrafm.storage.faults import explain
@@ -146,6 +147,25 @@ def write_checkpoint(
                 upload(staging / name, join(target, name))
     except OSError as error:
         raise explain(error, "write", target) from error
+
+
+def fork_checkpoint(uri: str, folder: str, config: Config) -> str:
+    """Makes a checkpoint the beginning of a run with other settings.
+
+    Args:
+        uri: of the checkpoint.
+        folder: URI of the new run's `checkpoints`.
+        config: of the new run; tensors must keep their shapes.
+
+    Returns:
+        URI of the new checkpoint, of the same step.
+
+    Raises:
+        UsageError, DamagedCheckpointError: as `load_checkpoint`.
+    """
+    state = load_checkpoint(uri)
+    state.record["config"] = config.model_dump(mode="json")
+    return save_checkpoint(folder, state)
 
 
 def list_checkpoints(folder: str) -> list[tuple[int, str]]:

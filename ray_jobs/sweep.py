@@ -1,0 +1,8 @@
+"""`terrafm sweep` as the entry point of a Ray job: the same options."""
+
+import sys
+
+from terrafm.cli import main
+
+if __name__ == "__main__":
+    main(["sweep", *sys.argv[1:]])

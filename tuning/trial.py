@@ -1,0 +1,263 @@
+"""One trial: the same `pretrain` as everyone's, its checkpoints scored while it trains.
+
+A trial is a folder `trials/0003` of the sweep. In it lie runs, `run-0` and, where population
+based training put another trial's state in its place, `run-1` and so on; and `scores.jsonl`, one
+line for each checkpoint that was scored. A trial that is started again goes on from both.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray import tune
+from ray.tune.search.repeater import TRIAL_INDEX
+from typing_extensions import override
+
+from terrafm.config import Config, build_config
+from terrafm.errors import TerraFMError
+from terrafm.storage import exists, join, list_names, read_bytes, remove, write_bytes
+from terrafm.train.checkpoints.store import (
+    CHECKPOINTS,
+    DamagedCheckpointError,
+    fork_checkpoint,
+    list_checkpoints,
+)
+from terrafm.train.loggers import read_metrics
+from terrafm.train.loop import FAILURE_FILE
+from terrafm.train.run import CONFIG_FILE, check_runs, pretrain
+from tuning.objective import score_checkpoint
+from tuning.search_space import apply
+
+SCORES_FILE = "scores.jsonl"
+_POLL_SECONDS = 0.5
+# A group that starts cannot be ended before its ranks have come.
+_CLEANUP_SECONDS = 90.0
+_POINTER = "pointer.json"
+# Of metrics.jsonl: what a checkpoint's line says about the teacher.
+_TEACHER = ("loss", "teacher_entropy", "effective_rank", "tiles_per_second")
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """What all trials of a sweep share.
+
+    Attributes:
+        config: the configuration that points are applied to, as plain values.
+        data: URI of the dataset.
+        labelled: URI of the labelled set.
+        modalities: that are scored.
+        output: URI of the sweep's folder.
+    """
+
+    config: dict[str, Any]
+    data: str
+    labelled: str
+    modalities: tuple[str, ...]
+    output: str
+
+    def config_of(self, choice: dict[str, Any]) -> Config:
+        """The configuration of a trial's run.
+
+        Args:
+            choice: what Tune hands a trial.
+        """
+        base = build_config(self.config | {"tune": {}})
+        seed = base.train.seed + seed_of(choice)
+        return apply(base, point_of(choice) | {"train.seed": seed}, "trial")
+
+
+def trial_folder(output: str, trial_id: str) -> str:
+    """URI of a trial's folder: Tune numbers its trials at the end of their ids."""
+    return join(output, "trials", f"{int(trial_id.rpartition('_')[2]):04d}")
+
+
+def point_of(choice: dict[str, Any]) -> dict[str, Any]:
+    """The keys of the configuration in what Tune hands a trial."""
+    whole = choice | dict(choice.get("drawn", {}))
+    return {key: value for key, value in whole.items() if "." in key}
+
+
+def seed_of(choice: dict[str, Any]) -> int:
+    """Which of a point's runs a trial is, from 0; the first where there is but one."""
+    # Points that were drawn ahead say it; a searcher's repetitions are numbered by Tune.
+    return int(choice.get("drawn", {}).get("seed", choice.get(TRIAL_INDEX, 0)))
+
+
+class PretrainTrial(tune.Trainable):  # type: ignore[misc]
+    """A trial in its own process; one step of Tune's is one checkpoint."""
+
+    @override
+    def setup(self, config: dict[str, Any], task: dict[str, Any]) -> None:
+        """Checks the trial's configuration.
+
+        Args:
+            config: see `point_of` and `seed_of`.
+            task: `TrialTask` as plain values.
+        """
+        self._task = TrialTask(**task)
+        self._folder = trial_folder(self._task.output, self.trial_id)
+        self._config = self._task.config_of(config)
+        self._total = check_runs(self._config, self._task.data)
+        self._pointer: dict[str, Any] | None = None
+        self._scored: Iterator[dict[str, Any]] | None = None
+        self._newest: dict[str, Any] = {}
+        self._failure: Exception | None = None
+        self._cancelled = threading.Event()
+        self._training: threading.Thread | None = None
+
+    @override
+    def step(self) -> dict[str, Any]:
+        """Waits for the next checkpoint; its measures.
+
+        Raises:
+            Exception: what may pass when the trial is started again; a failure that would only
+                repeat itself ends the trial, and stands in its folder.
+        """
+        if self._scored is None:
+            remove(join(self._folder, FAILURE_FILE))
+            self._scored = self._lines()
+        self._newest = next(self._scored, {})
+        if self._newest:
+            return self._metrics(self._newest)
+        if isinstance(self._failure, TerraFMError):
+            document = {"message": str(self._failure), "code": self._failure.exit_code}
+            write_bytes(join(self._folder, FAILURE_FILE), json.dumps(document).encode())
+        elif self._failure is not None:
+            raise self._failure
+        return {tune.result.DONE: True}
+
+    @override
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Where another trial may go on from: a pointer, the state is in the run's folder."""
+        pointer = {key: self._newest[key] for key in ("run", "checkpoint", "step")}
+        Path(checkpoint_dir, _POINTER).write_text(json.dumps(pointer))
+
+    @override
+    def load_checkpoint(self, checkpoint: str) -> None:
+        """Of this trial or of the one whose state it takes."""
+        self._pointer = json.loads(Path(checkpoint, _POINTER).read_text())
+
+    @override
+    def cleanup(self) -> None:
+        """Ends the training: Ray Train frees what it holds only where its controller ends."""
+        self._cancelled.set()
+        if self._training is not None:
+            self._training.join(_CLEANUP_SECONDS)
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """Trains, and gives a line of scores.jsonl for each checkpoint."""
+        run = self._open_run()
+        lines = read_scores(self._folder)
+        known = {line["step"]: line for line in lines if line["run"] == run}
+        self._training = threading.Thread(target=self._train, args=(run,), daemon=True)
+        self._training.start()
+        for step, checkpoint in self._checkpoints(run, self._training):
+            # Those of before an interruption anew: Tune may have lost them.
+            line = known.get(step) or self._score(run, step, checkpoint)
+            if line is None:
+                continue
+            if step not in known:
+                lines.append(line)
+                text = "".join(json.dumps(line) + "\n" for line in lines)
+                write_bytes(join(self._folder, SCORES_FILE), text.encode())
+            yield line
+
+    def _metrics(self, line: dict[str, Any]) -> dict[str, Any]:
+        """What Tune learns of a line."""
+        metrics = {key: value for key, value in line.items() if isinstance(value, int | float)}
+        if line["collapsed"]:
+            # Its accuracy is an accident: searchers and schedulers learn the worst.
+            metrics |= dict.fromkeys(self._task.config["tune"]["objectives"], 0.0)
+        last = line["step"] >= self._total
+        if last and self._training is not None:
+            # Tune ends the process next.
+            self._training.join()
+        return metrics | {tune.result.DONE: last or line["collapsed"]}
+
+    def _open_run(self) -> str:
+        """The run to go on with: the newest one, or a new one that begins where another stood."""
+        names = [name for name in list_names(self._folder) if name.startswith("run-")]
+        newest = join(self._folder, f"run-{max(len(names) - 1, 0)}")
+        pointer = self._pointer
+        if pointer is None or (pointer["run"] == newest and self._is_of(newest)):
+            return newest
+        run = join(self._folder, f"run-{len(names)}")
+        fork_checkpoint(pointer["checkpoint"], join(run, CHECKPOINTS), self._config)
+        write_bytes(join(run, CONFIG_FILE), self._config.to_yaml().encode())
+        return run
+
+    def _is_of(self, run: str) -> bool:
+        """Whether a run has this trial's configuration, or has not begun."""
+        uri = join(run, CONFIG_FILE)
+        return not exists(uri) or yaml.safe_load(read_bytes(uri)) == yaml.safe_load(
+            self._config.to_yaml()
+        )
+
+    def _train(self, run: str) -> None:
+        try:
+            pretrain(self._config, self._task.data, run, cancelled=self._cancelled)
+        except Exception as error:  # noqa: BLE001 - `step` raises it in Tune's thread
+            self._failure = error
+
+    def _checkpoints(self, run: str, training: threading.Thread) -> Iterator[tuple[int, str]]:
+        """Checkpoints as they come, each once; ends after the training."""
+        seen = 0
+        while True:
+            # Before the look: what was written until it ended is seen.
+            ended = not training.is_alive()
+            coming = [c for c in list_checkpoints(join(run, CHECKPOINTS)) if c[0] > seen]
+            for step, checkpoint in coming:
+                yield step, checkpoint
+                seen = step
+            if ended:
+                return
+            if not coming:
+                time.sleep(_POLL_SECONDS)
+
+    def _score(self, run: str, step: int, checkpoint: str) -> dict[str, Any] | None:
+        """A line of scores.jsonl; None where the checkpoint has gone meanwhile."""
+        lines = [line for line in read_metrics(run) if line["step"] <= step]
+        newest = lines[-1] if lines else {}
+        try:
+            measures = score_checkpoint(
+                checkpoint,
+                self._task.labelled,
+                self._config.data.global_size,
+                self._task.modalities,
+            )
+        except (DamagedCheckpointError, FileNotFoundError):
+            return None
+        return {
+            "step": step,
+            "of": self._total,
+            "run": run,
+            "checkpoint": checkpoint,
+            "collapsed": bool(newest.get("alarm")),
+            "alarm": newest.get("alarm", []),
+            **{key: newest[key] for key in _TEACHER if newest.get(key) is not None},
+            **measures,
+        }
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_bytes(join(self._folder, SCORES_FILE), text.encode())
+
+
+def read_scores(folder: str) -> list[dict[str, Any]]:
+    """The lines of a trial's scores.jsonl, oldest first; empty before the first."""
+    uri = join(folder, SCORES_FILE)
+    if not exists(uri):
+        return []
+    try:
+        return [json.loads(line) for line in read_bytes(uri).decode().splitlines()]
+    except ValueError:
+        raise TerraFMError(
+            f"{uri} is not readable: remove it, and its trial is scored anew"
+        ) from None
