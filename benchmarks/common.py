@@ -116,18 +116,9 @@ def run_child(
     Returns:
         The JSON object in the last line of its output.
     """
-    paths = [str(ROOT), str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [python, str(BENCHMARKS / "harness" / script), json.dumps(request)],
-        env=os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            # Parallelism is by process for every contestant.
-            "OMP_NUM_THREADS": "1",
-            # Ray's workers run at nice 15 by default: no fair race against plain processes.
-            "RAY_worker_niceness": "0",
-        }
-        | dict(environment or {}),
+        env=child_environment() | dict(environment or {}),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -138,6 +129,18 @@ def run_child(
         raise SystemExit(f"{script} {request} ended with exit code {done.returncode}:\n{tail}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
+
+
+def child_environment() -> dict[str, str]:
+    """Variables of a contestant's process tree."""
+    paths = [str(ROOT), str(BENCHMARKS), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        # Parallelism is by process for every contestant.
+        "OMP_NUM_THREADS": "1",
+        # Ray's workers run at nice 15 by default: no fair race against plain processes.
+        "RAY_worker_niceness": "0",
+    }
 
 
 def machine(data: str = "") -> str:

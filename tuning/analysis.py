@@ -1,7 +1,8 @@
 """What a sweep has found: the best point, what matters, differences that are not chance.
 
-Trials are compared at one step: the last one, where trials reached it, else the furthest that
-any reached. A trial that collapsed, failed or was stopped before has no value there.
+The best point is the best at the last step that any trial reached. What answers to a setting is
+asked at the last step that half of the trials reached, for a scheduler leaves few to the end. A
+trial that collapsed or failed has no value at either.
 """
 
 from __future__ import annotations
@@ -39,8 +40,11 @@ class Findings:
         config: of the sweep.
         keys: swept keys, in the order of the configuration.
         objective: the first of `tune.objectives`.
-        points: a row for each point that has a value: `point`, `arm`, `n` trials, each measure's
-            mean and, as `<measure>_std`, standard deviation over seeds, and the swept keys.
+        points: a row for each point that has a value at the last step: `point`, `arm`, `n` trials,
+            each measure's mean and, as `<measure>_std`, standard deviation over seeds, and the
+            swept keys.
+        common_step: the last step that half of the trials reached.
+        common_points: as `points`, at `common_step`.
         scores: trial -> its lines of scores.jsonl.
         importance: swept key -> (mean, standard deviation) of its share of the variance explained.
         differences: a row for each arm but the first: `arm`, `measure`, `n` pairs, mean
@@ -52,6 +56,8 @@ class Findings:
     keys: tuple[str, ...]
     objective: str
     points: pd.DataFrame
+    common_step: int
+    common_points: pd.DataFrame
     scores: dict[int, list[dict[str, Any]]]
     importance: dict[str, tuple[float, float]]
     differences: pd.DataFrame
@@ -98,19 +104,41 @@ def find(output: str, config: Config) -> Findings:
     """Reads a sweep's folder."""
     table = read_table(output)
     keys = tuple(swept_columns(table))
+    scores = {int(row["trial"]): read_scores(row["folder"]) for _, row in table.iterrows()}
     valued = table[~table["state"].isin([COLLAPSED, FAILED, OPEN])]
-    valued = valued[valued["steps"] == valued["steps"].max()]
+    last = valued[valued["steps"] == valued["steps"].max()]
+    common_step = _common_step(valued["steps"].tolist())
+    common = _at_step(valued, scores, common_step)
     objective = config.tune.objectives[0]
     return Findings(
         table=table,
         config=config,
         keys=keys,
         objective=objective,
-        points=_points(valued, keys),
-        scores={int(row["trial"]): read_scores(row["folder"]) for _, row in table.iterrows()},
-        importance=importance(_filled(valued, keys, config), keys, objective),
-        differences=differences(valued, list(config.tune.arms)),
+        points=_points(last, keys),
+        common_step=common_step,
+        common_points=_points(common, keys),
+        scores=scores,
+        importance=importance(_filled(common, keys, config), keys, objective),
+        differences=differences(last, list(config.tune.arms)),
     )
+
+
+def _common_step(steps: list[int]) -> int:
+    """The last step that at least half of the trials reached; 0 where there are none."""
+    return sorted(steps)[len(steps) // 2] if steps else 0
+
+
+def _at_step(
+    valued: pd.DataFrame, scores: dict[int, list[dict[str, Any]]], step: int
+) -> pd.DataFrame:
+    """The rows of trials that were scored at a step, with the measures of then."""
+    rows = []
+    for _, row in valued.iterrows():
+        lines = [line for line in scores[int(row["trial"])] if line["step"] == step]
+        if lines:
+            rows.append(row.to_dict() | {name: lines[-1].get(name) for name in MEASURES})
+    return pd.DataFrame(rows, columns=valued.columns)
 
 
 def best_yaml(findings: Findings, best: dict[str, Any]) -> str:

@@ -80,7 +80,7 @@ def responses(findings: Findings, path: str) -> bool:
 
 def _draw_response(axis: Axes, findings: Findings, key: str) -> None:
     """A line over points that differ in nothing else; else a mark for each point."""
-    points = findings.points.copy()
+    points = findings.common_points.copy()
     points[key] = _values(findings, key)
     others = [name for name in findings.keys if name != key]
     setting = pd.Series(
@@ -163,7 +163,7 @@ def importance(findings: Findings, path: str) -> None:
 
 def parallel_coordinates(findings: Findings, path: str) -> bool:
     """One line for each point over all keys to the objective; False where fewer than two vary."""
-    points = findings.points
+    points = findings.common_points
     keys = [
         key for key in findings.keys if len({json.dumps(v) for v in _values(findings, key)}) > 1
     ]
@@ -180,7 +180,8 @@ def parallel_coordinates(findings: Findings, path: str) -> bool:
         for place, name in enumerate(names):
             axis.axvline(place, color="#888888", linewidth=0.8)
             for height, label in _ticks(findings, name):
-                axis.text(place + 0.03, height, label, fontsize=7, va="center", color="#333333")
+                background = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+                axis.text(place + 0.03, height, label, fontsize=7, va="center", bbox=background)
         axis.set_xticks(range(len(names)), [name.replace(".", ".\n") for name in names])
         axis.set(ylim=(-0.05, 1.05), yticks=[], xlim=(-0.1, len(names) - 0.6))
         for spine in axis.spines.values():
@@ -219,7 +220,7 @@ def _ticks(findings: Findings, name: str) -> list[tuple[float, str]]:
 
 
 def _values(findings: Findings, name: str) -> list[Any]:
-    return [_value(findings, row, name) for _, row in findings.points.iterrows()]
+    return [_value(findings, row, name) for _, row in findings.common_points.iterrows()]
 
 
 def _value(findings: Findings, row: pd.Series[Any], name: str) -> Any:

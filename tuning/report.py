@@ -42,6 +42,7 @@ def write_report(output: str, findings: Findings) -> None:
         measures=[(name, _title(name)) for name in HEADLINES],
         pictures=_draw(output, findings),
         importance=bool(findings.importance),
+        arms=bool(findings.config.tune.arms),
         differences=_differences(findings.differences),
         keys=findings.keys,
         points=_points(findings),
@@ -67,8 +68,8 @@ def _draw(output: str, findings: Findings) -> list[dict[str, str]]:
             (
                 "responses",
                 "How accuracy answers to each setting",
-                "Head and tail classes apart. Points joined by a line differ in nothing else; bars "
-                "are standard deviations over seeds.",
+                f"At step {findings.common_step}, head and tail classes apart. Points joined by a "
+                "line differ in nothing else; bars are standard deviations over seeds.",
             )
         )
     if findings.importance:
@@ -77,12 +78,13 @@ def _draw(output: str, findings: Findings) -> list[dict[str, str]]:
             (
                 "importance",
                 "What matters",
-                "Share of the variance that a setting explains (fANOVA); bars are standard "
-                "deviations over trials drawn anew with replacement.",
+                f"Share of the variance at step {findings.common_step} that a setting explains "
+                "(fANOVA); bars are standard deviations over trials drawn anew with replacement.",
             )
         )
     if figures.parallel_coordinates(findings, path("parallel")):
-        drawn.append(("parallel", "All points", "A line is a point; its last axis is the result."))
+        text = f"A line is a point at step {findings.common_step}; the last axis is the result."
+        drawn.append(("parallel", "All points", text))
     figures.learning_curves(findings, path("curves"))
     drawn.append(
         (

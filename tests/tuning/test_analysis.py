@@ -119,6 +119,14 @@ def test_trials_that_were_stopped_are_not_compared_with_finished_ones(tmp_path):
     write_sweep(tmp_path, rows)
     findings = find(str(tmp_path), load_config("demo"))
     assert findings.points["point"].tolist() == [1]
+    # What both reached is asked where both were.
+    rows.append(rows[0] | {"point": 2, "set": {"loss.alpha": 0.3}})
+    write_sweep(tmp_path / "more", rows)
+    findings = find(str(tmp_path / "more"), load_config("demo"))
+    assert findings.common_step == 30
+    assert findings.common_points["point"].tolist() == [0, 1, 2]
+    assert findings.common_points["head_accuracy"].tolist() == [0.5, 0.2, 0.5]
+    assert findings.best["point"] == 1
 
 
 def test_importance_finds_the_key_that_matters():
