@@ -1,6 +1,6 @@
 """Faults every 60 to 90 s, drawn by chance: does the run end in the right weights?
 
-    python benchmarks/chaos.py [--json] [--steps 3000] [--seed 0]
+    python benchmarks/chaos.py [--json] [--steps 900] [--seed 0]
 
 The faults of recovery.py befall one run until it has done its steps: SIGKILL of a worker, loss of
 a node, a spot notice of 20 s, a new node, SIGKILL of the command and the same command again, a
@@ -116,7 +116,7 @@ def goodput(output: Path) -> float:
 def main() -> None:
     """Measures and prints."""
     options = parser(__doc__, rounds=1)
-    options.add_argument("--steps", type=int, default=3000, help="of the run (%(default)s)")
+    options.add_argument("--steps", type=int, default=900, help="of the run (%(default)s)")
     options.add_argument("--seed", type=int, default=0, help="of the faults (%(default)s)")
     arguments = parse(options)
     made = prepare(arguments.work, arguments.real, 16)
@@ -124,7 +124,7 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     steps = 40 if arguments.quick else arguments.steps
-    settings = (f"train.steps={steps}", "train.global_batch=8", "train.checkpoint_every=50")
+    settings = (f"train.steps={steps}", "train.global_batch=8", "train.checkpoint_every=10")
     with elastic_run(made.dataset, folder / "run", *settings) as run:
         begin = time.monotonic()
         befallen = disturb(run, random.Random(arguments.seed))

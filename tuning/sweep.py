@@ -48,7 +48,7 @@ from tuning.objective import HEADLINES, scored_modalities
 from tuning.search_space import Point, SearchSpace, apply
 from tuning.searchers import optuna_searcher
 from tuning.trial import PretrainTrial, TrialTask
-from tuning.trials import TrialWatch
+from tuning.trials import OPEN, TrialWatch
 
 SWEEP_FILE = "sweep.yaml"
 _TUNE = "tune"
@@ -363,6 +363,8 @@ def describe(result: SweepResult) -> str:
             f"{k.replace('_', ' ')} {measures[k]:.3f}" for k in HEADLINES if k in measures
         )
         lines.append(f"best point {result.best['point']}: {told}")
+    if open_ones := result.states.get(OPEN):
+        lines.append(f"{open_ones} not done: the same command with --resume goes on with them")
     report, best = join(result.output, "report.html"), join(result.output, "best.yaml")
     return "\n".join([*lines, f"report {report}", f"best   {best}"])
 

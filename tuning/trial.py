@@ -37,6 +37,8 @@ from tuning.search_space import apply
 
 SCORES_FILE = "scores.jsonl"
 _POLL_SECONDS = 0.5
+# Of Tune's own numbering; searchers give hexadecimal names of eight.
+_DIGITS = 5
 # A group that starts cannot be ended before its ranks have come.
 _CLEANUP_SECONDS = 90.0
 _POINTER = "pointer.json"
@@ -74,8 +76,9 @@ class TrialTask:
 
 
 def trial_folder(output: str, trial_id: str) -> str:
-    """URI of a trial's folder: Tune numbers its trials at the end of their ids."""
-    return join(output, "trials", f"{int(trial_id.rpartition('_')[2]):04d}")
+    """URI of a trial's folder: the end of Tune's id, a number where points are known ahead."""
+    name = trial_id.rpartition("_")[2]
+    return join(output, "trials", f"{int(name):04d}" if len(name) == _DIGITS else name)
 
 
 def point_of(choice: dict[str, Any]) -> dict[str, Any]:
@@ -123,9 +126,10 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
         if self._scored is None:
             remove(join(self._folder, FAILURE_FILE))
             self._scored = self._lines()
-        self._newest = next(self._scored, {})
-        if self._newest:
-            return self._metrics(self._newest)
+        line = next(self._scored, None)
+        if line is not None:
+            self._newest = line
+            return self._metrics(line)
         if isinstance(self._failure, TerraFMError):
             document = {"message": str(self._failure), "code": self._failure.exit_code}
             write_bytes(join(self._folder, FAILURE_FILE), json.dumps(document).encode())
@@ -136,13 +140,14 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
     @override
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Where another trial may go on from: a pointer, the state is in the run's folder."""
-        pointer = {key: self._newest[key] for key in ("run", "checkpoint", "step")}
+        pointer = {key: self._newest.get(key) for key in ("run", "checkpoint", "step")}
         Path(checkpoint_dir, _POINTER).write_text(json.dumps(pointer))
 
     @override
     def load_checkpoint(self, checkpoint: str) -> None:
         """Of this trial or of the one whose state it takes."""
-        self._pointer = json.loads(Path(checkpoint, _POINTER).read_text())
+        pointer = json.loads(Path(checkpoint, _POINTER).read_text())
+        self._pointer = pointer if pointer["run"] is not None else None
 
     @override
     def cleanup(self) -> None:

@@ -40,9 +40,8 @@ def trial_rows(output: str, trials: Sequence[TuneTrial], seeds: int) -> list[dic
         seeds: runs of each point.
     """
     rows = []
-    for trial in trials:
+    for number, trial in enumerate(trials):
         folder = trial_folder(output, trial.trial_id)
-        number = int(folder.rpartition("/")[2])
         scores = read_scores(folder)
         newest = scores[-1] if scores else {}
         drawn = trial.config.get("drawn", {})
@@ -127,7 +126,9 @@ class TrialWatch(Callback):  # type: ignore[misc]
         tried = ", ".join(f"{k}={_short(v)}" for k, v in point_of(trial.config).items())
         arm = trial.config.get("drawn", {}).get("arm")
         self._say(
-            trial, f"{arm or tried or 'the configuration as it is'}, seed {seed_of(trial.config)}"
+            trials,
+            trial,
+            f"{arm or tried or 'the configuration as it is'}, seed {seed_of(trial.config)}",
         )
 
     def on_trial_result(
@@ -144,36 +145,37 @@ class TrialWatch(Callback):  # type: ignore[misc]
         value = result.get(self._objective)
         name = self._objective.replace("_", " ")
         told = "collapsed" if result.get("collapsed") else f"{name} {value:.3f}"
-        self._say(trial, f"step {result['step']} of {result['of']}: {told}")
+        self._say(trials, trial, f"step {result['step']} of {result['of']}: {told}")
 
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         """Tells how it ended."""
-        (row,) = trial_rows(self._output, [trial], self._seeds)
+        rows = trial_rows(self._output, trials, self._seeds)
+        row = rows[trials.index(trial)]
         # Tune calls this before it says so itself.
         state = STOPPED if row["state"] == OPEN else row["state"]
         why = f": {row['failure']}" if row["failure"] else ""
         value = row[self._objective]
         told = "" if value is None else f"{self._objective.replace('_', ' ')} {value:.3f}, "
         text = f"{state} at step {row['steps']}: {told}{row['seconds']:.0f} s{why}"
-        self._say(trial, text)
-        write_table(self._output, trial_rows(self._output, trials, self._seeds))
+        self._say(trials, trial, text)
+        write_table(self._output, rows)
 
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         """Tells why it failed."""
         lines = str(trial.get_error() or "").strip().splitlines()
-        self._say(trial, f"failed{': ' + lines[-1] if lines else ''}")
+        self._say(trials, trial, f"failed{': ' + lines[-1] if lines else ''}")
         write_table(self._output, trial_rows(self._output, trials, self._seeds))
 
     def on_experiment_end(self, trials: list[TuneTrial], **info: Any) -> None:
         """The last state of all trials."""
         write_table(self._output, trial_rows(self._output, trials, self._seeds))
 
-    def _say(self, trial: TuneTrial, text: str) -> None:
-        number = int(trial.trial_id.rpartition("_")[2])
+    def _say(self, trials: list[TuneTrial], trial: TuneTrial, text: str) -> None:
+        number = trials.index(trial)
         console.print(f"  trial {number:>3}  {text}", soft_wrap=True, highlight=False, markup=False)
 
 

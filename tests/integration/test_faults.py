@@ -3,6 +3,7 @@
 import os
 import signal
 
+import psutil
 import pytest
 from clusters import cluster, environment, lose, training_workers, wait_until
 from commands import start
@@ -83,3 +84,39 @@ def test_failures_without_progress_end_the_run_with_their_reason(small_dataset, 
     text = " ".join(log.read_text().split())
     assert "terrafm: error: training failed 2 times without reaching another checkpoint" in text
     assert "Traceback" not in text
+
+
+def test_the_controller_of_ray_train_dies(small_dataset, tmp_path):
+    """It ends the driver's call in another way than a rank does, and leaves what it held."""
+    output, log = tmp_path / "run", tmp_path / "log"
+    process = start(*command(small_dataset, output, "train.workers=1"), log=log)
+    wait_until(lambda: step_of(output) >= 17, "step 17", process, log=log)
+    (controller,) = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "TrainController" in " ".join(child.cmdline())
+    ]
+    controller.kill()
+    assert process.wait(timeout=600) == 0, log.read_text()
+    (lost,) = events_of(output, "lost")
+    assert "controller died" in lost["reason"]
+    assert_planned_samples(output, small_dataset)
+
+
+def test_the_head_is_lost(small_dataset, tmp_path):
+    """The driver and all workers end with it; what is saved goes on under a new one."""
+    output, log = tmp_path / "run", tmp_path / "log"
+    arguments = command(small_dataset, output, "train.workers=1")
+    with cluster(3) as made:
+        process = start(*arguments, log=log, environment=environment(made))
+        wait_until(lambda: step_of(output) >= 17, "step 17", process, log=log)
+        lose(made, made.head_node)
+        assert process.wait(timeout=120) != 0
+    wait_until(lambda: not training_workers(), "the end of its workers")
+    saved = list_checkpoints(str(output / "checkpoints"))[-1][0]
+    assert saved >= 14
+    with cluster(3) as made:
+        process = start(*arguments, log=log, environment=environment(made))
+        assert process.wait(timeout=600) == 0, log.read_text()
+    assert [event["step"] for event in events_of(output, "started")] == [0, saved]
+    assert_planned_samples(output, small_dataset)

@@ -62,7 +62,7 @@ def test_points_and_seeds_make_a_table_a_best_point_and_a_report(small_dataset, 
     done = terrafm(
         *command(small_dataset, output, ALPHA, "tune.trials=2", "tune.seeds=2"), timeout=600
     )
-    rows = table(output).sort_values("trial")
+    rows = table(output)
     assert rows["state"].tolist() == ["finished"] * 4
     assert sorted(zip(rows["point"], rows["seed"], strict=True)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert rows.groupby("point")["loss.alpha"].nunique().tolist() == [1, 1]
@@ -77,6 +77,12 @@ def test_points_and_seeds_make_a_table_a_best_point_and_a_report(small_dataset, 
     assert best.loss.alpha == expected
     assert (output / "report.html").stat().st_size > 10_000
     assert "best point" in done.stdout
+    # Nothing is left to do.
+    again = terrafm(
+        *command(small_dataset, output, ALPHA, "tune.trials=2", "tune.seeds=2"), "--resume"
+    )
+    assert again.stdout.splitlines()[-4:] == done.stdout.splitlines()[-4:]
+    assert table(output).equals(rows)
 
 
 def test_asha_ends_trials_early(small_dataset, tmp_path):
