@@ -11,6 +11,7 @@ import pytest
 from documents import ABSENT, CLUSTER, ROOT, broken, load
 from jsonschema import Draft7Validator
 from packaging.requirements import Requirement
+from ray.scripts.scripts import cli as ray_cli
 
 SCRIPTS = sorted([*CLUSTER.glob("*.sh"), CLUSTER / "slurm.sbatch", ROOT / ".ci" / "run"])
 PROGRAMS = Path(sys.executable).parent
@@ -195,6 +196,48 @@ def test_the_slurm_job_asks_for_what_it_uses():
     assert options["ntasks-per-node"] == "1"
     assert text.rindex("#SBATCH") < text.index("set -euo pipefail")
     assert "--num-gpus=" + options["gpus-per-node"] in text
+
+
+def page_problems(text):
+    """What a page of commands names that does not exist, or that a shell cannot read."""
+    problems = [
+        f"there is no {target}"
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
+        if not (CLUSTER / target).exists()
+    ]
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S):
+        read = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+        problems += read.stderr.splitlines()
+        for verb in re.findall(r"^\W*ray ([a-z-]+)", block, re.M):
+            if verb not in ray_cli.commands:
+                problems.append(f"there is no ray {verb}")
+        for path in re.findall(r"(?<!terrafm/)\bcluster/[\w./*-]+", block):
+            if not list(ROOT.glob(path)):
+                problems.append(f"there is no {path}")
+        for module in re.findall(r"python -m ray_jobs\.(\w+)", block):
+            if not (ROOT / "ray_jobs" / f"{module}.py").exists():
+                problems.append(f"there is no job {module}")
+    return problems
+
+
+def test_the_page_names_what_exists():
+    assert page_problems((CLUSTER / "README.md").read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("ray up", "ray upp"),
+        ("overlays/gpu-elastic", "overlays/gpu-elastisch"),
+        ("ray_jobs.pretrain", "ray_jobs.train"),
+        ("done\n", "\n"),
+        ("(../docs/security.md)", "(../docs/safety.md)"),
+    ],
+)
+def test_a_page_that_names_what_does_not_exist_is_refused(old, new):
+    text = (CLUSTER / "README.md").read_text()
+    assert old in text
+    assert page_problems(text.replace(old, new))
 
 
 def test_the_unit_starts_the_watcher():
