@@ -2,6 +2,8 @@
 
 import configparser
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -12,6 +14,8 @@ from documents import ABSENT, CLUSTER, ROOT, broken, load
 from jsonschema import Draft7Validator
 from packaging.requirements import Requirement
 from ray.scripts.scripts import cli as ray_cli
+
+from terrafm.config import load_config
 
 SCRIPTS = sorted([*CLUSTER.glob("*.sh"), CLUSTER / "slurm.sbatch", ROOT / ".ci" / "run"])
 PROGRAMS = Path(sys.executable).parent
@@ -157,6 +161,26 @@ def test_kuberay_and_the_images_have_the_same_ray():
     assert kuberay_version_problems(text.replace("ray==2.60.0", "ray==2.60.1"))
 
 
+def workflow_problems(path):
+    schema = "--builtin-schema=vendor.github-workflows"
+    checked = lint("check-jsonschema", schema, str(path))
+    return checked.stdout if checked.returncode else ""
+
+
+def test_ci_is_a_workflow():
+    assert workflow_problems(ROOT / ".github" / "workflows" / "ci.yml") == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("runs-on:", "run-on:"), ("timeout-minutes: 120", "timeout-minutes: [1]")]
+)
+def test_a_broken_workflow_is_refused(tmp_path, old, new):
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert old in text
+    (tmp_path / "ci.yml").write_text(text.replace(old, new))
+    assert workflow_problems(tmp_path / "ci.yml")
+
+
 def test_ci_runs_the_checks_and_builds_both_images():
     workflow = load(ROOT / ".github" / "workflows" / "ci.yml")
     assert workflow["permissions"] == {"contents": "read"}
@@ -191,11 +215,18 @@ def test_a_broken_skypilot_task_is_refused(path, value):
 
 def test_the_slurm_job_asks_for_what_it_uses():
     text = (CLUSTER / "slurm.sbatch").read_text()
-    options = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", text, re.M))
+    options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", text, re.M))
     # Ray wants one process a node, and Slurm reads options only above the first command.
     assert options["ntasks-per-node"] == "1"
     assert text.rindex("#SBATCH") < text.index("set -euo pipefail")
     assert "--num-gpus=" + options["gpus-per-node"] in text
+    most = int(options["nodes"]) * int(options["gpus-per-node"])
+    assert f"train.workers=[{options['nodes']},{most}]" in text
+    assert {"exclusive", "no-kill"} <= set(options)
+    start = {name for option in ray_cli.commands["start"].params for name in option.opts}
+    own = {name for o in ray_cli.commands["symmetric-run"].params for name in o.opts}
+    used = re.findall(r"(--[a-z-]+)[= ]", text.partition("symmetric-run")[2].partition(" -- ")[0])
+    assert set(used) <= start | own
 
 
 def page_problems(text):
@@ -240,6 +271,32 @@ def test_a_page_that_names_what_does_not_exist_is_refused(old, new):
     assert page_problems(text.replace(old, new))
 
 
+def pretrain_commands():
+    """Every pretraining that a file or the page starts, as words."""
+    job = load(CLUSTER / "kuberay" / "overlays" / "rayjob" / "rayjob.yaml")["spec"]["entrypoint"]
+    texts = [
+        job,
+        load(CLUSTER / "skypilot.yaml")["run"],
+        (CLUSTER / "slurm.sbatch").read_text(),
+        (CLUSTER / "README.md").read_text(),
+    ]
+    found = []
+    for text in texts:
+        joined = text.replace("\\\n", " ")
+        found += re.findall(r"-m ray_jobs\.pretrain (.*)$", joined, re.M)
+    return [shlex.split(command) for command in found]
+
+
+def test_every_pretraining_has_a_recipe_and_keys_that_exist():
+    commands = pretrain_commands()
+    assert len(commands) == 4
+    for words in commands:
+        options = list(zip(words[::2], words[1::2], strict=True))
+        assert {name for name, _ in options} <= {"--config", "--data", "--output", "--set"}
+        overrides = [value for name, value in options if name == "--set"]
+        load_config(dict(options)["--config"], overrides)
+
+
 def test_the_unit_starts_the_watcher():
     unit = configparser.ConfigParser(interpolation=None, strict=True)
     unit.optionxform = str
@@ -251,3 +308,16 @@ def test_the_unit_starts_the_watcher():
     ):
         assert (ROOT / name).exists()
     assert "spot_notice.sh" in unit["Service"]["ExecStart"]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd to ask")
+def test_systemd_understands_the_unit(tmp_path):
+    def complaints(text):
+        unit = tmp_path / "spot-notice.service"
+        unit.write_text(text)
+        command = ["systemd-analyze", "verify", str(unit)]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+    text = (CLUSTER / "spot-notice.service").read_text()
+    assert "spot-notice.service" not in complaints(text)
+    assert "spot-notice.service" in complaints(text.replace("Restart=always", "Restart=ever"))
