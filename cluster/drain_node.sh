@@ -10,7 +10,7 @@ message=$2
 # The node's id and the head's address stand nowhere but on the raylet's own command line.
 node='' head='' raylet=''
 for file in "${TERRAFM_PROC:-/proc}"/[0-9]*/cmdline; do
-  mapfile -d '' -t words <"$file" 2>/dev/null || continue
+  mapfile -d '' -t words 2>/dev/null <"$file" || continue
   [[ ${words[0]:-} == */raylet ]] || continue
   raylet=${file%/cmdline}
   for word in "${words[@]}"; do

@@ -9,6 +9,7 @@ import re
 import kubernetes_validate
 from documents import schema
 from jsonschema import Draft7Validator
+from ray._private.label_utils import parse_node_labels_string
 from ray.scripts.scripts import cli as ray_cli
 
 KUBERNETES = "1.33"
@@ -102,6 +103,11 @@ def _group_problems(group):
     for option in start:
         if f"--{option}" not in known:
             yield f"ray start has no --{option}"
+    for label in group.get("labels", {}).items():
+        try:
+            parse_node_labels_string("=".join(label))
+        except ValueError as error:
+            yield str(error)
     if "labels" in start:
         yield "labels belong beside rayStartParams"
     mounts = {m["mountPath"]: m["name"] for m in _ray_container(group).get("volumeMounts", [])}

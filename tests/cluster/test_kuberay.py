@@ -80,6 +80,7 @@ def test_no_secret_stands_in_a_file():
         ("spec/headGroupSpec/resources", {"CPU": "1"}, "two places"),
         (f"{GROUP}/rayStartParams/num-cpu", "4", "has no --num-cpu"),
         (f"{GROUP}/rayStartParams/labels", "a=b", "beside rayStartParams"),
+        (f"{GROUP}/labels/kind of", "spot", "Invalid label key"),
         (f"{GROUP}/replicas", 99, "between their bounds"),
         (f"{GROUP}/maxReplicas", 1000, "cost guard"),
         (f"{HEAD}/volumes/1/name", "logs", "named ray-logs"),
