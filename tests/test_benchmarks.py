@@ -61,6 +61,7 @@ def test_every_figure_has_its_file():
         "simulation",
         "step",
         "stream",
+        "sweep_overhead",
     ]
 
 

@@ -100,6 +100,7 @@ def test_actors_get_the_processes_that_wait(start_actor):
     assert imported is False
 
 
+@pytest.mark.slow
 def test_more_than_ray_starts_at_once_come_all(start_actor):
     first = start_actor()
     ray.get(first.start_standby.remote(6), timeout=60)

@@ -50,6 +50,7 @@ def faults_of(folder):
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_real_places(realdata, tmp_path):
     out = tmp_path / "out"
     steps = []
