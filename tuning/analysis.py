@@ -18,13 +18,11 @@ import yaml
 from scipy import stats
 
 from terrafm.config import Config
-from terrafm.storage import join, write_bytes
 from tuning.objective import HEADLINES, MEASURES
 from tuning.search_space import apply
 from tuning.trial import read_scores
 from tuning.trials import COLLAPSED, FAILED, OPEN, read_table, swept_columns
 
-BEST_FILE = "best.yaml"
 _RESAMPLED = 30
 # Fewer say nothing about what matters.
 _FEWEST_FOR_IMPORTANCE = 6
@@ -76,28 +74,6 @@ class Findings:
             "trials": int(row["n"]),
             "measures": measures,
         }
-
-
-def analyse(output: str, config: Config) -> tuple[dict[str, int], dict[str, Any] | None]:
-    """Writes best.yaml, report.html and pictures from the trials of a sweep's folder.
-
-    Args:
-        output: URI of the sweep's folder.
-        config: of the sweep.
-
-    Returns:
-        State -> number of trials, and the best point; see `Findings.best`.
-    """
-    # Drawing takes a moment to load, and only a sweep's end needs it.
-    from tuning.report import write_report
-
-    findings = find(output, config)
-    best = findings.best
-    if best is not None:
-        write_bytes(join(output, BEST_FILE), best_yaml(findings, best).encode())
-        write_report(output, findings)
-    states = findings.table["state"].value_counts().to_dict()
-    return {str(state): int(count) for state, count in states.items()}, best
 
 
 def find(output: str, config: Config) -> Findings:

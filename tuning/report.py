@@ -9,14 +9,34 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from terrafm.config import Config
 from terrafm.storage import join, read_bytes, write_bytes
 from tuning import figures
-from tuning.analysis import Findings, best_yaml, is_missing
+from tuning.analysis import Findings, best_yaml, find, is_missing
 from tuning.objective import HEADLINES, MEASURES
 from tuning.trials import STATES
 
-REPORT_FILE = "report.html"
+BEST_FILE, REPORT_FILE = "best.yaml", "report.html"
 _PICTURES = "pictures"
+
+
+def analyse(output: str, config: Config) -> tuple[dict[str, int], dict[str, Any] | None]:
+    """Writes best.yaml, report.html and pictures from the trials of a sweep's folder.
+
+    Args:
+        output: URI of the sweep's folder.
+        config: of the sweep.
+
+    Returns:
+        State -> number of trials, and the best point; see `Findings.best`.
+    """
+    findings = find(output, config)
+    best = findings.best
+    if best is not None:
+        write_bytes(join(output, BEST_FILE), best_yaml(findings, best).encode())
+        write_report(output, findings)
+    states = findings.table["state"].value_counts().to_dict()
+    return {str(state): int(count) for state, count in states.items()}, best
 
 
 def write_report(output: str, findings: Findings) -> None:

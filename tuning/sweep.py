@@ -43,8 +43,8 @@ from terrafm.storage import (
     write_bytes,
 )
 from terrafm.train.run import check_runs
-from tuning.analysis import analyse
 from tuning.objective import HEADLINES, scored_modalities
+from tuning.report import BEST_FILE, REPORT_FILE, analyse
 from tuning.search_space import Point, SearchSpace, apply
 from tuning.searchers import optuna_searcher
 from tuning.trial import PretrainTrial, TrialTask
@@ -365,7 +365,7 @@ def describe(result: SweepResult) -> str:
         lines.append(f"best point {result.best['point']}: {told}")
     if open_ones := result.states.get(OPEN):
         lines.append(f"{open_ones} not done: the same command with --resume goes on with them")
-    report, best = join(result.output, "report.html"), join(result.output, "best.yaml")
+    report, best = join(result.output, REPORT_FILE), join(result.output, BEST_FILE)
     return "\n".join([*lines, f"report {report}", f"best   {best}"])
 
 

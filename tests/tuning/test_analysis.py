@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from terrafm.config import load_config
-from tuning.analysis import analyse, differences, find, importance
+from tuning.analysis import differences, find, importance
 from tuning.objective import downstream
+from tuning.report import analyse
 from tuning.trials import write_table
 
 ARMS = {"dino": {"loss.alpha": 1.0}, "dual": {"loss.alpha": 0.8}, "both": {"loss.alpha": 0.4}}
