@@ -97,7 +97,7 @@ def run_demo(output: str, console: Console, *, seed: int = 0) -> dict[str, Any]:
     with stages.stage("pretrain") as row:
         with progress_bar(console, "steps") as advance:
             run = pretrain(config, train_uri, run_uri, progress=advance)
-        row["result"] = describe(run)
+        row["result"] = f"{describe(run).partition(', checkpoint')[0]} in {run_uri}"
     with stages.stage("export") as row:
         written, _ = export_checkpoint(run.checkpoint, join(output, "weights"), "safetensors")
         export_checkpoint(run.checkpoint, join(output, "weights"), "released")
