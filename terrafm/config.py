@@ -445,14 +445,14 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not separator or not dot or not name:
         raise UsageError(f"--set takes section.key=value, not {override!r}")
     try:
-        value = _yaml_number(yaml.safe_load(text))
+        value = yaml_number(yaml.safe_load(text))
     except yaml.YAMLError:
         raise UsageError(f"--set {key}: {text!r} is not a YAML value") from None
     tree.setdefault(section, {})[name] = value
 
 
-def _yaml_number(value: Any) -> Any:
-    # YAML 1.1 reads 1e-3 as a string, a person means a number.
+def yaml_number(value: Any) -> Any:
+    """A value of YAML, where YAML 1.1 reads 1e-3 as a string and a person means a number."""
     if isinstance(value, str):
         try:
             return float(value)

@@ -25,7 +25,7 @@ import numpy as np
 import optuna
 from ray import tune
 
-from terrafm.config import Config, build_config, settings
+from terrafm.config import Config, build_config, settings, yaml_number
 from terrafm.errors import UsageError
 
 Point = dict[str, Any]
@@ -267,6 +267,8 @@ def _distribution(key: str, text: Any) -> Distribution:
     if not isinstance(when, Mapping):
         raise UsageError(f"{where}: `when` maps keys to values, not {when!r}")
     kind, values = kinds[0], text[kinds[0]]
+    if isinstance(values, list | tuple):
+        values = [yaml_number(value) for value in values]
     count = _KINDS[kind]
     if not isinstance(values, list | tuple) or not values or (count and len(values) != count):
         raise UsageError(f"{where}: {kind} takes a list of {count or 'values'}, not {values!r}")

@@ -55,6 +55,12 @@ def test_points_lie_in_their_distribution_and_come_again(text, seed):
             assert steps == pytest.approx(round(steps), abs=1e-6)
 
 
+def test_numbers_that_yaml_takes_for_text_are_numbers():
+    config = load_config(None, ["tune.space={optim.base_lr: {loguniform: [1e-3, 1e-2]}}"])
+    (distribution,) = SearchSpace.of(config).distributions
+    assert distribution.values == (1e-3, 1e-2)
+
+
 def test_integers_reach_both_ends():
     space = SearchSpace(CONFIG, {"data.local_crops": {"integer": [2, 4]}})
     assert {p["data.local_crops"] for p in space.random(60, 0)} == {2, 3, 4}
