@@ -20,6 +20,7 @@ from terrafm.train.checkpoints.store import (
     DamagedCheckpointError,
     TrainingState,
     damage_of,
+    fork_checkpoint,
     list_checkpoints,
     load_checkpoint,
     load_network,
@@ -244,3 +245,22 @@ def test_nothing_is_unpickled(folder, monkeypatch):
     package = Path(terrafm.train.checkpoints.__file__).parent
     for file in package.glob("*.py"):
         assert not re.search(r"import pickle|torch\.(load|save)\b", file.read_text()), file.name
+
+
+def test_a_fork_differs_in_its_configuration_alone(folder):
+    source = save_checkpoint(folder, state(40, value=1 / 3))
+    config = Config(loss={"alpha": 0.25})
+    forked = fork_checkpoint(source, join(folder, "fork"), config)
+    ours, theirs = load_checkpoint(forked), load_checkpoint(source)
+    assert ours.record.pop("config") == config.model_dump(mode="json")
+    theirs.record.pop("config", None)
+    assert (ours.step, ours.metrics) == (theirs.step, theirs.metrics)
+    assert ours.record["cursor"] == theirs.record["cursor"]
+    for mine, other in (
+        (ours.engine.student, theirs.engine.student),
+        (ours.engine.optimizer, theirs.engine.optimizer),
+        (ours.teacher, theirs.teacher),
+        (ours.centers, theirs.centers),
+    ):
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[name], other[name]) for name in mine)
