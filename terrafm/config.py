@@ -408,7 +408,7 @@ def _type_name(schema: Mapping[str, Any]) -> str:
     )
 
 
-def _read_tree(source: str) -> dict[str, Any]:
+def _read_tree(source: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     if source in recipe_names():
         text = (resources.files("terrafm") / "recipes" / f"{source}.yaml").read_text("utf-8")
     elif Path(source).suffix in (".yaml", ".yml"):
@@ -432,7 +432,9 @@ def _read_tree(source: str) -> dict[str, Any]:
         return {}
     base = {}
     if isinstance(tree, dict) and isinstance(tree.get("base"), str):
-        base = _read_tree(tree.pop("base"))
+        if tree["base"] in (*above, source):
+            raise UsageError(f"configuration {source} stands on itself by `base: {tree['base']}`")
+        base = _read_tree(tree.pop("base"), (*above, source))
     if not isinstance(tree, dict) or not all(isinstance(v, dict) for v in tree.values() if v):
         raise UsageError(f"configuration {source} must map sections to settings")
     sections = [*base, *(section for section in tree if section not in base)]

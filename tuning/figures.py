@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from terrafm.pictures import SAFE_COLOURS, picture
 from tuning.analysis import Findings, is_missing, is_number
+from tuning.objective import titled
 from tuning.trials import COLLAPSED, FAILED, FINISHED, OPEN, STOPPED
 
 _MARKS = {FINISHED: "o", STOPPED: "X", COLLAPSED: "v", FAILED: "P", OPEN: "D"}
@@ -47,8 +48,8 @@ def learning_curves(findings: Findings, path: str) -> None:
         for state in present:
             axes.plot([], [], marker=_MARKS[state], color="#555555", linestyle="none", label=state)
         axes.legend(fontsize=8, ncols=len(present), loc="lower right")
-        axes.set(xlabel="step", ylabel=_named(findings.objective))
-        axes.set_title(f"{_named(findings.objective)} of each trial", loc="left")
+        axes.set(xlabel="step", ylabel=titled(findings.objective))
+        axes.set_title(f"{titled(findings.objective)} of each trial", loc="left")
         axes.grid(**_GRID)
         figure.tight_layout()
 
@@ -155,7 +156,7 @@ def importance(findings: Findings, path: str) -> None:
         axis = figure.subplots()
         axis.barh(keys, means, xerr=errors, color=SAFE_COLOURS[4], ecolor="#444444", capsize=3)
         axis.set_xlim(0, None)
-        axis.set_xlabel(f"share of the variance of {_named(findings.objective).lower()}")
+        axis.set_xlabel(f"share of the variance of {titled(findings.objective).lower()}")
         axis.grid(axis="x", **_GRID)
         axis.set_axisbelow(True)
         figure.tight_layout()
@@ -187,7 +188,7 @@ def parallel_coordinates(findings: Findings, path: str) -> bool:
         for spine in axis.spines.values():
             spine.set_visible(False)
         axis.tick_params(length=0)
-        axis.set_title(f"darker is better: {_named(findings.objective).lower()}", loc="left")
+        axis.set_title(f"darker is better: {titled(findings.objective).lower()}", loc="left")
         figure.tight_layout()
     return True
 
@@ -230,7 +231,3 @@ def _value(findings: Findings, row: pd.Series[Any], name: str) -> Any:
         section, _, key = name.partition(".")
         return findings.config.model_dump()[section][key]
     return value
-
-
-def _named(measure: str) -> str:
-    return measure.replace("_", " ").capitalize()

@@ -101,3 +101,8 @@ def scored_modalities(config: Config, labelled: str) -> list[str]:
             f"{', '.join(present) or 'nothing'} in common, not {', '.join(missing) or 'a sensor'}"
         )
     return list(wanted)
+
+
+def titled(measure: str) -> str:
+    """A measure's name for people."""
+    return measure.replace("_", " ").capitalize()

@@ -13,7 +13,7 @@ from terrafm.config import Config
 from terrafm.storage import join, read_bytes, write_bytes
 from tuning import figures
 from tuning.analysis import Findings, best_yaml, find, is_missing
-from tuning.objective import HEADLINES, MEASURES
+from tuning.objective import HEADLINES, MEASURES, titled
 from tuning.trials import STATES
 
 BEST_FILE, REPORT_FILE = "best.yaml", "report.html"
@@ -50,7 +50,7 @@ def write_report(output: str, findings: Findings) -> None:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(template.read_text("utf-8")).render(
         output=output,
-        objective=_title(findings.objective),
+        objective=titled(findings.objective),
         meaning=MEASURES[findings.objective],
         states=[
             (state, int(count), STATES[str(state)])
@@ -59,7 +59,7 @@ def write_report(output: str, findings: Findings) -> None:
         step=int(findings.table["steps"].max()),
         best=findings.best,
         best_yaml=best_yaml(findings, findings.best) if findings.best else "",
-        measures=[(name, _title(name)) for name in HEADLINES],
+        measures=[(name, titled(name)) for name in HEADLINES],
         pictures=_draw(output, findings),
         importance=bool(findings.importance),
         arms=bool(findings.config.tune.arms),
@@ -159,7 +159,7 @@ def _differences(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {
             "arm": row["arm"],
-            "measure": _title(row["measure"]),
+            "measure": titled(row["measure"]),
             "n": int(row["n"]),
             "difference": f"{100 * row['difference']:+.1f}",
             "interval": "one pair: no interval"
@@ -186,7 +186,3 @@ def _short(value: Any) -> str:
     if is_missing(value):
         return "as configured"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _title(measure: str) -> str:
-    return measure.replace("_", " ").capitalize()

@@ -12,7 +12,6 @@ The sweep's folder:
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from dataclasses import asdict, dataclass
@@ -66,8 +65,6 @@ _TUNE_SETTINGS = {
     # Seconds between two records of the state that --resume goes on from.
     "TUNE_GLOBAL_CHECKPOINT_S": "5",
 }
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from terrafm.train.checkpoints.store import (
     list_checkpoints,
 )
 from terrafm.train.loggers import read_metrics
-from terrafm.train.loop import FAILURE_FILE
+from terrafm.train.loop import FAILURE_FILE, write_failure
 from terrafm.train.run import CONFIG_FILE, check_runs, pretrain
 from tuning.objective import score_checkpoint
 from tuning.search_space import apply
@@ -131,8 +131,7 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
             self._newest = line
             return self._metrics(line)
         if isinstance(self._failure, TerraFMError):
-            document = {"message": str(self._failure), "code": self._failure.exit_code}
-            write_bytes(join(self._folder, FAILURE_FILE), json.dumps(document).encode())
+            write_failure(self._folder, self._failure)
         elif self._failure is not None:
             raise self._failure
         return {tune.result.DONE: True}
@@ -170,8 +169,7 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
                 continue
             if step not in known:
                 lines.append(line)
-                text = "".join(json.dumps(line) + "\n" for line in lines)
-                write_bytes(join(self._folder, SCORES_FILE), text.encode())
+                self._write(lines)
             yield line
 
     def _metrics(self, line: dict[str, Any]) -> dict[str, Any]:

@@ -81,11 +81,9 @@ def _state(trial: TuneTrial, newest: dict[str, Any], failure: TerraFMError | Non
 
 def write_table(output: str, rows: list[dict[str, Any]]) -> None:
     """Writes trials.parquet; values of the configuration are JSON, a column for each key."""
-    keys = {key for key, *_ in settings()}
     frame = pd.DataFrame(rows)
-    swept = [column for column in frame.columns if column in keys]
-    for column in swept:
-        frame[column] = frame[column].astype("string")
+    for key in swept_columns(frame):
+        frame[key] = frame[key].astype("string")
     buffer = BytesIO()
     frame.sort_values("trial").to_parquet(buffer, index=False)
     write_bytes(join(output, TABLE_FILE), buffer.getvalue())

@@ -75,9 +75,14 @@ def train_worker(arguments: dict[str, Any]) -> None:
     try:
         Worker(work, arguments["control"]).run()
     except TerraFMError as error:
-        failure = join(work.output, FAILURE_FILE)
-        write_bytes(failure, json.dumps({"message": str(error), "code": error.exit_code}).encode())
+        write_failure(work.output, error)
         raise
+
+
+def write_failure(output: str, error: TerraFMError) -> None:
+    """Leaves word in a folder of a failure that would only repeat itself."""
+    document = {"message": str(error), "code": error.exit_code}
+    write_bytes(join(output, FAILURE_FILE), json.dumps(document).encode())
 
 
 def read_failure(output: str) -> TerraFMError | None:

@@ -124,4 +124,7 @@ def test_a_file_may_stand_on_a_recipe(tmp_path):
     config = load_config(str(tmp_path / "sweep.yaml"))
     assert config.train.steps == 7
     assert config.model.name == "terrafm_tiny"
+    (tmp_path / "loop.yaml").write_text(f"base: {tmp_path / 'loop.yaml'}\n")
+    with pytest.raises(UsageError, match="stands on itself"):
+        load_config(str(tmp_path / "loop.yaml"))
     assert math.isclose(config.optim.base_lr, load_config("demo").optim.base_lr)
