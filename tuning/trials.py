@@ -36,7 +36,7 @@ def trial_rows(output: str, trials: Sequence[TuneTrial], seeds: int) -> list[dic
 
     Args:
         output: URI of the sweep's folder.
-        trials: as Tune knows them.
+        trials: in the order of their numbers.
         seeds: runs of each point.
     """
     rows = []
@@ -104,7 +104,10 @@ def swept_columns(frame: pd.DataFrame) -> list[str]:
 
 
 class TrialWatch(Callback):  # type: ignore[misc]
-    """Keeps trials.parquet current and tells the terminal; Tune pickles it with its state.
+    """Keeps trials.parquet current and tells the terminal; Tune keeps its state with its own.
+
+    Trials are numbered in the order in which they were made: Tune's own list has another one
+    after an interruption.
 
     Args:
         output: URI of the sweep's folder.
@@ -116,6 +119,19 @@ class TrialWatch(Callback):  # type: ignore[misc]
         self._output = output
         self._objective = objective
         self._seeds = seeds
+        self._numbers: dict[str, int] = {}
+
+    def get_state(self) -> dict[str, Any]:
+        """The numbers of the trials."""
+        return {"numbers": dict(self._numbers)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes up the numbers of an interrupted sweep."""
+        self._numbers = dict(state["numbers"])
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Numbers the new trials."""
+        self._number(trials)
 
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
@@ -149,8 +165,8 @@ class TrialWatch(Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         """Tells how it ended."""
-        rows = trial_rows(self._output, trials, self._seeds)
-        row = rows[trials.index(trial)]
+        rows = self._rows(trials)
+        row = rows[self._numbers[trial.trial_id]]
         # Tune calls this before it says so itself.
         state = STOPPED if row["state"] == OPEN else row["state"]
         why = f": {row['failure']}" if row["failure"] else ""
@@ -166,14 +182,24 @@ class TrialWatch(Callback):  # type: ignore[misc]
         """Tells why it failed."""
         lines = str(trial.get_error() or "").strip().splitlines()
         self._say(trials, trial, f"failed{': ' + lines[-1] if lines else ''}")
-        write_table(self._output, trial_rows(self._output, trials, self._seeds))
+        write_table(self._output, self._rows(trials))
 
     def on_experiment_end(self, trials: list[TuneTrial], **info: Any) -> None:
         """The last state of all trials."""
-        write_table(self._output, trial_rows(self._output, trials, self._seeds))
+        write_table(self._output, self._rows(trials))
+
+    def _number(self, trials: list[TuneTrial]) -> None:
+        for trial in trials:
+            self._numbers.setdefault(trial.trial_id, len(self._numbers))
+
+    def _rows(self, trials: list[TuneTrial]) -> list[dict[str, Any]]:
+        self._number(trials)
+        ordered = sorted(trials, key=lambda trial: self._numbers[trial.trial_id])
+        return trial_rows(self._output, ordered, self._seeds)
 
     def _say(self, trials: list[TuneTrial], trial: TuneTrial, text: str) -> None:
-        number = trials.index(trial)
+        self._number(trials)
+        number = self._numbers[trial.trial_id]
         console.print(f"  trial {number:>3}  {text}", soft_wrap=True, highlight=False, markup=False)
 
 
