@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from terrafm.cli_checkpoint import checkpoint_app
+from terrafm.cli_cluster import cluster_app
 from terrafm.config import load_config, recipe_names, settings
 from terrafm.data.sources.registry import source_names
 from terrafm.errors import TerraFMError, UsageError
@@ -35,6 +36,7 @@ app = typer.Typer(
 evaluate_app = typer.Typer(help="Score weights on a labelled set.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(cluster_app, name="cluster")
 
 
 class ExportFormat(StrEnum):
