@@ -11,17 +11,11 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
-from terrafm.clusters.joining import check_admitted, prepare
-
-# The same for a cluster's token and for its kind of address.
-prepare(os.environ.get("RAY_ADDRESS"))
-
 import ray
 import ray.data
 from ray import ActorID
 from ray._private.state import available_resources_per_node
 from ray._private.state import state as ray_state
-from ray._raylet import Config
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     get_or_create_autoscaling_coordinator,
@@ -31,6 +25,7 @@ from ray.data._internal.execution.node_trackers import get_or_create_actor_locat
 from ray.data._internal.stats import get_or_create_stats_actor
 from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
 
+from terrafm.clusters.joining import join
 from terrafm.errors import UsageError
 from terrafm.train.capacity import Node
 
@@ -61,7 +56,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
         # Another Ray on this machine must not be joined by accident.
         where = {"address": address} if address else {"address": "local", "num_cpus": num_cpus}
         if address:
-            _use_token(address)
+            join(address)
         try:
             ray.init(
                 **where,
@@ -78,13 +73,6 @@ def ensure_ray(num_cpus: int | None = None) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def _use_token(address: str) -> None:
-    """Gives Ray the token of a cluster, where RAY_ADDRESS was set after Ray's import as well."""
-    prepare(address)
-    Config.initialize("")
-    check_admitted(address)
 
 
 def _silence_pool_warnings() -> None:

@@ -1,4 +1,4 @@
-"""Before a process joins a cluster: its token, the loopback rule, and whether it is let in.
+"""Before a process joins a cluster: its token, its kind of address, and whether it is let in.
 
 Ray itself asks for half a minute, with a line a second, and then says that it cannot connect.
 """
@@ -8,6 +8,10 @@ from __future__ import annotations
 import os
 
 import grpc
+from ray._private import ray_constants
+from ray._private.grpc_utils import init_grpc_channel
+from ray._raylet import Config  # type: ignore[attr-defined]
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from terrafm.clusters import state
 from terrafm.clusters.dashboard import refusal
@@ -18,20 +22,22 @@ from terrafm.errors import UsageError
 _SECONDS = 5.0
 
 
-def prepare(address: str | None) -> None:
-    """Sets what Ray reads when it is imported.
+def join(address: str) -> None:
+    """Prepares this process's Ray for a cluster, and asks whether it is let in.
 
     Args:
-        address: of the cluster to join, as RAY_ADDRESS has it; None for a Ray of one's own.
+        address: as RAY_ADDRESS has it.
 
     Raises:
-        UsageError: a token is named that cannot be read.
+        UsageError: a token is missing, wrong, or cannot be read.
     """
-    if address is None:
-        return
     turn_on()
+    # Ray has read both when it was imported.
+    Config.initialize("")
     if state.runs_at(address):
         os.environ.update(LOOPBACK_ONLY)
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    check_admitted(address)
 
 
 def check_admitted(address: str) -> None:
@@ -45,9 +51,6 @@ def check_admitted(address: str) -> None:
     Raises:
         UsageError: a token is missing or wrong.
     """
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
-
     if "://" in address or ":" not in address:
         return
     token = find_token()

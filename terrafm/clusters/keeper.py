@@ -14,6 +14,7 @@ import threading
 import time
 
 import psutil
+from ray._private.utils import write_ray_address
 from ray.cluster_utils import Cluster
 
 from terrafm.clusters import state
@@ -84,6 +85,8 @@ def _start(options: argparse.Namespace, scratch: str) -> Cluster:
         "no_monitor": True,
     }
     cluster = Cluster(initialize_head=True, head_node_args=shared | head)
+    # As `ray start` does: a job's driver finds its cluster by it, and else any on the machine.
+    write_ray_address(cluster.address, scratch)
     for number in range(1, options.workers + 1):
         cluster.add_node(**shared, num_cpus=options.cpus, node_name=f"worker-{number}")
     return cluster

@@ -27,7 +27,7 @@ LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 _LOG = "keeper.log"
 _START_SECONDS = 120.0
-_NODE_SECONDS = 60.0
+_NODE_SECONDS = 120.0
 _END_SECONDS = 10.0
 _SMALLEST_STORE, _LARGEST_STORE = 100 * 2**20, 2 * 2**30
 
@@ -172,6 +172,8 @@ def _environment(cluster: state.LocalCluster) -> dict[str, str]:
         state.FOLDER_VARIABLE: str(state.folder()),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        # Ray gives a node half a minute, which it may need several times on a busy machine.
+        "RAY_raylet_start_wait_time_s": f"{_NODE_SECONDS:.0f}",
         # Metrics are the one thing that Ray serves to whoever asks. The dashboard has no switch
         # for its own: a port that cannot be is one that does not open.
         "RAY_enable_metrics_collection": "0",

@@ -16,7 +16,7 @@ import psutil
 from terrafm.errors import UsageError
 
 FOLDER_VARIABLE = "TERRAFM_CLUSTER_DIR"
-SCRATCH_PREFIX = "terrafm-"
+SCRATCH_PREFIX = "terrafm-cluster-"
 _RECORD = "cluster.json"
 # Clocks that are set while a process runs move what is known of its start by less.
 _SAME_START_SECONDS = 1.0

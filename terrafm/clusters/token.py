@@ -54,7 +54,7 @@ def find_token() -> Token | None:
 def turn_on() -> Token | None:
     """Has Ray send the token from this process, and from those that it starts.
 
-    Only before Ray is imported: it reads the mode once.
+    Ray reads the mode when it is imported.
 
     Raises:
         UsageError: as `find_token`.
