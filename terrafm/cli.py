@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from terrafm.cli_checkpoint import checkpoint_app
-from terrafm.cli_cluster import cluster_app
+from terrafm.cli_cluster import cluster_app, doctor
 from terrafm.cli_jobs import jobs_app, submit
 from terrafm.config import load_config, recipe_names, settings
 from terrafm.data.sources.registry import source_names
@@ -230,6 +230,7 @@ def export(
     console.print(snippet, soft_wrap=True, highlight=False, markup=False)
 
 
+app.command()(doctor)
 # What it does not know is the other verb's.
 app.command(context_settings={"ignore_unknown_options": True})(submit)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-from terrafm.errors import UsageError
+from terrafm.errors import TerraFMError, UsageError
 from terrafm.terminal import JsonOption, console, report
 
 cluster_app = typer.Typer(
@@ -53,6 +55,35 @@ def down_command() -> None:
     with console.status("ending the cluster"):
         ended = down()
     console.print(f"ended {ended} processes", highlight=False)
+
+
+def doctor(
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Examine a running cluster (docs/security.md).")
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", metavar="URL", help="Its dashboard; by default that of `cluster up`."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check who can reach a cluster and with what; exit 1 where anything is at fault."""
+    if not cluster:
+        raise UsageError("say what to examine: terrafm doctor --cluster")
+    from terrafm.clusters.doctor import examine, is_sound
+
+    findings = list(examine(address))
+    report({"findings": [asdict(finding) for finding in findings]}, as_json, _render_findings)
+    if not is_sound(findings):
+        faults = sum(finding.level == "FAULT" for finding in findings)
+        raise TerraFMError(f"{faults} of {len(findings)} checks failed")
+
+
+def _render_findings(result: dict[str, Any]) -> RenderableType:
+    lines = [f"{finding['level']:<8}{finding['text']}" for finding in result["findings"]]
+    return Text("\n".join(lines))
 
 
 def _render_status(status: dict[str, Any]) -> RenderableType:

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 from ray._private.utils import write_ray_address
@@ -67,6 +68,8 @@ def _own_record() -> state.LocalCluster:
 
 def _start(options: argparse.Namespace, scratch: str) -> Cluster:
     """Nodes that listen on loopback only."""
+    # Ray opens its folder to everyone: within a private one nobody comes to it.
+    temp_dir = str(Path(scratch) / "ray")
     shared = {
         "node_ip_address": _LOOPBACK,
         "object_store_memory": options.object_store_bytes,
@@ -77,7 +80,7 @@ def _start(options: argparse.Namespace, scratch: str) -> Cluster:
     head = {
         "num_cpus": 0,  # The job's driver runs here, as on the head of a real cluster.
         "node_name": "head",
-        "temp_dir": scratch,
+        "temp_dir": temp_dir,
         "include_dashboard": True,
         "dashboard_host": _LOOPBACK,
         "dashboard_port": 0,
@@ -86,7 +89,7 @@ def _start(options: argparse.Namespace, scratch: str) -> Cluster:
     }
     cluster = Cluster(initialize_head=True, head_node_args=shared | head)
     # As `ray start` does: a job's driver finds its cluster by it, and else any on the machine.
-    write_ray_address(cluster.address, scratch)
+    write_ray_address(cluster.address, temp_dir)
     for number in range(1, options.workers + 1):
         cluster.add_node(**shared, num_cpus=options.cpus, node_name=f"worker-{number}")
     return cluster
