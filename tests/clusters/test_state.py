@@ -18,6 +18,7 @@ from terrafm.errors import UsageError
 @pytest.fixture(autouse=True)
 def own_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("TERRAFM_CLUSTER_DIR", str(tmp_path / "cluster"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture

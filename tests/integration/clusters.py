@@ -73,9 +73,7 @@ def autoscaled_cluster(folder, cpus, most):
         cpus: of each worker node.
         most: worker nodes.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{_free_port()}"
     config = {
         "cluster_name": "fake", "max_workers": most, "idle_timeout_minutes": 0.2,
         "upscaling_speed": 100, "auth": {}, "docker": {},
@@ -113,7 +111,7 @@ def autoscaled_cluster(folder, cpus, most):
             [RAY, "start", "--head", "--block", "--num-cpus", "0", "--port",
              address.rpartition(":")[2], "--temp-dir", str(folder / "ray"),
              "--include-dashboard", "false", "--node-ip-address", "127.0.0.1",
-             "--ray-client-server-port", "0", "--object-store-memory", str(2**28),
+             "--ray-client-server-port", str(_free_port()), "--object-store-memory", str(2**28),
              "--autoscaling-config", str(folder / "fake.yaml")],
             env=others | joining | starting, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -121,15 +119,23 @@ def autoscaled_cluster(folder, cpus, most):
     process = psutil.Process(head.pid)
     try:
         started = "Ray runtime started"
-        wait_until(lambda: started in (folder / "head.log").read_text(), started, head)
+        log = folder / "head.log"
+        wait_until(lambda: started in log.read_text(), started, head, log=log)
         yield AutoscaledCluster(address, {"RAY_ADDRESS": address, **joining}, process)
     finally:
-        family = [process, *process.children(recursive=True)]
+        family = [process]
+        with suppress(psutil.NoSuchProcess):
+            family += process.children(recursive=True)
         for member in family:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
         psutil.wait_procs(family, timeout=30)
-        head.wait(timeout=30)
+
+
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def _option(line, name):
