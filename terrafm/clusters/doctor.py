@@ -30,7 +30,8 @@ GUARDED = (
     ("GET", "/api/serve/applications/"),
     ("GET", "/timezone"),
 )
-_NO_TOKEN = "no-such-token"  # nosec B105: wrong on purpose
+# Wrong on purpose.
+_NO_TOKEN = "no-such-token"  # nosec B105
 
 
 @dataclass(frozen=True)

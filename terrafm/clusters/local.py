@@ -183,7 +183,8 @@ def _environment(cluster: state.LocalCluster) -> dict[str, str]:
 
 def _object_store(nodes: int) -> int:
     """Bytes of shared memory for each node's objects."""
-    shared = "/dev/shm"  # nosec B108: Ray's place for objects, not a file of ours
+    # Ray's place for objects; no file of ours is made there.
+    shared = "/dev/shm"  # nosec B108
     free = psutil.virtual_memory().available
     if os.path.isdir(shared):
         free = min(free, shutil.disk_usage(shared).free)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from terrafm.errors import UsageError
 
-TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # nosec B105: the names of variables, not a secret
-PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"  # nosec B105
+# Names of variables, not a secret.
+TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # nosec B105
+PATH_VARIABLE = "RAY_AUTH_TOKEN_PATH"
 MODE_VARIABLE = "RAY_AUTH_MODE"
 HOW_TO_GIVE = f"name its file in {PATH_VARIABLE}, or put the token itself into {TOKEN_VARIABLE}"
 

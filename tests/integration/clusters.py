@@ -110,7 +110,8 @@ def autoscaled_cluster(folder, cpus, most):
         head = subprocess.Popen(
             [RAY, "start", "--head", "--block", "--num-cpus", "0", "--port",
              address.rpartition(":")[2], "--temp-dir", str(folder / "ray"),
-             "--include-dashboard", "false", "--node-ip-address", "127.0.0.1",
+             "--include-dashboard", "false", "--dashboard-port", "0",
+             "--node-ip-address", "127.0.0.1",
              "--ray-client-server-port", str(_free_port()), "--object-store-memory", str(2**28),
              "--autoscaling-config", str(folder / "fake.yaml")],
             env=others | joining | starting, stdout=log, stderr=subprocess.STDOUT,
@@ -120,7 +121,7 @@ def autoscaled_cluster(folder, cpus, most):
     try:
         started = "Ray runtime started"
         log = folder / "head.log"
-        wait_until(lambda: started in log.read_text(), started, head, log=log)
+        wait_until(lambda: started in log.read_text(), started, head, 300, log)
         yield AutoscaledCluster(address, {"RAY_ADDRESS": address, **joining}, process)
     finally:
         family = [process]
