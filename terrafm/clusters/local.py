@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import subprocess
@@ -21,13 +22,18 @@ from terrafm.clusters.dashboard import Dashboard
 from terrafm.clusters.token import MODE_VARIABLE, PATH_VARIABLE, TOKEN_VARIABLE, Token
 from terrafm.errors import TerraFMError, UsageError
 
+logger = logging.getLogger(__name__)
+
 # Of Ray in a process that only this machine may reach. The name is Ray's: it turns off the rule
 # that a loopback address stands for the machine's own.
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 _LOG = "keeper.log"
+# What Ray says of a node whose raylet has died at its start.
+_SLOW = "timed out during startup"
+_TRIES = 4
 _START_SECONDS = 120.0
-_NODE_SECONDS = 120.0
+_NODE_SECONDS = 60.0
 _END_SECONDS = 10.0
 _SMALLEST_STORE, _LARGEST_STORE = 100 * 2**20, 2 * 2**30
 
@@ -54,16 +60,31 @@ def up(workers: int, cpus: int) -> state.LocalCluster:
                     "terrafm cluster down ends it"
                 )
             _end(old)
-        token = path / "token"
-        state.make_token(token)
-        cluster = state.LocalCluster("", "", str(token), state.make_scratch(), [])
-        try:
-            keeper = _start_keeper(cluster, workers, cpus)
-            return _wait(keeper, _START_SECONDS + workers * _NODE_SECONDS)
-        except BaseException:
-            # Ctrl-C as well: nothing half started stays behind.
-            _end(state.read() or cluster)
-            raise
+        for left in reversed(range(_TRIES)):
+            try:
+                return _start(path / "token", workers, cpus)
+            except _SlowNodeError as error:
+                if not left:
+                    raise
+                logger.warning("%s; trying again", error)
+    raise AssertionError("the last try returns or raises")
+
+
+class _SlowNodeError(TerraFMError):
+    """A node's agents took longer than the 15 s that Ray gives them: the machine is busy."""
+
+
+def _start(token: Path, workers: int, cpus: int) -> state.LocalCluster:
+    """One try."""
+    state.make_token(token)
+    cluster = state.LocalCluster("", "", str(token), state.make_scratch(), [])
+    try:
+        keeper = _start_keeper(cluster, workers, cpus)
+        return _wait(keeper, _START_SECONDS + workers * _NODE_SECONDS)
+    except BaseException:
+        # Ctrl-C as well: nothing half started stays behind.
+        _end(state.read() or cluster)
+        raise
 
 
 def down() -> int:
@@ -172,8 +193,6 @@ def _environment(cluster: state.LocalCluster) -> dict[str, str]:
         state.FOLDER_VARIABLE: str(state.folder()),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        # Ray gives a node half a minute, which it may need several times on a busy machine.
-        "RAY_raylet_start_wait_time_s": f"{_NODE_SECONDS:.0f}",
         # Metrics are the one thing that Ray serves to whoever asks. The dashboard has no switch
         # for its own: a port that cannot be is one that does not open.
         "RAY_enable_metrics_collection": "0",
@@ -199,7 +218,10 @@ def _wait(keeper: subprocess.Popen[bytes], seconds: float) -> state.LocalCluster
         if cluster is not None and cluster.dashboard_url:
             return cluster
         if keeper.poll() is not None:
-            raise TerraFMError(f"the local cluster did not start: {_last_words()}")
+            words = _last_words()
+            if _SLOW in words:
+                raise _SlowNodeError(f"a node did not start in time, the machine is busy ({words})")
+            raise TerraFMError(f"the local cluster did not start: {words}")
         time.sleep(0.2)
     raise TerraFMError(f"the local cluster did not start within {seconds:.0f} s: {_last_words()}")
 

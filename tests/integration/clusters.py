@@ -112,7 +112,7 @@ def autoscaled_cluster(folder, cpus, most):
              address.rpartition(":")[2], "--temp-dir", str(folder / "ray"),
              "--include-dashboard", "false", "--dashboard-port", "0",
              "--node-ip-address", "127.0.0.1",
-             "--ray-client-server-port", str(_free_port()), "--object-store-memory", str(2**28),
+             *_head_ports(), "--object-store-memory", str(2**28),
              "--autoscaling-config", str(folder / "fake.yaml")],
             env=others | joining | starting, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -131,6 +131,14 @@ def autoscaled_cluster(folder, cpus, most):
             with suppress(psutil.NoSuchProcess):
                 member.kill()
         psutil.wait_procs(family, timeout=30)
+
+
+def _head_ports():
+    """Given to the head, which dies where its agents take longer than 15 s to choose."""
+    names = ("ray-client-server", "dashboard-agent-listen", "dashboard-agent-grpc",
+             "runtime-env-agent")  # fmt: skip
+    given = [word for name in names for word in (f"--{name}-port", str(_free_port()))]
+    return [*given, "--metrics-export-port", str(_free_port())]
 
 
 def _free_port():
