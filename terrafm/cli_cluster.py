@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.terminal import JsonOption, console, report
@@ -75,15 +76,13 @@ def doctor(
     from terrafm.clusters.doctor import examine, is_sound
 
     findings = list(examine(address))
-    report({"findings": [asdict(finding) for finding in findings]}, as_json, _render_findings)
+    if as_json:
+        sys.stdout.write(json.dumps({"findings": [asdict(one) for one in findings]}) + "\n")
+    for one in [] if as_json else findings:
+        console.print(f"{one.level:<8}{one.text}", soft_wrap=True, highlight=False, markup=False)
     if not is_sound(findings):
         faults = sum(finding.level == "FAULT" for finding in findings)
         raise TerraFMError(f"{faults} of {len(findings)} checks failed")
-
-
-def _render_findings(result: dict[str, Any]) -> RenderableType:
-    lines = [f"{finding['level']:<8}{finding['text']}" for finding in result["findings"]]
-    return Text("\n".join(lines))
 
 
 def _render_status(status: dict[str, Any]) -> RenderableType:

@@ -16,6 +16,8 @@ import ray.data
 from ray import ActorID
 from ray._private.state import available_resources_per_node
 from ray._private.state import state as ray_state
+from ray._private.worker import global_worker
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     get_or_create_autoscaling_coordinator,
@@ -31,6 +33,8 @@ from terrafm.train.capacity import Node
 
 # Between two steps of Ray Data's scheduling loop; a block takes far longer to make.
 PAUSE_SECONDS = 0.01
+
+_ANSWER_SECONDS = 10.0
 
 _POOL_WARNING = "PYTHON worker processes have been started"
 
@@ -142,8 +146,16 @@ def free_orphans() -> None:
 
 
 def is_autoscaled() -> bool:
-    """Whether the cluster can get more nodes by itself."""
-    return ray_state.get_cluster_config() is not None
+    """Whether the cluster can get more nodes by itself.
+
+    Ray's own question, for its cluster configuration, is answered by no autoscaler that comes with
+    it. The second one tells the GCS each round what it has seen; a cluster without has none of it.
+    """
+    if ray_state.get_cluster_config() is not None:
+        return True
+    reply = global_worker.gcs_client.get_cluster_status(timeout_s=_ANSWER_SECONDS)
+    status = GetClusterStatusReply.FromString(reply)
+    return bool(status.autoscaling_state.autoscaler_state_version > 0)
 
 
 class SchedulingPause(ExecutionCallback):  # type: ignore[misc]

@@ -91,7 +91,14 @@ def _start(options: argparse.Namespace, scratch: str) -> Cluster:
     # As `ray start` does: a job's driver finds its cluster by it, and else any on the machine.
     write_ray_address(cluster.address, temp_dir)
     for number in range(1, options.workers + 1):
-        cluster.add_node(**shared, num_cpus=options.cpus, node_name=f"worker-{number}")
+        # Each with a folder of its own for packages, as hosts have: a node that needs one no more
+        # would else remove it under the feet of another's job.
+        cluster.add_node(
+            **shared,
+            num_cpus=options.cpus,
+            node_name=f"worker-{number}",
+            runtime_env_dir_name=f"runtime_resources_{number}",
+        )
     return cluster
 
 
