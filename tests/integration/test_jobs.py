@@ -265,11 +265,12 @@ def read_until(terminal, text, seconds=60):
 
 def test_stopped_within_20_seconds_and_goes_on_when_given_again(here, long_run, small_dataset):
     process, terminal, words, output = long_run
-    wait_until(lambda: step_of(output) >= 15, "step 15", process)
+    submitted = read_until(terminal, "Running entrypoint")
+    job = re.search(r"submitted (\S+)", submitted)[1]
     busy = one_line(here.run("submit", *words, check=2))
     assert "is at work on" in busy
-    job = here.jobs()[0]["id"]
     assert job in busy
+    wait_until(lambda: step_of(output) >= 15, "step 15", process)
     began = time.monotonic()
     here.run("jobs", "stop", job)
     wait_until(lambda: here.work() == [], "the end of its processes", seconds=20)
