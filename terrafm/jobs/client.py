@@ -9,15 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
 from terrafm.clusters.dashboard import Dashboard
-from terrafm.clusters.token import turn_on
 from terrafm.errors import TerraFMError, UsageError
-
-# Before Ray is imported.
-turn_on()
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-
-from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient  # noqa: E402
 
 # Which of our runs a job is; Ray keeps it with the job.
 RUN_KEY = "terrafm_run"
