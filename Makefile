@@ -29,6 +29,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit -q -c pyproject.toml -r terrafm ray_jobs tuning benchmarks cluster
 
 # JSON lines on standard output, progress on standard error; benchmarks/README.md says what is left out.
 BENCH := OMP_NUM_THREADS=1 $(BIN)/python benchmarks

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from terrafm.cli_checkpoint import checkpoint_app
+from terrafm.cli_cluster import cluster_app, doctor
+from terrafm.cli_jobs import jobs_app, submit
 from terrafm.config import load_config, recipe_names, settings
 from terrafm.data.sources.registry import source_names
 from terrafm.errors import TerraFMError, UsageError
@@ -35,6 +37,8 @@ app = typer.Typer(
 evaluate_app = typer.Typer(help="Score weights on a labelled set.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(cluster_app, name="cluster")
+app.add_typer(jobs_app, name="jobs")
 
 
 class ExportFormat(StrEnum):
@@ -224,6 +228,11 @@ def export(
         console.print(f"wrote {uri}", soft_wrap=True, highlight=False)
     console.print("\nLoad it with:\n", highlight=False)
     console.print(snippet, soft_wrap=True, highlight=False, markup=False)
+
+
+app.command()(doctor)
+# What it does not know is the other verb's.
+app.command(context_settings={"ignore_unknown_options": True})(submit)
 
 
 def _add_outer_verbs() -> None:

@@ -16,6 +16,8 @@ import ray.data
 from ray import ActorID
 from ray._private.state import available_resources_per_node
 from ray._private.state import state as ray_state
+from ray._private.worker import global_worker
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     get_or_create_autoscaling_coordinator,
@@ -25,11 +27,14 @@ from ray.data._internal.execution.node_trackers import get_or_create_actor_locat
 from ray.data._internal.stats import get_or_create_stats_actor
 from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
 
+from terrafm.clusters.joining import join
 from terrafm.errors import UsageError
 from terrafm.train.capacity import Node
 
 # Between two steps of Ray Data's scheduling loop; a block takes far longer to make.
 PAUSE_SECONDS = 0.01
+
+_ANSWER_SECONDS = 10.0
 
 _POOL_WARNING = "PYTHON worker processes have been started"
 
@@ -47,13 +52,15 @@ def ensure_ray(num_cpus: int | None = None) -> None:
             some beside the training workers', or it waits for ever.
 
     Raises:
-        UsageError: there is no cluster at RAY_ADDRESS.
+        UsageError: there is no cluster at RAY_ADDRESS, or it wants another token.
     """
     global _own_address
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         # Another Ray on this machine must not be joined by accident.
         where = {"address": address} if address else {"address": "local", "num_cpus": num_cpus}
+        if address:
+            join(address)
         try:
             ray.init(
                 **where,
@@ -139,8 +146,16 @@ def free_orphans() -> None:
 
 
 def is_autoscaled() -> bool:
-    """Whether the cluster can get more nodes by itself."""
-    return ray_state.get_cluster_config() is not None
+    """Whether the cluster can get more nodes by itself.
+
+    Ray's own question, for its cluster configuration, is answered by no autoscaler that comes with
+    it. The second one tells the GCS each round what it has seen; a cluster without has none of it.
+    """
+    if ray_state.get_cluster_config() is not None:
+        return True
+    reply = global_worker.gcs_client.get_cluster_status(timeout_s=_ANSWER_SECONDS)
+    status = GetClusterStatusReply.FromString(reply)
+    return bool(status.autoscaling_state.autoscaler_state_version > 0)
 
 
 class SchedulingPause(ExecutionCallback):  # type: ignore[misc]

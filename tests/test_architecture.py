@@ -7,6 +7,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 KNOW_RAY = {
+    "terrafm/clusters/joining.py",
+    "terrafm/clusters/keeper.py",
+    "terrafm/jobs/client.py",
+    "terrafm/jobs/package.py",
     "terrafm/ray_runtime.py",
     "terrafm/standby.py",
     "terrafm/data/ingest.py",

@@ -30,7 +30,8 @@ class SeedRepeater(Repeater):  # type: ignore[misc]
     def restore(self, checkpoint_path: str) -> None:
         super().restore(checkpoint_path + ".searcher")
         with open(checkpoint_path, "rb") as file:
-            self.set_state(pickle.load(file))
+            # Written by `save` into the sweep's own folder, beside what Ray Tune unpickles itself.
+            self.set_state(pickle.load(file))  # nosec B301
 
 
 def optuna_searcher(space: SearchSpace, settings: TuneConfig) -> Searcher:

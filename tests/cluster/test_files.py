@@ -245,7 +245,7 @@ def page_problems(text):
         for path in re.findall(r"(?<!terrafm/)\bcluster/[\w./*-]+", block):
             if not list(ROOT.glob(path)):
                 problems.append(f"there is no {path}")
-        for module in re.findall(r"python -m ray_jobs\.(\w+)", block):
+        for module in re.findall(r"(?:python -m ray_jobs\.|terrafm submit )(\w+)", block):
             if not (ROOT / "ray_jobs" / f"{module}.py").exists():
                 problems.append(f"there is no job {module}")
     return problems
@@ -260,7 +260,7 @@ def test_the_page_names_what_exists():
     [
         ("ray up", "ray upp"),
         ("overlays/gpu-elastic", "overlays/gpu-elastisch"),
-        ("ray_jobs.pretrain", "ray_jobs.train"),
+        ("terrafm submit pretrain", "terrafm submit train"),
         ("done\n", "\n"),
         ("(../docs/security.md)", "(../docs/safety.md)"),
     ],
@@ -283,16 +283,19 @@ def pretrain_commands():
     found = []
     for text in texts:
         joined = text.replace("\\\n", " ")
-        found += re.findall(r"-m ray_jobs\.pretrain (.*)$", joined, re.M)
+        found += re.findall(
+            r"^[^`\n]*(?:-m ray_jobs\.|terrafm submit )pretrain (.*)$", joined, re.M
+        )
     return [shlex.split(command) for command in found]
 
 
 def test_every_pretraining_has_a_recipe_and_keys_that_exist():
     commands = pretrain_commands()
-    assert len(commands) == 4
+    assert len(commands) == 5
     for words in commands:
         options = list(zip(words[::2], words[1::2], strict=True))
-        assert {name for name, _ in options} <= {"--config", "--data", "--output", "--set"}
+        known = {"--config", "--data", "--output", "--set", "--address"}
+        assert {name for name, _ in options} <= known
         overrides = [value for name, value in options if name == "--set"]
         load_config(dict(options)["--config"], overrides)
 

@@ -13,14 +13,15 @@ PATIENCE = {"TERRAFM_STALL_SECONDS": "2", "TERRAFM_RETRY_SECONDS": "120"}
 SMALL = ["--tile-size", "48", "--set", "ingest.tiles_per_shard=8", "--set", "ingest.workers=2"]
 
 
-def terrafm(*arguments, timeout=280, check=0, environment=None):
-    """Runs `terrafm ARGUMENTS`, checks the exit code, returns what it printed."""
+def terrafm(*arguments, timeout=280, check=0, environment=None, folder=None):
+    """Runs `terrafm ARGUMENTS` in a folder, checks the exit code, returns what it printed."""
     done = subprocess.run(
         [sys.executable, "-m", "terrafm", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,
         env=clean_environment() | (environment or {}),
+        cwd=folder,
         check=False,
     )
     assert done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"

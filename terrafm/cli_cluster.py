@@ -1,0 +1,96 @@
+"""`terrafm cluster` and `terrafm doctor`: a cluster on this machine, and a check of any."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from terrafm.errors import TerraFMError, UsageError
+from terrafm.terminal import JsonOption, console, report
+
+cluster_app = typer.Typer(
+    help="Start, describe and end a Ray cluster on this machine.", no_args_is_help=True
+)
+
+
+@cluster_app.command("up")
+def up_command(
+    local: Annotated[bool, typer.Option("--local", help="On this machine, loopback only.")] = False,
+    workers: Annotated[int, typer.Option(help="Worker nodes beside the head.")] = 2,
+    cpus: Annotated[int, typer.Option(help="Logical CPUs of each worker node.")] = 2,
+) -> None:
+    """Start a head and workers here, with a token of their own; they stay until `down`."""
+    if not local:
+        raise UsageError("terrafm starts clusters with --local only: for others cluster/README.md")
+    from terrafm.clusters.local import up
+
+    with console.status("starting head and workers"):
+        cluster = up(workers, cpus)
+    console.print(
+        f"a head and {workers} workers run, dashboard {cluster.dashboard_url}\n\n"
+        f"export RAY_AUTH_TOKEN_PATH={cluster.token_path}\n"
+        f"terrafm submit VERB ... --address {cluster.dashboard_url}",
+        soft_wrap=True, highlight=False, markup=False,
+    )  # fmt: skip
+
+
+@cluster_app.command("status")
+def status_command(as_json: JsonOption = False) -> None:
+    """Describe the cluster on this machine."""
+    from terrafm.clusters.local import status
+
+    report(status(), as_json, _render_status)
+
+
+@cluster_app.command("down")
+def down_command() -> None:
+    """End the cluster on this machine, with all jobs on it."""
+    from terrafm.clusters.local import down
+
+    with console.status("ending the cluster"):
+        ended = down()
+    console.print(f"ended {ended} processes", highlight=False)
+
+
+def doctor(
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Examine a running cluster (docs/security.md).")
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", metavar="URL", help="Its dashboard; by default that of `cluster up`."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check who can reach a cluster and with what; exit 1 where anything is at fault."""
+    if not cluster:
+        raise UsageError("say what to examine: terrafm doctor --cluster")
+    from terrafm.clusters.doctor import examine, is_sound
+
+    findings = list(examine(address))
+    if as_json:
+        sys.stdout.write(json.dumps({"findings": [asdict(one) for one in findings]}) + "\n")
+    for one in [] if as_json else findings:
+        console.print(f"{one.level:<8}{one.text}", soft_wrap=True, highlight=False, markup=False)
+    if not is_sound(findings):
+        faults = sum(finding.level == "FAULT" for finding in findings)
+        raise TerraFMError(f"{faults} of {len(findings)} checks failed")
+
+
+def _render_status(status: dict[str, Any]) -> RenderableType:
+    head = Table(show_header=False, box=None)
+    for name in ("address", "dashboard_url", "token_path"):
+        head.add_row(name.replace("_", " "), status[name])
+    nodes = Table("node", "alive", "address", "CPUs", "id", box=None)
+    for node in status["nodes"]:
+        alive = "yes" if node["alive"] else "no"
+        nodes.add_row(node["name"], alive, node["address"], f"{node['cpus']:g}", node["node_id"])
+    return Group(head, nodes)

@@ -1,0 +1,1 @@
+"""Ray clusters: the token, their dashboard, one on this machine, and a check of a running one."""

@@ -1,0 +1,113 @@
+"""Talks to a cluster's dashboard, which is its job server; every refusal is one line."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from terrafm.clusters.token import HOW_TO_GIVE, Token, find_token
+from terrafm.errors import TerraFMError, UsageError
+
+_SECONDS = 30.0
+
+
+def dashboard_url(address: str) -> str:
+    """The address as a URL without a slash at its end.
+
+    Raises:
+        UsageError: it is none of a dashboard.
+    """
+    url = address if "://" in address else f"http://{address}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(
+            f"{address} is no address of a dashboard: give one such as http://127.0.0.1:8265"
+        )
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+class Dashboard:
+    """A dashboard and the token for it.
+
+    Args:
+        address: its URL.
+        token: by default the one that Ray would use.
+
+    Raises:
+        UsageError: the address is none, or the token cannot be read.
+    """
+
+    def __init__(self, address: str, token: Token | None = None) -> None:
+        self.url = dashboard_url(address)
+        self.token = token or find_token()
+
+    def get(self, path: str) -> Any:
+        """What it answers to a GET, from JSON.
+
+        Raises:
+            UsageError: nobody answers there, or the token is missing or refused.
+            TerraFMError: it answers anything else.
+        """
+        answer = self.request("GET", path, self.token.headers if self.token else {})
+        self.check(answer.status_code)
+        try:
+            answer.raise_for_status()
+            return answer.json()
+        except (requests.HTTPError, ValueError):
+            raise TerraFMError(
+                f"{self.url}{path} answers {answer.status_code}, not as Ray's dashboard does: "
+                "is this its address?"
+            ) from None
+
+    def request(self, method: str, path: str, headers: dict[str, str]) -> requests.Response:
+        """One request with these headers and no other credential.
+
+        Raises:
+            UsageError: nobody answers there.
+        """
+        with requests.Session() as session:
+            if is_loopback(urlsplit(self.url).hostname or ""):
+                # Nor is a token for this machine shown to a proxy.
+                session.trust_env = False
+            try:
+                return session.request(
+                    method, self.url + path, headers=headers, timeout=_SECONDS,
+                    allow_redirects=False,
+                )  # fmt: skip
+            except requests.RequestException as error:
+                raise UsageError(
+                    f"cannot reach a cluster at {self.url} ({type(error).__name__}): is it "
+                    "running, and is its dashboard forwarded to this machine?"
+                ) from None
+
+    def check(self, status: int) -> None:
+        """Judges the status of an answer.
+
+        Raises:
+            UsageError: it says that the token is missing or wrong.
+        """
+        if status == 401:
+            raise UsageError(f"the cluster at {self.url} asks for a token: {HOW_TO_GIVE} (401)")
+        if status == 403:
+            raise UsageError(f"{refusal(self.url, self.token)} (403)")
+
+
+def refusal(address: str, token: Token | None) -> str:
+    """What to say of a cluster that does not know the token."""
+    origin = token.origin if token else "this request"
+    return f"the cluster at {address} refuses the token of {origin}: {HOW_TO_GIVE}"

@@ -1,0 +1,147 @@
+"""What is known of the cluster on this machine: a private folder with its token and processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from terrafm.errors import UsageError
+
+FOLDER_VARIABLE = "TERRAFM_CLUSTER_DIR"
+SCRATCH_PREFIX = "terrafm-cluster-"
+_RECORD = "cluster.json"
+# Clocks that are set while a process runs move what is known of its start by less.
+_SAME_START_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """A cluster that `terrafm cluster up --local` has started.
+
+    Attributes:
+        address: host:port of its GCS, for RAY_ADDRESS; empty while it starts.
+        dashboard_url: for `--address`; empty while it starts.
+        token_path: file with its token.
+        scratch: Ray's own folder: sessions, logs, sockets.
+        processes: [pid, time of its start] of what was started, the keeper first.
+    """
+
+    address: str
+    dashboard_url: str
+    token_path: str
+    scratch: str
+    processes: list[list[float]]
+
+    @property
+    def keeper(self) -> psutil.Process | None:
+        """The process that holds all nodes; None where it has ended."""
+        return same_process(*self.processes[0])
+
+    def family(self) -> list[psutil.Process]:
+        """All that is left of it: recorded processes, and their children."""
+        found = {}
+        for pid, start in self.processes:
+            if (process := same_process(pid, start)) is not None:
+                for member in [process, *_children(process)]:
+                    found[member.pid] = member
+        return list(found.values())
+
+
+def same_process(pid: float, start: float) -> psutil.Process | None:
+    """The process of this number, if it is still the one that started then."""
+    try:
+        process = psutil.Process(int(pid))
+        same = abs(process.create_time() - start) < _SAME_START_SECONDS
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return list(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def folder() -> Path:
+    """Where the state lies."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    return Path(named).expanduser().absolute() if named else Path.home() / ".terrafm" / "cluster"
+
+
+def make_folder() -> Path:
+    """Makes it, readable to its owner alone.
+
+    Raises:
+        UsageError: it exists and is not the user's own.
+    """
+    path = folder()
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_uid != os.getuid():
+        raise UsageError(f"{path} belongs to somebody else: name another in {FOLDER_VARIABLE}")
+    path.chmod(0o700)
+    return path
+
+
+def make_token(path: Path) -> None:
+    """Writes a new secret of 256 bits, readable to its owner alone from the first moment."""
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def make_scratch() -> str:
+    """A private folder for Ray, with a path short enough for the sockets in it."""
+    return tempfile.mkdtemp(prefix=SCRATCH_PREFIX)
+
+
+def read() -> LocalCluster | None:
+    """The recorded cluster, running or not; None where there is no record.
+
+    Raises:
+        UsageError: the record is damaged.
+    """
+    path = folder() / _RECORD
+    try:
+        fields: dict[str, Any] = json.loads(path.read_text())
+        return LocalCluster(**fields)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        raise UsageError(
+            f"{path} is damaged: end the cluster's processes yourself, then remove the file"
+        ) from None
+
+
+def write(cluster: LocalCluster) -> None:
+    """Records it: whole or not at all."""
+    path = folder() / _RECORD
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(asdict(cluster), indent=1) + "\n")
+    draft.chmod(0o600)
+    draft.replace(path)
+
+
+def forget(cluster: LocalCluster) -> None:
+    """Removes record, token and Ray's folder of a cluster that has ended."""
+    scratch = Path(cluster.scratch)
+    # Nothing but what `make_scratch` made, whatever the record says.
+    if scratch.parent == Path(tempfile.gettempdir()) and scratch.name.startswith(SCRATCH_PREFIX):
+        shutil.rmtree(scratch, ignore_errors=True)
+    Path(cluster.token_path).unlink(missing_ok=True)
+    (folder() / _RECORD).unlink(missing_ok=True)
+
+
+def runs_at(address: str) -> bool:
+    """Whether this is the address of the cluster on this machine."""
+    cluster = read()
+    return cluster is not None and cluster.address == address and cluster.keeper is not None

@@ -1,0 +1,142 @@
+"""Submits a verb: checks the cluster, packs, uploads, starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from terrafm.errors import UsageError
+from terrafm.jobs import package
+from terrafm.jobs.arguments import Command
+from terrafm.jobs.client import RUN_KEY, JobServer
+from terrafm.jobs.versions import JOB_VARIABLE, VERSIONS_VARIABLE, differences, own_versions
+
+# On the head, which is not taken away: the resource that Ray gives it alone. An empty request
+# would leave the choice to a setting of the cluster.
+ON_HEAD = {"node:__internal_head__": 0.001}
+_PYTHON_OPTION = "--python_worker_command="
+_PYTHON_FOLDER = re.compile(r"/python(\d+\.\d+)/site-packages/")
+
+
+def submit(
+    server: JobServer,
+    command: Command,
+    folder: Path,
+    python: str | None,
+    tell: Callable[[str], None],
+) -> str:
+    """Starts a verb as a job on a cluster.
+
+    Args:
+        server: the cluster's.
+        command: the verb and its arguments.
+        folder: whose code and configuration travel.
+        python: the interpreter on the head; by default the one that Ray runs with.
+        tell: told what is sent, before it is.
+
+    Returns:
+        The submission id.
+
+    Raises:
+        UsageError: the cluster's Ray or Python differ, the run is at work already, or the folder
+            is too large.
+        TerraFMError: the cluster refuses.
+    """
+    if command.verb == "sweep" and "--resume" not in command.words:
+        # Begins where there is nothing to go on with.
+        command = replace(command, words=[*command.words, "--resume"])
+    head = _head(server)
+    check_versions(server, head)
+    run = _run_key(command)
+    name = _free_name(server, command, run)
+    with tempfile.TemporaryDirectory() as scratch:
+        packed = package.build(folder, Path(scratch) / "terrafm.zip")
+        _check_config_travels(command, packed)
+        tell(f"sending {packed}, from {folder.resolve()}")
+        return server.submit(
+            submission_id=name,
+            entrypoint=shlex.join([python or _interpreter(head), "-m", "ray_jobs", *command.words]),
+            runtime_env={
+                "working_dir": str(packed.path),
+                "env_vars": {VERSIONS_VARIABLE: json.dumps(own_versions()), JOB_VARIABLE: name},
+            },
+            metadata={
+                RUN_KEY: run,
+                "terrafm_verb": command.verb,
+                **({} if command.output is None else {"terrafm_output": command.output}),
+            },
+            entrypoint_resources=ON_HEAD,
+        )
+
+
+def check_versions(server: JobServer, head: dict[str, Any]) -> None:
+    """Compares what can be known before anything is sent; the job itself compares the rest.
+
+    Raises:
+        UsageError: Ray or Python differ.
+    """
+    own = own_versions()
+    cluster = {"ray": server.ray_version}
+    if found := _PYTHON_FOLDER.search(" ".join(head.get("cmdline", []))):
+        cluster["python"] = found[1]
+    if told := differences({name: own[name] for name in cluster}, cluster):
+        raise UsageError(told)
+
+
+def _head(server: JobServer) -> dict[str, Any]:
+    """The head as its own agent describes it; empty while it has not."""
+    nodes = server.dashboard.get("/nodes?view=summary")["data"]["summary"]
+    return next((n for n in nodes if n.get("raylet", {}).get("isHeadNode")), {})
+
+
+def _interpreter(head: dict[str, Any]) -> str:
+    """The Python of the head's workers: the one of the PATH may be another."""
+    for word in head.get("cmdline", []):
+        if word.startswith(_PYTHON_OPTION):
+            return str(word.removeprefix(_PYTHON_OPTION).split(" ", 1)[0])
+    raise UsageError(
+        "the cluster does not say which Python its head runs with: give it with --python"
+    )
+
+
+def _run_key(command: Command) -> str:
+    """The same for the same run: what is written where, else all words."""
+    what = [command.verb, command.output] if command.output else command.words
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
+
+
+def _free_name(server: JobServer, command: Command, run: str) -> str:
+    """A submission id that says the run, and is new: Ray takes each only once.
+
+    Raises:
+        UsageError: the run is at work: two drivers would write into one folder.
+    """
+    jobs = server.jobs()
+    for job in jobs:
+        if (job.metadata or {}).get(RUN_KEY) == run and not job.status.is_terminal():
+            raise UsageError(
+                f"{command.verb} is at work on {command.output or 'this'} already, as "
+                f"{job.submission_id}: terrafm jobs logs --follow, or terrafm jobs stop"
+            )
+    taken = {job.submission_id for job in jobs}
+    last = (command.output or "").rstrip("/").rsplit("/", 1)[-1]
+    words = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")[:30]
+    stem = "-".join(part for part in (command.verb, words, run) if part)
+    names = (stem if n == 1 else f"{stem}-{n}" for n in range(1, len(taken) + 2))
+    return next(name for name in names if name not in taken)
+
+
+def _check_config_travels(command: Command, packed: package.Package) -> None:
+    for option, value in zip(command.words, command.words[1:], strict=False):
+        if option == "--config" and Path(value).suffix and value not in packed.files:
+            raise UsageError(
+                f"{value} stays here: hidden, ignored, named like a secret, or no .yaml file; "
+                "rename it"
+            )

@@ -1,0 +1,89 @@
+"""What travels to a cluster: code and configuration; neither data nor secrets."""
+
+import os
+import zipfile
+
+import pytest
+
+from terrafm.errors import UsageError
+from terrafm.jobs import package
+from terrafm.jobs.package import build
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "project"
+    travel = ["my.yaml", "sources/mine.py", "tokenizer.py", "deep/er/arms.yml", "pyproject.toml"]
+    stay = [
+        "tiles/part-0.parquet", "image.tif", "weights.pth", "notes.txt", "archive.zip",
+        ".env", ".aws/credentials", ".git/config", ".ray/auth_token", ".hidden.yaml",
+        "auth_token", "secrets.yaml", "my-credentials.yml", "kubeconfig.yaml", "key.pem",
+        "venv/pyvenv.cfg", "venv/lib/module.py", "__pycache__/a.py", "node_modules/b.py",
+        "ignored.yaml", "deep/ignored_too.py",
+    ]  # fmt: skip
+    for name in (*travel, *stay):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("hush")
+    (root / ".gitignore").write_text("ignored.yaml\n")
+    (root / "deep" / ".rayignore").write_text("ignored_*\n")
+    outside = tmp_path / "outside.yaml"
+    outside.write_text("hush")
+    os.symlink(outside, root / "link.yaml")
+    os.symlink(tmp_path, root / "way_out")
+    return root, set(travel)
+
+
+def own(names):
+    return {name for name in names if name.partition("/")[0] in package.OWN_PACKAGES}
+
+
+def test_code_and_configuration_travel_and_nothing_else(folder, tmp_path):
+    root, travel = folder
+    packed = build(root, tmp_path / "a.zip")
+    rest = {n for n in packed.files - own(packed.files) if ".dist-info/" not in n}
+    assert rest == travel
+
+
+def test_our_packages_travel_whole(folder, tmp_path):
+    packed = build(folder[0], tmp_path / "a.zip")
+    assert {
+        "terrafm/cli.py", "terrafm/recipes/demo.yaml", "ray_jobs/__main__.py",
+        "tuning/cli.py", "tuning/report.html.j2",
+    } <= packed.files  # fmt: skip
+    assert not any("__pycache__" in name for name in packed.files)
+    assert any(name.endswith(".dist-info/entry_points.txt") for name in packed.files)
+    assert "files, " in str(packed)
+
+
+def test_the_same_content_is_the_same_archive(folder, tmp_path):
+    root, _ = folder
+    build(root, tmp_path / "a.zip")
+    os.utime(root / "my.yaml", (1, 1))
+    build(root, tmp_path / "b.zip")
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    (root / "my.yaml").write_text("other")
+    build(root, tmp_path / "b.zip")
+    assert (tmp_path / "a.zip").read_bytes() != (tmp_path / "b.zip").read_bytes()
+
+
+def test_a_checkout_does_not_take_the_place_of_what_runs_here(tmp_path):
+    (tmp_path / "terrafm").mkdir()
+    (tmp_path / "terrafm" / "cli.py").write_text("another")
+    packed = build(tmp_path, tmp_path / "a.zip")
+    assert zipfile.ZipFile(packed.path).read("terrafm/cli.py") != b"another"
+
+
+@pytest.mark.parametrize(("limit", "value"), [("LIMIT_BYTES", 10**6), ("_LIMIT_FILES", 200)])
+def test_too_much_is_one_line(folder, tmp_path, monkeypatch, limit, value):
+    root, _ = folder
+    for number in range(40):
+        (root / f"m{number}.py").write_text("#" * 40_000)
+    monkeypatch.setattr(package, limit, value)
+    with pytest.raises(UsageError, match=r"project holds .* of code, too much .*\.rayignore"):
+        build(root, tmp_path / "a.zip")
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(UsageError, match="no folder"):
+        build(tmp_path / "nothing", tmp_path / "a.zip")
