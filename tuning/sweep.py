@@ -154,6 +154,11 @@ class Sweep:
         searched = settings.search == "optuna"
         stopping = settings.scheduler != "none"
         clashes = {
+            "the objective effective_rank is of the log: set train.log_every no higher than "
+            "train.checkpoint_every": (
+                "effective_rank" in settings.objectives
+                and config.train.log_every > config.train.checkpoint_every
+            ),
             "tune.arms are tried as they are: leave out tune.space and tune.search": (
                 settings.arms and (settings.space is not None or settings.search != "random")
             ),

@@ -42,6 +42,8 @@ _DIGITS = 5
 # A group that starts cannot be ended before its ranks have come.
 _CLEANUP_SECONDS = 90.0
 _POINTER = "pointer.json"
+# In a run that began where another stood: that pointer.
+_ORIGIN = "origin.json"
 # Of metrics.jsonl: what a checkpoint's line says about the teacher.
 _TEACHER = ("loss", "teacher_entropy", "effective_rank", "tiles_per_second")
 
@@ -194,6 +196,7 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
         run = join(self._folder, f"run-{len(names)}")
         fork_checkpoint(pointer["checkpoint"], join(run, CHECKPOINTS), self._config)
         write_bytes(join(run, CONFIG_FILE), self._config.to_yaml().encode())
+        write_bytes(join(run, _ORIGIN), json.dumps(pointer).encode())
         return run
 
     def _is_of(self, run: str) -> bool:
@@ -210,8 +213,8 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
             self._failure = error
 
     def _checkpoints(self, run: str, training: threading.Thread) -> Iterator[tuple[int, str]]:
-        """Checkpoints as they come, each once; ends after the training."""
-        seen = 0
+        """Its own checkpoints as they come, each once; ends after the training."""
+        seen = _began(run)
         while True:
             # Before the look: what was written until it ended is seen.
             ended = not training.is_alive()
@@ -251,6 +254,12 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
     def _write(self, lines: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_bytes(join(self._folder, SCORES_FILE), text.encode())
+
+
+def _began(run: str) -> int:
+    """The step that a run went on from; 0 where it began by itself."""
+    uri = join(run, _ORIGIN)
+    return int(json.loads(read_bytes(uri))["step"]) if exists(uri) else 0
 
 
 def read_scores(folder: str) -> list[dict[str, Any]]:

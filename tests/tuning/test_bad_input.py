@@ -32,6 +32,11 @@ def command(data, output, *settings):
         ([ALPHA, "tune.search=optuna", "tune.scheduler=asha", "tune.seeds=2"], ["optuna"]),
         ([ALPHA, "tune.objectives=[balanced_accuracy, tail_accuracy]"], ["optuna"]),
         ([ALPHA, "tune.objectives=[loss]"], ["no 'loss'", "balanced_accuracy"]),
+        (
+            [ALPHA, "tune.objectives=[effective_rank]", "train.log_every=6",
+             "train.checkpoint_every=4"],
+            ["effective_rank", "train.log_every"],
+        ),
         ([ALPHA, "tune.scheduler=asha"], ["train.checkpoint_every", "below 8"]),
         ([ALPHA, "train.workers=[1, 2]"], ["train.workers is one number"]),
         ([ALPHA, "tune.labelled=/nowhere"], ["/nowhere"]),
