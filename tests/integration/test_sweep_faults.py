@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def trial_processes(process):
     """The processes of the trials that run now."""
     found = psutil.Process(process.pid).children(recursive=True)
-    return [p for p in found if "ImplicitFunc" in " ".join(p.cmdline())]
+    return [p for p in found if "PretrainTrial" in " ".join(p.cmdline())]
 
 
 def test_a_killed_command_goes_on(small_dataset, tmp_path):
