@@ -1,4 +1,4 @@
-"""Hosts in network namespaces of this machine, joined by a link that can be cut; needs root."""
+"""Hosts in network namespaces of this machine, with links that can be cut; needs root."""
 
 import os
 import shutil
@@ -6,14 +6,16 @@ import subprocess
 import sys
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from commands import clean_environment
+
+from terrafm.clusters.state import make_token
 
 RAY = str(Path(sys.executable).with_name("ray"))
-ADDRESSES = ("10.231.0.1", "10.231.0.2")
 PORT = 6399
 # As docs/elastic.md advises: a node that says nothing is given up after ten seconds.
 HEALTH_CHECKS = {
@@ -23,88 +25,124 @@ HEALTH_CHECKS = {
 }
 
 
-class TwoHosts:
-    """Two namespaces with one address each.
+class Hosts:
+    """Namespaces with one address each, on one switch; a Ray cluster on them has a token.
 
     Args:
         name: prefix of their names.
+        count: of hosts; the first is the head of the Ray cluster.
+        folder: for Ray's sockets, a short path, and for the token.
     """
 
-    def __init__(self, name):
-        self.names = (f"{name}a", f"{name}b")
+    def __init__(self, name, count, folder):
+        self.names = [f"{name}{host}" for host in range(count)]
+        self.switch = f"{name}s"
+        self.addresses = [f"10.231.0.{host + 1}" for host in range(count)]
+        self.folder = folder
+        make_token(folder / "token")
+        self.environment = {
+            "RAY_ADDRESS": f"{self.addresses[0]}:{PORT}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+        }
+
+    def connect(self):
+        """Makes them, with their links."""
+        _ip("netns", "add", self.switch)
+        _ip("-n", self.switch, "link", "add", "br", "type", "bridge")
+        _ip("-n", self.switch, "link", "set", "br", "up")
+        for host, name in enumerate(self.names):
+            _ip("netns", "add", name)
+            _ip("link", "add", "eth", "netns", name, "type", "veth",
+                "peer", "name", f"port{host}", "netns", self.switch)  # fmt: skip
+            _ip("-n", self.switch, "link", "set", f"port{host}", "master", "br", "up")
+            _ip("-n", name, "addr", "add", f"{self.addresses[host]}/24", "dev", "eth")
+            _ip("-n", name, "link", "set", "eth", "up")
+            _ip("-n", name, "link", "set", "lo", "up")
 
     def inside(self, host):
         """Prefix of a command that runs on a host."""
         return ["ip", "netns", "exec", self.names[host]]
 
-    def cut(self):
-        """The link is down from now on."""
-        _ip("-n", self.names[1], "link", "set", "eth", "down")
+    def cut(self, host):
+        """The host's link is down from now on."""
+        _ip("-n", self.switch, "link", "set", f"port{host}", "down")
 
-    def mend(self):
-        """The link is up again."""
-        _ip("-n", self.names[1], "link", "set", "eth", "up")
+    def mend(self, host):
+        """The host's link is up again."""
+        _ip("-n", self.switch, "link", "set", f"port{host}", "up")
 
-    def start_ray(self, host, folder, cpus):
-        """A Ray node, the head on host 0; without token, for nobody else can reach it."""
+    def start_ray(self, host, cpus):
+        """A Ray node; the head on host 0."""
         place = ["--head", "--port", str(PORT), "--include-dashboard=false"]
         if host:
-            place = ["--address", f"{ADDRESSES[0]}:{PORT}"]
+            place = ["--address", f"{self.addresses[0]}:{PORT}"]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        environment |= HEALTH_CHECKS
+        environment |= HEALTH_CHECKS | self.environment | {"RAY_TMPDIR": str(self.folder)}
+        del environment["RAY_ADDRESS"]
         subprocess.run(
-            [*self.inside(host), RAY, "start", *place, "--node-ip-address", ADDRESSES[host],
-             "--num-cpus", str(cpus), "--temp-dir", str(folder), "--object-store-memory",
+            [*self.inside(host), RAY, "start", *place, "--node-ip-address", self.addresses[host],
+             "--num-cpus", str(cpus), "--temp-dir", str(self.folder), "--object-store-memory",
              str(256 << 20)],
-            check=True, capture_output=True, timeout=120,
-            env=environment | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(folder)},
+            check=True, capture_output=True, timeout=120, env=environment,
         )  # fmt: skip
 
-    def processes(self):
-        """Everything that runs on the hosts."""
+    def start(self, arguments, log):
+        """A command of terrafm on the head, its output in a file."""
+        with open(log, "w") as file:
+            return subprocess.Popen(
+                [*self.inside(0), sys.executable, "-m", "terrafm", *map(str, arguments)],
+                stdout=file, stderr=subprocess.STDOUT, env=clean_environment() | self.environment,
+            )  # fmt: skip
+
+    def processes(self, *hosts):
+        """What runs on these hosts, or on all."""
         names = set()
-        for host in self.names:
+        for name in [self.names[host] for host in hosts] or self.names:
             found = subprocess.run(
-                ["ip", "netns", "pids", host], check=True, capture_output=True, text=True
+                ["ip", "netns", "pids", name], check=True, capture_output=True, text=True
             )
             names |= {int(pid) for pid in found.stdout.split()}
         return [psutil.Process(pid) for pid in names if psutil.pid_exists(pid)]
 
+    def running(self, host, word):
+        """Processes of a host that have this word in their command."""
+        found = []
+        for process in self.processes(host):
+            with suppress(psutil.Error):
+                if word in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    def remove(self):
+        """Kills what runs there, and removes what was made."""
+        listed = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True)
+        there = {line.split()[0] for line in listed.stdout.splitlines()}
+        if there.issuperset(self.names):
+            self._kill()
+        for name in there.intersection([*self.names, self.switch]):
+            _ip("netns", "del", name)
+
+    def _kill(self):
+        deadline = time.monotonic() + 30
+        while (left := self.processes()) and time.monotonic() < deadline:
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            time.sleep(0.2)
+
 
 @contextmanager
-def two_hosts():
+def several_hosts(count, folder):
     """Makes them; at the end what runs there is killed."""
     if os.geteuid() or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and the ip command")
-    hosts = TwoHosts(f"terrafm{uuid.uuid4().hex[:6]}")
-    made = []
+    hosts = Hosts(f"terrafm{uuid.uuid4().hex[:6]}", count, folder)
     try:
-        for name in hosts.names:
-            _ip("netns", "add", name)
-            made.append(name)
-        _ip("link", "add", "eth", "netns", made[0], "type", "veth",
-            "peer", "name", "eth", "netns", made[1])  # fmt: skip
-        for name, address in zip(made, ADDRESSES, strict=True):
-            _ip("-n", name, "addr", "add", f"{address}/24", "dev", "eth")
-            _ip("-n", name, "link", "set", "eth", "up")
-            _ip("-n", name, "link", "set", "lo", "up")
+        hosts.connect()
         yield hosts
     finally:
-        if len(made) == len(hosts.names):
-            _end(hosts)
-        for name in made:
-            _ip("netns", "del", name)
-
-
-def _end(hosts):
-    deadline = time.monotonic() + 30
-    while (left := hosts.processes()) and time.monotonic() < deadline:
-        for process in left:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        time.sleep(0.2)
+        hosts.remove()
 
 
 def _ip(*arguments):

@@ -55,11 +55,11 @@ def distance(one, other):
     )
 
 
-def assert_planned_samples(output, data):
+def assert_planned_samples(output, data, steps=STEPS):
     """Every planned sample in its step, none missing, none twice."""
     rows = pq.read_table(output / "samples.parquet").to_pylist()
     setup = TrainingSetup.open(load_config("demo", SETTINGS), data)
-    epochs, positions, tiles = setup.plan.samples(0, STEPS * BATCH)
+    epochs, positions, tiles = setup.plan.samples(0, steps * BATCH)
     assert sorted((r["epoch"], r["position"], r["step"], r["tile_id"]) for r in rows) == [
         (int(e), int(p), i // BATCH, setup.dataset.tile_ids[t])
         for i, (e, p, t) in enumerate(zip(epochs, positions, tiles, strict=True))

@@ -1,17 +1,15 @@
-"""Faults of what a pretraining stands on: the link, the store, the disk, the memory."""
+"""Faults of what a pretraining stands on: the store, the disk, the memory."""
 
 import os
 import resource
 import subprocess
 import threading
-import time
 
 import psutil
 import pytest
 from clusters import training_workers, wait_until
-from commands import clean_environment, start
+from commands import start
 from fault_proxy import Every, Faults
-from hosts import ADDRESSES, PORT, two_hosts
 from test_elastic import STEPS, assert_planned_samples, command, step_of
 from test_faults import events_of
 
@@ -21,37 +19,6 @@ from terrafm.train.events import read_events
 from terrafm.train.loggers import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def test_the_link_between_two_hosts_is_cut(small_dataset, tmp_path, tmp_path_factory):
-    output, log = tmp_path / "run", tmp_path / "log"
-    # Sockets below it: their paths may have 107 characters.
-    scratch = tmp_path_factory.mktemp("r")
-    with two_hosts() as hosts:
-        for host in (0, 1):
-            hosts.start_ray(host, scratch, cpus=2)
-        settings = ["train.workers=[1,2]", "train.hang_timeout=20", "train.standby=true"]
-        arguments = command(small_dataset, output, *settings)
-        environment = clean_environment() | {
-            "RAY_ADDRESS": f"{ADDRESSES[0]}:{PORT}",
-            "RAY_AUTH_MODE": "disabled",
-        }
-        with open(log, "w") as file:
-            process = subprocess.Popen(
-                [*hosts.inside(0), "python", "-m", "terrafm", *map(str, arguments)],
-                stdout=file, stderr=subprocess.STDOUT, env=environment,
-            )  # fmt: skip
-        wait_until(lambda: step_of(output) >= 9, "step 9", process, log=log)
-        assert len(training_workers()) == 2
-        hosts.cut()
-        moment = time.time()
-        wait_until(lambda: len(events_of(output, "training")) == 2, "training", process, log=log)
-        seconds = events_of(output, "training")[1]["time"] - moment
-        assert process.wait(timeout=600) == 0, log.read_text()
-    # What was on the lost host may make the first group after it fail as well.
-    assert [event["workers"] for event in events_of(output, "started")][-1] == 1
-    print(f"from the cut to the next step {seconds:.0f} s")  # noqa: T201
-    assert_planned_samples(output, small_dataset)
 
 
 def test_the_store_is_down_for_a_minute_during_a_checkpoint(
