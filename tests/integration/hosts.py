@@ -26,7 +26,7 @@ HEALTH_CHECKS = {
 
 
 class Hosts:
-    """Namespaces with one address each, on one switch; a Ray cluster on them has a token.
+    """Namespaces with one address each, joined by a router; a Ray cluster on them has a token.
 
     Args:
         name: prefix of their names.
@@ -36,8 +36,8 @@ class Hosts:
 
     def __init__(self, name, count, folder):
         self.names = [f"{name}{host}" for host in range(count)]
-        self.switch = f"{name}s"
-        self.addresses = [f"10.231.0.{host + 1}" for host in range(count)]
+        self.router = f"{name}r"
+        self.addresses = [f"10.231.{host}.1" for host in range(count)]
         self.folder = folder
         make_token(folder / "token")
         self.environment = {
@@ -48,17 +48,19 @@ class Hosts:
 
     def connect(self):
         """Makes them, with their links."""
-        _ip("netns", "add", self.switch)
-        _ip("-n", self.switch, "link", "add", "br", "type", "bridge")
-        _ip("-n", self.switch, "link", "set", "br", "up")
+        _ip("netns", "add", self.router)
+        forwarding = "echo 1 > /proc/sys/net/ipv4/ip_forward"
+        _ip("netns", "exec", self.router, "sh", "-c", forwarding)
         for host, name in enumerate(self.names):
             _ip("netns", "add", name)
             _ip("link", "add", "eth", "netns", name, "type", "veth",
-                "peer", "name", f"port{host}", "netns", self.switch)  # fmt: skip
-            _ip("-n", self.switch, "link", "set", f"port{host}", "master", "br", "up")
+                "peer", "name", f"port{host}", "netns", self.router)  # fmt: skip
+            _ip("-n", self.router, "addr", "add", f"10.231.{host}.254/24", "dev", f"port{host}")
+            _ip("-n", self.router, "link", "set", f"port{host}", "up")
             _ip("-n", name, "addr", "add", f"{self.addresses[host]}/24", "dev", "eth")
-            _ip("-n", name, "link", "set", "eth", "up")
-            _ip("-n", name, "link", "set", "lo", "up")
+            for device in ("eth", "lo"):
+                _ip("-n", name, "link", "set", device, "up")
+            _ip("-n", name, "route", "add", "default", "via", f"10.231.{host}.254")
 
     def inside(self, host):
         """Prefix of a command that runs on a host."""
@@ -66,11 +68,11 @@ class Hosts:
 
     def cut(self, host):
         """The host's link is down from now on."""
-        _ip("-n", self.switch, "link", "set", f"port{host}", "down")
+        _ip("-n", self.router, "link", "set", f"port{host}", "down")
 
     def mend(self, host):
         """The host's link is up again."""
-        _ip("-n", self.switch, "link", "set", f"port{host}", "up")
+        _ip("-n", self.router, "link", "set", f"port{host}", "up")
 
     def start_ray(self, host, cpus):
         """A Ray node; the head on host 0."""
@@ -120,7 +122,7 @@ class Hosts:
         there = {line.split()[0] for line in listed.stdout.splitlines()}
         if there.issuperset(self.names):
             self._kill()
-        for name in there.intersection([*self.names, self.switch]):
+        for name in there.intersection([*self.names, self.router]):
             _ip("netns", "del", name)
 
     def _kill(self):
