@@ -238,6 +238,8 @@ def long_run(here, small_dataset, tmp_path):
         [sys.executable, "-m", "terrafm", "submit", *words, "--address", here.url],
         stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
         env=clean_environment() | here.user,
+        # Tests that run in the background ignore Ctrl-C, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     os.close(theirs)
     os.set_blocking(ours, False)

@@ -16,9 +16,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def trial_processes(process):
-    """The processes of the trials that run now."""
+    """The processes of the trials that run now, under the name that Tune gives its wrapper."""
     found = psutil.Process(process.pid).children(recursive=True)
-    return [p for p in found if "PretrainTrial" in " ".join(p.cmdline())]
+    return [p for p in found if "ResourceTrainable" in " ".join(p.cmdline())]
 
 
 def test_a_killed_command_goes_on(small_dataset, tmp_path):
