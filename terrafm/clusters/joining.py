@@ -16,7 +16,7 @@ from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from terrafm.clusters import state
 from terrafm.clusters.dashboard import refusal
 from terrafm.clusters.local import LOOPBACK_ONLY
-from terrafm.clusters.token import HOW_TO_GIVE, find_token, turn_on
+from terrafm.clusters.token import HOW_TO_GIVE, MODE_VARIABLE, Token, turn_on
 from terrafm.errors import UsageError
 
 _SECONDS = 5.0
@@ -25,35 +25,41 @@ _SECONDS = 5.0
 def join(address: str) -> None:
     """Prepares this process's Ray for a cluster, and asks whether it is let in.
 
+    A token that lies ready is not used in a cluster without tokens: a process that has turned
+    them on refuses what the cluster asks of it, and its actors end before they run.
+
     Args:
-        address: as RAY_ADDRESS has it.
+        address: as RAY_ADDRESS has it. The GCS's host:port is asked; one that cannot be reached,
+            and other kinds such as `auto`, are left to Ray.
 
     Raises:
-        UsageError: a token is missing, wrong, or cannot be read.
+        UsageError: a token is missing, wrong or cannot be read, or the cluster has none and
+            RAY_AUTH_MODE wants one.
     """
-    turn_on()
+    known = "://" not in address and ":" in address
+    if known and _answer(address, None) is grpc.StatusCode.OK:
+        if os.environ.get(MODE_VARIABLE, "").lower() == "token":
+            raise UsageError(
+                f"the cluster at {address} was started without a token, and {MODE_VARIABLE} is "
+                f"token here: start the cluster with one, or unset {MODE_VARIABLE} and do without"
+            )
+    else:
+        token = turn_on()
+        if known and _answer(address, token) is grpc.StatusCode.UNAUTHENTICATED:
+            raise UsageError(
+                refusal(address, token)
+                if token
+                else f"the cluster at {address} asks for a token: {HOW_TO_GIVE}"
+            )
     # Ray has read both when it was imported.
     Config.initialize("")
     if state.runs_at(address):
         os.environ.update(LOOPBACK_ONLY)
         ray_constants.ENABLE_RAY_CLUSTER = False
-    check_admitted(address)
 
 
-def check_admitted(address: str) -> None:
-    """Asks the cluster's GCS whether it takes this process's token.
-
-    One that cannot be reached is left to Ray, which waits for it.
-
-    Args:
-        address: host:port of the GCS; others, such as `auto`, are left to Ray too.
-
-    Raises:
-        UsageError: a token is missing or wrong.
-    """
-    if "://" in address or ":" not in address:
-        return
-    token = find_token()
+def _answer(address: str, token: Token | None) -> grpc.StatusCode:
+    """What the GCS says to a process with this token."""
     metadata = [(name.lower(), value) for name, value in token.headers.items()] if token else []
     channel = init_grpc_channel(address)
     try:
@@ -61,11 +67,7 @@ def check_admitted(address: str) -> None:
             gcs_service_pb2.GetClusterIdRequest(), timeout=_SECONDS, metadata=metadata
         )
     except grpc.RpcError as error:
-        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
-            if token is None:
-                raise UsageError(
-                    f"the cluster at {address} asks for a token: {HOW_TO_GIVE}"
-                ) from None
-            raise UsageError(refusal(address, token)) from None
+        return error.code()
     finally:
         channel.close()
+    return grpc.StatusCode.OK

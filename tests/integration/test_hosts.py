@@ -10,9 +10,10 @@ from test_faults import events_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-# Enough for a host that comes back.
-MANY = 600
 SETTINGS = ["train.workers=[1,2]", "train.hang_timeout=20", "train.standby=true"]
+# Steps enough for a host that comes back.
+MANY = 400
+LONG = [f"train.steps={MANY}", "data.rows_per_block=30"]
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_a_link_of_three_hosts_is_cut_and_healed(small_dataset, tmp_path, scratc
         hosts.start_ray(0, cpus=1)
         for host in (1, 2):
             hosts.start_ray(host, cpus=2)
-        process = hosts.start(command(small_dataset, output, *SETTINGS, f"train.steps={MANY}"), log)
+        process = hosts.start(command(small_dataset, output, *SETTINGS, *LONG), log)
         wait_until(lambda: step_of(output) >= 9, "step 9", process, log=log)
         assert [len(hosts.running(host, "RayTrainWorker")) for host in range(3)] == [0, 1, 1]
 
