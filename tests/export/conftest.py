@@ -1,4 +1,4 @@
-"""A teacher without a run, and a checkpoint whose teacher and student differ."""
+"""A teacher without a run, and an interpreter for printed lines."""
 
 import subprocess
 import sys
@@ -6,12 +6,9 @@ import sys
 import pytest
 import torch
 
-from terrafm.config import load_config
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract
-from terrafm.train.checkpoints.store import save_checkpoint
-from terrafm.train.setup import TrainingSetup
 
 
 @pytest.fixture(scope="session")
@@ -27,20 +24,6 @@ def teacher():
     }
     encoder = build_encoder("terrafm_tiny").eval()
     return encoder, WeightsContract.build("terrafm_tiny", statistics, image_size=64)
-
-
-@pytest.fixture(scope="session")
-def checkpoint(small_dataset, tmp_path_factory):
-    """URI of a checkpoint after two steps, made without Ray."""
-    settings = ["train.steps=4", "train.global_batch=4", "head.num_prototypes=32"]
-    setup = TrainingSetup.open(load_config("demo", settings), small_dataset)
-    distillation = setup.plain_distillation()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in distillation.teacher.parameters():
-            parameter += 0.02 * torch.randn_like(parameter)
-    state = setup.state(2, distillation.engine.state(), distillation)
-    return save_checkpoint(str(tmp_path_factory.mktemp("run") / "checkpoints"), state)
 
 
 @pytest.fixture

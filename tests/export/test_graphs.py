@@ -83,7 +83,7 @@ def test_a_graph_that_computes_something_else_is_not_written(
         return embedding + 2e-4, patches
 
     monkeypatch.setattr(graphs.EmbeddingGraph, "forward", wrong)
-    with pytest.raises(TerraFMError, match="its embedding differs from the encoder's by 2.0e-04"):
+    with pytest.raises(TerraFMError, match=r"its embedding differs from the encoder's by 2\.0e-04"):
         export_weights(encoder.state_dict(), contract, str(tmp_path), format)
     assert list(tmp_path.iterdir()) == []
 

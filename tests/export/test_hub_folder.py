@@ -1,6 +1,7 @@
 """Hugging Face's layout: what stands in it, and that the hub's own mixin loads it."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_the_card_has_data_recipe_scores_and_licence(folder, checkpoint):
     assert card.data.library_name == "terrafm"
     assert "sentinel-2" in card.data.tags
     text = card.text
-    record = json.loads(open(f"{checkpoint}/state.json").read())
+    record = json.loads(Path(checkpoint, "state.json").read_text())
     assert record["dataset"]["fingerprint"] in text
     # The place of the data is the trainer's own matter.
     assert record["dataset"]["uri"] not in text
