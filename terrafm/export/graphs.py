@@ -40,6 +40,13 @@ class EmbeddingGraph(nn.Module):
             once: interpolation differs between runtimes.
     """
 
+    conv: nn.Conv2d
+    modality: Tensor
+    cls: Tensor
+    position: Tensor
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, encoder: Encoder, contract: WeightsContract, modality: str, image_size: int
     ) -> None:
@@ -47,7 +54,9 @@ class EmbeddingGraph(nn.Module):
         embed = encoder.patch_embed
         expected = contract.modalities[modality]
         self.grid = image_size // encoder.patch_size
-        self.conv = embed.get_submodule(f"conv2d_{modality}")
+        conv = embed.get_submodule(f"conv2d_{modality}")
+        assert isinstance(conv, nn.Conv2d)
+        self.conv = conv
         self.projection = embed.projection
         self.blocks = encoder.blocks
         self.norm = encoder.norm

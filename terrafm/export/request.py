@@ -119,7 +119,7 @@ def target_uri(
 def file_name(format: ExportFormat, contract: WeightsContract, options: ExportOptions) -> str:
     """Such as terrafm_base.safetensors, terrafm_base_student_s1.onnx."""
     parts = [contract.model]
-    if contract.network != Network.TEACHER:
+    if contract.network != "teacher":
         parts.append(contract.network)
     if format in GRAPHS:
         parts.append(chosen_modality(contract, options))
