@@ -54,7 +54,7 @@ def model_card(export: Export) -> str:
         f"```python\n{snippet_at('.', ExportFormat.HF, contract, export.options)}```\n",
         *_input(contract),
         *_data(contract, record),
-        *_recipe(record),
+        *_recipe(contract, record),
         *_scores(export.options.scores),
         "## Licence\n",
         _licence_words(license),
@@ -96,10 +96,10 @@ def _data(contract: WeightsContract, record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _recipe(record: Mapping[str, Any]) -> list[str]:
-    rows = [(name, str(version)) for name, version in dict(record.get("versions", {})).items()] + [
-        ("commit", record["contract"]["commit"])
-    ] * bool(record.get("contract", {}).get("commit"))
+def _recipe(contract: WeightsContract, record: Mapping[str, Any]) -> list[str]:
+    rows = [(name, str(version)) for name, version in record.get("versions", {}).items()]
+    if contract.commit:
+        rows.append(("commit", contract.commit))
     parts = ["## Recipe\n"]
     if "config" not in record:
         return [*parts, "Not known: the weights did not come from a checkpoint.\n"]
