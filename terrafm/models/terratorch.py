@@ -1,7 +1,7 @@
 """The encoder as a backbone of TerraTorch. Importing this module registers it.
 
-TerraTorch has backbones `terrafm_base` and `terrafm_large` of its own, for the released files;
-`terrafm_encoder` is this project's: every size, its weights files, its fusion of sensors.
+TerraTorch's newest source has backbones `terrafm_base` and `terrafm_large` of its own, for the
+released files; `terrafm_encoder` is this project's: every size, its weights files, its fusion.
 """
 
 from __future__ import annotations
@@ -93,4 +93,5 @@ def terrafm_encoder(
     known = None if encoder.contract is None else encoder.contract.modalities
     if known is not None and modality not in known:
         raise ValueError(f"{ckpt_path} was trained on {', '.join(known)}, not on {modality}")
-    return TerraFMBackbone(encoder, modality, out_indices)
+    # Nothing in it differs between the modes, but Lightning warns of modules in eval mode.
+    return TerraFMBackbone(encoder, modality, out_indices).train()
