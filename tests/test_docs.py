@@ -80,6 +80,7 @@ def run_pages_shell(script, folder, **environment):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["plain", "onnx", "terratorch"])
 def test_the_code_of_the_export_page_runs(part, checkpoint, tmp_path):
     if part != "plain":

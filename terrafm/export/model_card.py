@@ -150,7 +150,8 @@ def _figures(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[t
             yield from _figures(value, path)
         elif isinstance(value, float):
             yield ".".join(path), f"{value:.4f}"
-        elif isinstance(value, int | str):
+        elif isinstance(value, int) or (isinstance(value, str) and "/" not in value):
+            # Places, of data and weights, are not for the card.
             yield ".".join(path), str(value)
 
 

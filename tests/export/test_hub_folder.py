@@ -88,6 +88,24 @@ def test_the_card_has_data_recipe_scores_and_licence(folder, checkpoint):
     assert "| untrained.knn20 | 0.2500 |" in text
 
 
+def test_the_folder_is_evaluated_and_its_scores_go_into_the_card(
+    run, folder, checkpoint, small_dataset, tmp_path
+):
+    code, out, _ = run("evaluate", "knn", "--weights", folder, "--data", small_dataset, "--json")
+    assert code == 0
+    (tmp_path / "knn.json").write_text(out)
+    code, _, _ = run(
+        *("export", "--checkpoint", checkpoint, "--output", folder, "--format", "hf"),
+        *("--scores", tmp_path / "knn.json"),
+    )
+    assert code == 0
+    scores = (folder / "README.md").read_text().split("## Scores")[1]
+    found = json.loads(out)
+    assert f"| knn20 | {found['knn20']:.4f} |" in scores
+    assert f"| mean_spectrum.knn5 | {found['mean_spectrum']['knn5']:.4f} |" in scores
+    assert small_dataset not in scores
+
+
 def test_the_cards_lines_load_the_folder_it_lies_in(folder, fresh_interpreter):
     text = (folder / "README.md").read_text()
     lines = text.split("```python\n")[1].split("```")[0]
