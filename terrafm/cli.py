@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from enum import StrEnum
 from importlib.metadata import entry_points
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from terrafm.cli_jobs import jobs_app, submit
 from terrafm.config import load_config, recipe_names, settings
 from terrafm.data.sources.registry import source_names
 from terrafm.errors import TerraFMError, UsageError
+from terrafm.export.request import ExportFormat, ExportOptions, Network
 from terrafm.modalities import MODALITIES
 from terrafm.progress import progress_bar
 from terrafm.storage.faults import one_line
@@ -39,13 +39,6 @@ app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(cluster_app, name="cluster")
 app.add_typer(jobs_app, name="jobs")
-
-
-class ExportFormat(StrEnum):
-    """Weight files."""
-
-    SAFETENSORS = "safetensors"
-    RELEASED = "released"
 
 
 def _settings_help() -> str:
@@ -218,12 +211,28 @@ def evaluate_knn(
 def export(
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="URI of a checkpoint folder.")],
     output: Annotated[str, typer.Option("--output", help="URI of the weight file or its folder.")],
-    file_format: Annotated[ExportFormat, typer.Option("--format", help="Kind of file.")],
+    file_format: Annotated[ExportFormat, typer.Option("--format", help="What is written.")],
+    network: Annotated[Network, typer.Option("--model", help="Which network.")] = Network.TEACHER,
+    modality: Annotated[
+        str | None, typer.Option(help="Of a graph or TerraTorch's backbone.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of a graph's images, pixels; as trained by default.")
+    ] = None,
+    license_name: Annotated[
+        str | None, typer.Option("--license", help="Of the weights, for hf's model card.")
+    ] = None,
+    scores: Annotated[
+        str | None, typer.Option(help="What evaluate --json printed, for hf's model card.")
+    ] = None,
 ) -> None:
-    """Write a checkpoint's teacher as weights in the released layout."""
-    from terrafm.export import export_checkpoint
+    """Write a checkpoint's encoder as weights or a graph, and say how to load it."""
+    from terrafm.export.writing import export_checkpoint
 
-    written, snippet = export_checkpoint(checkpoint, output, file_format.value)
+    options = ExportOptions(modality, image_size, license_name, scores)
+    written, snippet = export_checkpoint(
+        checkpoint, output, file_format, network=network, options=options
+    )
     for uri in written:
         console.print(f"wrote {uri}", soft_wrap=True, highlight=False)
     console.print("\nLoad it with:\n", highlight=False)

@@ -42,6 +42,26 @@ def make_dataset():
     return make_small_dataset
 
 
+@pytest.fixture(scope="session")
+def checkpoint(small_dataset, tmp_path_factory):
+    """URI of a checkpoint after two steps, made without Ray; teacher and student differ."""
+    import torch
+
+    from terrafm.config import load_config
+    from terrafm.train.checkpoints.store import save_checkpoint
+    from terrafm.train.setup import TrainingSetup
+
+    settings = ["train.steps=4", "train.global_batch=4", "head.num_prototypes=32"]
+    setup = TrainingSetup.open(load_config("demo", settings), small_dataset)
+    distillation = setup.plain_distillation()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in distillation.teacher.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    state = setup.state(2, distillation.engine.state(), distillation)
+    return save_checkpoint(str(tmp_path_factory.mktemp("run") / "checkpoints"), state)
+
+
 @pytest.fixture
 def run(capfd):
     """Runs a command in this process; returns exit code, output and errors."""

@@ -193,6 +193,22 @@ def test_export_of_what_is_no_checkpoint(refused, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--format", "onnx", "--modality", "s3"), "--modality s3: these weights were trained on"),
+        (("--format", "torch-export", "--image-size", "100"), "must be a multiple of 16"),
+        (("--format", "released", "--license", "mit"), "--license is for the formats hf"),
+        (("--format", "hf", "--scores", "nowhere.json"), "--scores nowhere.json: "),
+    ],
+)
+def test_export_of_what_does_not_fit(refused, checkpoint, tmp_path, arguments, complaint):
+    output = tmp_path / "out"
+    line = refused("export", "--checkpoint", checkpoint, "--output", output, *arguments)
+    assert complaint in line
+    assert not output.exists()
+
+
 @pytest.mark.parametrize("export_format", ["safetensors", "released"])
 def test_export_writes_the_teacher_and_a_snippet(run, small_dataset, tmp_path, export_format):
     import terrafm

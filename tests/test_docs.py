@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def blocks(page, language):
+    """Of one kind: "python", or "python onnx" where they need what may not be installed."""
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
 
 
@@ -64,3 +65,32 @@ def test_the_first_real_run_of_the_readme_runs(tmp_path, shared_folder):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mean spectrum" in done.stdout
+
+
+def run_pages_shell(script, folder, **environment):
+    paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        env={**os.environ, "PATH": paths, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["plain", "onnx", "terratorch"])
+def test_the_code_of_the_export_page_runs(part, checkpoint, tmp_path):
+    if part != "plain":
+        pytest.importorskip({"onnx": "onnxruntime"}.get(part, part))
+    kind = "" if part == "plain" else f" {part}"
+    page = "docs/export.md"
+    # TerraTorch's lines read what the plain ones wrote.
+    scripts = blocks(page, "bash" if part == "terratorch" else f"bash{kind}")
+    run_pages_shell("\n".join(scripts), tmp_path, CHECKPOINT=checkpoint)
+    codes = blocks(page, f"python{kind}")
+    assert codes
+    for code in codes:
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -48,6 +48,7 @@ class WeightsContract(BaseModel):
     modalities: dict[str, ModalityContract]
     image_size: PositiveInt
     patch_size: PositiveInt = PATCH_SIZE
+    network: Literal["teacher", "student"] = "teacher"
     dataset_fingerprint: str | None = None
     terrafm_version: str = terrafm.__version__
     commit: str | None = None

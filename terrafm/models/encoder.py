@@ -232,10 +232,10 @@ class Encoder(nn.Module):
 
     def _prepend_cls(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
         cls = self.cls_token.expand(len(patches), -1, -1)
-        return torch.cat([cls, patches], dim=1) + self._position(*grid)
+        return torch.cat([cls, patches], dim=1) + self.position_embedding(*grid)
 
-    def _position(self, height: int, width: int) -> Tensor:
-        """The position embedding on another grid, (1, 1 + height * width, D).
+    def position_embedding(self, height: int, width: int) -> Tensor:
+        """The position embedding on a grid of patches, (1, 1 + height * width, D).
 
         Bicubic as in DINO, whose +0.1 on the target grid is part of the scale factor, and so
         of the sampling positions, in the released weights.

@@ -144,6 +144,23 @@ def infer_model_name(state: Mapping[str, Tensor], source: str = "weights") -> st
     )
 
 
+def encoder_from_state(state: Mapping[str, Tensor], source: str = "weights") -> Encoder:
+    """Builds the encoder that a state dict belongs to, in eval mode, and loads it.
+
+    Raises:
+        UsageError: as `infer_model_name` and `load_state`.
+    """
+    queries = state.get(_QUERIES)
+    name = infer_model_name(state, source)
+    encoder = (
+        build_encoder(name)
+        if queries is None
+        else build_encoder(name, num_queries=queries.shape[0] if queries.ndim else 1)
+    )
+    load_state(encoder, state, source)
+    return encoder.eval()
+
+
 def load_encoder(uri: str | os.PathLike[str]) -> Encoder:
     """Builds the encoder that a weights file belongs to, in eval mode, and loads it.
 
@@ -157,15 +174,9 @@ def load_encoder(uri: str | os.PathLike[str]) -> Encoder:
     name = infer_model_name(state, uri)
     if contract is not None and contract.model != name:
         raise UsageError(f"{uri}: the contract is for {contract.model}, the weights are {name}")
-    queries = state.get(_QUERIES)
-    encoder = (
-        build_encoder(name)
-        if queries is None
-        else build_encoder(name, num_queries=queries.shape[0] if queries.ndim else 1)
-    )
-    load_state(encoder, state, uri)
+    encoder = encoder_from_state(state, uri)
     encoder.contract = contract
-    return encoder.eval()
+    return encoder
 
 
 def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> Encoder:

@@ -1,0 +1,173 @@
+"""The model card: what the weights are, what they expect, how they were made, how they score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from terrafm.config import Config
+from terrafm.errors import UsageError
+from terrafm.export.request import Export, ExportFormat
+from terrafm.export.snippets import snippet_at
+from terrafm.models.contract import WeightsContract
+from terrafm.models.hub import LIBRARY, PAPER, TAGS, TASK
+from terrafm.storage import read_bytes
+
+FRONT_MATTER = f"---\nlibrary_name: {LIBRARY}\n"
+"""What every card begins with."""
+
+# Sections of the configuration that say what was learned, and keys that only say where.
+_RECIPE = ("model", "head", "loss", "data", "optim", "train")
+_PLACES = ("init", "cache_dir", "cache_bytes")
+_NO_LICENSE = "unknown"
+_SCORE_DEPTH = 2
+
+
+def model_card(export: Export) -> str:
+    """Markdown with YAML front matter, as Hugging Face reads it.
+
+    Args:
+        export: with the licence and scores asked for, and the checkpoint's record.
+
+    Raises:
+        UsageError: the scores cannot be read.
+    """
+    contract, record = export.contract, export.record
+    license = export.options.license or _NO_LICENSE
+    head = {
+        "license": license,
+        "pipeline_tag": TASK,
+        "tags": [*TAGS, "model_hub_mixin", "pytorch_model_hub_mixin"],
+    }
+    steps = f" after {record['step']:,} steps" if "step" in record else ""
+    parts = [
+        f"{FRONT_MATTER}{yaml.safe_dump(head, sort_keys=False)}---\n",
+        f"# {contract.model}: {contract.network}{steps}\n",
+        f"An Earth-observation encoder pretrained with TerraFM's method ([paper]({PAPER})): images "
+        f"of {', '.join(contract.modalities)} become one embedding or a map of features per "
+        f"{contract.patch_size} x {contract.patch_size} pixels.\n",
+        "## Load it\n",
+        "In this folder, or with its place or its name on the hub instead of the dot:\n",
+        f"```python\n{snippet_at('.', ExportFormat.HF, contract, export.options)}```\n",
+        *_input(contract),
+        *_data(contract, record),
+        *_recipe(contract, record),
+        *_scores(export.options.scores),
+        "## Licence\n",
+        _licence_words(license),
+    ]
+    return "\n".join(parts)
+
+
+def _input(contract: WeightsContract) -> list[str]:
+    parts = [
+        "## Input\n",
+        "Per band (x - mean) / std, with x in the unit given; 0 where there is no data. "
+        f"`model.contract.normalise` does it. Trained on crops of {contract.image_size} pixels.\n",
+    ]
+    for name, expected in contract.modalities.items():
+        rows = [
+            (band, f"{mean:.6g}", f"{std:.6g}")
+            for band, mean, std in zip(expected.bands, expected.mean, expected.std, strict=True)
+        ]
+        parts += [
+            f"### {name}, {expected.unit}\n",
+            f"Stored integers x {expected.storage_scale:g} give {expected.unit}.\n",
+            _table(("band", "mean", "std"), rows),
+        ]
+    return parts
+
+
+def _data(contract: WeightsContract, record: Mapping[str, Any]) -> list[str]:
+    rows = [("modalities", ", ".join(contract.modalities))]
+    if contract.dataset_fingerprint:
+        rows.append(("fingerprint of the dataset", contract.dataset_fingerprint))
+    consumed = record.get("cursor", {}).get("consumed")
+    if consumed is not None:
+        rows.append(("samples seen", f"{consumed:,}"))
+    return [
+        "## Data\n",
+        "The dataset's statistics stand above. Say here what it is made of: archive, region, "
+        "years, selection.\n",
+        _table(("", ""), rows),
+    ]
+
+
+def _recipe(contract: WeightsContract, record: Mapping[str, Any]) -> list[str]:
+    rows = [(name, str(version)) for name, version in record.get("versions", {}).items()]
+    if contract.commit:
+        rows.append(("commit", contract.commit))
+    parts = ["## Recipe\n"]
+    if "config" not in record:
+        return [*parts, "Not known: the weights did not come from a checkpoint.\n"]
+    changed = _changed(record["config"])
+    parts.append("Settings of `terrafm pretrain` that differ from its defaults:\n")
+    parts.append(f"```yaml\n{yaml.safe_dump(changed, sort_keys=False)}```\n")
+    if "averaged" in record:
+        steps = ", ".join(f"{part['step']:,}" for part in record["averaged"])
+        parts.append(f"The mean of checkpoints after {steps} steps.\n")
+    return [*parts, _table(("made with", ""), rows)] if rows else parts
+
+
+def _changed(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    defaults = Config().model_dump(mode="json")
+    changed = {
+        section: {
+            key: value
+            for key, value in config.get(section, {}).items()
+            if value != defaults[section].get(key) and key not in _PLACES
+        }
+        for section in _RECIPE
+    }
+    return {section: values for section, values in changed.items() if values}
+
+
+def _scores(uri: str | None) -> list[str]:
+    if uri is None:
+        return [
+            "## Scores\n",
+            "None were given. `terrafm evaluate ... --json > scores.json` makes some, and "
+            "`terrafm export --scores scores.json` puts them here.\n",
+        ]
+    try:
+        found = json.loads(read_bytes(uri))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--scores {uri}: {error}") from None
+    rows = list(_figures(found)) if isinstance(found, dict) else []
+    if not rows:
+        raise UsageError(f"--scores {uri}: no scores in it; give what evaluate --json printed")
+    return ["## Scores\n", "As `terrafm evaluate` printed them.\n", _table(("", ""), rows)]
+
+
+def _figures(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Names and values that are not deep in the tree, such as untrained.knn20."""
+    for key, value in tree.items():
+        path = (*above, str(key))
+        if isinstance(value, Mapping) and len(path) < _SCORE_DEPTH:
+            yield from _figures(value, path)
+        elif isinstance(value, float):
+            yield ".".join(path), f"{value:.4f}"
+        elif isinstance(value, int) or (isinstance(value, str) and "/" not in value):
+            # Places, of data and weights, are not for the card.
+            yield ".".join(path), str(value)
+
+
+def _licence_words(license: str) -> str:
+    if license != _NO_LICENSE:
+        return f"{license}.\n"
+    return (
+        "Not stated: whoever publishes these weights chooses it, as the archive's terms allow, "
+        "with `terrafm export --license`.\n"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(_cell(c) for c in line)} |" for line in lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
