@@ -120,10 +120,14 @@ def compare(
     usable = np.all([np.abs(features).sum(1) > 0 for features, _ in found], axis=0)
     if not usable.all():
         notes.append(f"{int((~usable).sum())} images lack {', '.join(look.modalities)}: left out")
+    groups = images.groups[usable]
+    if images.splits is None and len(np.unique(groups)) < 2:
+        notes.append("all images are of one place: they are left out one by one")
+        groups = np.arange(len(groups))
     task = Task(
         images.labels[usable],
         len(images.classes),
-        images.groups[usable],
+        groups,
         None if images.splits is None else images.splits[usable],
         options.seed,
     )
@@ -250,8 +254,8 @@ def _check(images: LabelledSet, task: Task) -> None:
     scored = _test_rows(task)
     if task.labels.ndim == 1 and len(np.unique(task.labels)) < 2:
         raise UsageError(f"{images.uri}: the images that have the modality are of one class")
-    if len(scored) < 2 or len(np.unique(task.groups)) < 2:
-        raise UsageError(f"{images.uri}: {len(scored)} images of one place are too few to score")
+    if len(scored) < 2:
+        raise UsageError(f"{images.uri}: {len(scored)} image is too few to score")
 
 
 def _test_rows(task: Task) -> NDArray[np.int64]:
@@ -263,8 +267,8 @@ def _scored_count(task: Task) -> int:
 
 
 def _absent(images: LabelledSet, task: Task) -> list[str]:
-    present = task.labels[_test_rows(task)].any(0)
-    return [name for name, there in zip(images.classes, present, strict=True) if not there]
+    counts = task.labels[_test_rows(task)].sum(0).tolist()
+    return [name for name, count in zip(images.classes, counts, strict=True) if not count]
 
 
 def _split_text(task: Task) -> str:

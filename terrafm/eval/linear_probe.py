@@ -100,7 +100,7 @@ def fit(
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     return LinearProbe(mean, scale, weight.detach(), bias.detach(), weight_decay)
 
 

@@ -85,7 +85,8 @@ def weights_rows(
     """
     untrained: dict[str, Row] = {}
     trained = []
-    for uri in map(os.fspath, weights):
+    for given in weights:
+        uri = os.fspath(given)
         encoder = load_encoder(uri)
         modality_choices(encoder, images, look.modalities, notes)
         normalisation, source = normalisation_for(encoder, images, look.modalities, notes)

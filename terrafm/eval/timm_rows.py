@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import timm
@@ -143,7 +143,7 @@ def _from_file(architecture: str, uri: str) -> tuple[nn.Module, int]:
     probe = timm.create_model(architecture, pretrained=False, num_classes=0)
     channels = _first_channels(state, probe, uri)
     model = timm.create_model(architecture, pretrained=False, num_classes=0, in_chans=channels)
-    head = model.pretrained_cfg.get("classifier") or ()
+    head = _config(model).get("classifier") or ()
     heads = (head,) if isinstance(head, str) else tuple(head)
     kept = {k: v for k, v in state.items() if not k.startswith(tuple(f"{h}." for h in heads))}
     try:
@@ -160,11 +160,16 @@ def _check_name(architecture: str) -> None:
 
 
 def _first_channels(state: Mapping[str, Tensor], model: nn.Module, uri: str = "timm") -> int:
-    first = model.pretrained_cfg.get("first_conv")
+    first = _config(model).get("first_conv")
     name = f"{first if isinstance(first, str) else first[0] if first else ''}.weight"
     if name not in state:
         raise UsageError(f"checkpoint {uri} has no first layer {name}")
     return int(state[name].shape[1])
+
+
+def _config(model: nn.Module) -> Mapping[str, Any]:
+    """What timm states of a model: names of its first and last layer, size, mean and std."""
+    return cast(Mapping[str, Any], model.pretrained_cfg)
 
 
 def _read_state(uri: str) -> dict[str, Tensor]:

@@ -74,11 +74,11 @@ class ClassFolder:
                 f"no images under {uri}: expected a folder per class with GeoTIFFs, as EuroSAT-MS "
                 "has them, or a dataset made by terrafm ingest"
             )
-        self.names = [file.removeprefix(uri).lstrip("/") for file in self.files]
+        self.names: Sequence[str] = [file.removeprefix(uri).lstrip("/") for file in self.files]
         self.labels = np.array(labels, np.int64)
         self.classes = tuple(classes)
         self.groups = np.arange(len(labels), dtype=np.int64)
-        self.splits = None
+        self.splits: NDArray[np.str_] | None = None
         self._first = _read(self.files[0])
         self._match = _match(self._first, modality, bands, self.files[0])
         self.modalities: tuple[str, ...] = (self._match.modality,)

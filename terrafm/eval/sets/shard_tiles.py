@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from terrafm.eval.labelled import Grid, Image
 from terrafm.modalities import MODALITIES
@@ -26,11 +27,11 @@ class ShardTiles:
         self.labels = labels.astype(np.int64)
         legend = self.dataset.legend
         self.classes = tuple(legend.get(int(code), f"class {code}") for code in codes)
-        self.names = [str(tile) for tile in self.dataset.tile_ids]
+        self.names: Sequence[str] = [str(tile) for tile in self.dataset.tile_ids]
         # A tile's id is its cell's with row and column appended.
         cells = [name.rsplit("_", 2)[0] for name in self.names]
         self.groups = np.unique(cells, return_inverse=True)[1].astype(np.int64)
-        self.splits = None
+        self.splits: NDArray[np.str_] | None = None
         self.modalities: tuple[str, ...] = tuple(self.dataset.modalities)
         self.bands = {
             name: f"shards, model order {' '.join(MODALITIES[name].bands)}"
