@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -10,6 +11,13 @@ import typer
 from terrafm.terminal import JsonOption, console, report
 
 evaluate_app = typer.Typer(help="Score weights on a labelled set.", no_args_is_help=True)
+
+
+class Normalise(StrEnum):
+    """Whose mean and standard deviation images are normalised by."""
+
+    WEIGHTS = "weights"
+    SET = "set"
 
 
 @evaluate_app.command("knn")
@@ -52,6 +60,15 @@ def compare_command(
         str | None,
         typer.Option(help="Bands of a class folder's GeoTIFFs, in their order: B02,B03,B04."),
     ] = None,
+    partition: Annotated[
+        str, typer.Option(help="Of a GEO-Bench set: default, or 0.01x_train to 1.00x_train.")
+    ] = "default",
+    trust_pickles: Annotated[
+        bool, typer.Option("--trust-pickles", help="GEO-Bench labels are pickles: read them.")
+    ] = False,
+    normalise: Annotated[
+        Normalise, typer.Option(help="By what the weights state, or by the set's statistics.")
+    ] = Normalise.WEIGHTS,
     features: Annotated[
         str | None, typer.Option(help="URI of a folder that keeps features as Parquet.")
     ] = None,
@@ -75,11 +92,15 @@ def compare_command(
         features=features,
         size=size,
         batch=batch,
+        by_set=normalise is Normalise.SET,
         seed=seed,
         resamples=resamples,
         open=OpenOptions(
             modality=modality[0] if modality and len(modality) == 1 else None,
             bands=_names(bands),
+            trust_pickles=trust_pickles,
+            partition=partition,
+            check_units=normalise is not Normalise.SET,
         ),
     )
     with console.status("computing features") if not as_json else nullcontext():

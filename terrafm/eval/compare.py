@@ -57,6 +57,7 @@ class CompareOptions:
         size: side to which images are resized, pixels.
         batch: images at once.
         device: "cpu" or "cuda"; by default a GPU where there is one.
+        by_set: normalise by the set's own statistics, not by those that weights state.
         seed: of folds and bootstrap.
         resamples: bootstrap draws.
         open: what the set does not say of itself.
@@ -68,6 +69,7 @@ class CompareOptions:
     size: int = 224
     batch: int = 32
     device: str | None = None
+    by_set: bool = False
     seed: int = 0
     resamples: int = RESAMPLES
     open: OpenOptions = field(default_factory=OpenOptions)
@@ -80,7 +82,11 @@ class CompareOptions:
         """
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         return Look(
-            _modalities(images, self.modalities), self.size, self.batch, torch.device(device)
+            _modalities(images, self.modalities),
+            self.size,
+            self.batch,
+            torch.device(device),
+            self.by_set,
         )
 
 

@@ -3,14 +3,18 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from terrafm.errors import UsageError
 from terrafm.eval.labelled import LabelledSet
 from terrafm.eval.sets.class_folder import ClassFolder
+from terrafm.eval.sets.geobench_v1 import TASK_FILE, open_geobench
 from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.storage import exists, join
+
+SEGMENTATION_ADVICE = "terrafm evaluate compare scores them"
 
 
 @dataclass(frozen=True)
@@ -20,32 +24,55 @@ class OpenOptions:
     Attributes:
         modality: of a class folder's images.
         bands: names of a class folder's bands, in the files' order.
+        trust_pickles: the user's word that a GEO-Bench set may be unpickled.
+        partition: of a GEO-Bench set.
+        check_units: refuse values that cannot be in the unit they should be in.
     """
 
     modality: str | None = None
     bands: Sequence[str] | None = None
+    trust_pickles: bool = False
+    partition: str = "default"
+    check_units: bool = True
 
 
 def open_labelled(uri: str | os.PathLike[str], options: OpenOptions | None = None) -> LabelledSet:
-    """Opens a labelled set: a dataset of ingest if it has a manifest, else a folder of classes.
+    """Opens a labelled set: of GEO-Bench, a dataset of ingest, else a folder of classes.
 
     Raises:
-        UsageError: it does not exist, holds no images, or fewer than two classes.
+        UsageError: it does not exist, holds no images, fewer than two classes, or masks.
+    """
+    opened = open_set(uri, options)
+    if hasattr(opened, "mask"):
+        raise UsageError(f"{opened.uri} has masks, not classes: {SEGMENTATION_ADVICE}")
+    labelled: LabelledSet = opened
+    present = len(np.unique(labelled.labels))
+    if present < 2:
+        raise UsageError(
+            f"labelled set {opened.uri} has {present} class: nearest neighbours need two or more"
+        )
+    return labelled
+
+
+def open_set(uri: str | os.PathLike[str], options: OpenOptions | None = None) -> Any:
+    """Opens a `LabelledSet` or a `SegmentationSet`, by what lies there.
+
+    Raises:
+        UsageError: it does not exist or holds no images.
     """
     uri = os.fspath(uri).rstrip("/")
     options = options or OpenOptions()
     if not exists(uri):
         raise UsageError(f"labelled set {uri} does not exist")
-    # An unfinished ingest has shards but no manifest: opening it says so.
-    ours = exists(join(uri, "manifest.json")) or exists(join(uri, "shards"))
-    opened: LabelledSet = (
-        ShardTiles(uri)
-        if ours
-        else ClassFolder(uri, modality=options.modality, bands=options.bands)
-    )
-    present = len(np.unique(opened.labels))
-    if present < 2:
-        raise UsageError(
-            f"labelled set {uri} has {present} class: nearest neighbours need two or more"
+    if exists(join(uri, TASK_FILE)):
+        return open_geobench(
+            uri,
+            trust_pickles=options.trust_pickles,
+            partition=options.partition,
+            modality=options.modality,
+            check_units=options.check_units,
         )
-    return opened
+    # An unfinished ingest has shards but no manifest: opening it says so.
+    if exists(join(uri, "manifest.json")) or exists(join(uri, "shards")):
+        return ShardTiles(uri)
+    return ClassFolder(uri, modality=options.modality, bands=options.bands)

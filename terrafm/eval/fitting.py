@@ -49,7 +49,12 @@ def modality_choices(
 
 
 def normalisation_for(
-    encoder: Encoder, images: ImageSet, used: Sequence[str], notes: list[str]
+    encoder: Encoder,
+    images: ImageSet,
+    used: Sequence[str],
+    notes: list[str],
+    *,
+    by_set: bool = False,
 ) -> tuple[dict[str, dict[str, Any]], str]:
     """Mean and std per modality, and where they come from: the weights' contract, or the set.
 
@@ -58,7 +63,11 @@ def normalisation_for(
         images: the labelled set.
         used: modalities.
         notes: receives what is assumed.
+        by_set: use the set's own statistics although the weights state some.
     """
+    if by_set:
+        statistics = images.statistics()
+        return {m: statistics[m] for m in used}, "as asked: statistics of the labelled set"
     if encoder.contract is not None:
         contract = encoder.contract.modalities
         own = {m: {"mean": contract[m].mean, "std": contract[m].std} for m in used}

@@ -28,12 +28,14 @@ class Look:
         size: side to which images are resized, pixels.
         batch: images at once.
         device: where to compute.
+        by_set: normalise by the set's own statistics, not by those that weights state.
     """
 
     modalities: tuple[str, ...]
     size: int
     batch: int
     device: torch.device
+    by_set: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def weights_rows(
         uri = os.fspath(given)
         encoder = load_encoder(uri)
         modality_choices(encoder, images, look.modalities, notes)
-        normalisation, source = normalisation_for(encoder, images, look.modalities, notes)
+        normalisation, source = normalisation_for(
+            encoder, images, look.modalities, notes, by_set=look.by_set
+        )
         name = infer_model_name(encoder.state_dict(), uri)
         trained.append(_encoder_row(uri, encoder, normalisation, source, images, look))
         if name not in untrained:
