@@ -82,9 +82,10 @@ def compare_command(
 
     Mean spectrum, other encoders, an untrained one, and the weights.
     """
-    from terrafm.eval.compare import CompareOptions, compare, render
+    from terrafm.eval.compare import compare
     from terrafm.eval.datasets import OpenOptions
     from terrafm.eval.protocols import PROTOCOLS
+    from terrafm.eval.table import CompareOptions, render
 
     options = CompareOptions(
         modalities=modality,

@@ -14,8 +14,6 @@ from terrafm.eval.sets.geobench_v1 import TASK_FILE, open_geobench
 from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.storage import exists, join
 
-SEGMENTATION_ADVICE = "terrafm evaluate compare scores them"
-
 
 @dataclass(frozen=True)
 class OpenOptions:
@@ -42,14 +40,24 @@ def open_labelled(uri: str | os.PathLike[str], options: OpenOptions | None = Non
     Raises:
         UsageError: it does not exist, holds no images, fewer than two classes, or masks.
     """
-    opened = open_set(uri, options)
+    return check_labelled(open_set(uri, options))
+
+
+def check_labelled(opened: Any) -> LabelledSet:
+    """An open set as one with classes.
+
+    Raises:
+        UsageError: it has masks, or fewer than two classes.
+    """
     if hasattr(opened, "mask"):
-        raise UsageError(f"{opened.uri} has masks, not classes: {SEGMENTATION_ADVICE}")
+        raise UsageError(
+            f"{opened.uri} has masks, not classes: terrafm evaluate compare scores them"
+        )
     labelled: LabelledSet = opened
     present = len(np.unique(labelled.labels))
     if present < 2:
         raise UsageError(
-            f"labelled set {opened.uri} has {present} class: nearest neighbours need two or more"
+            f"labelled set {labelled.uri} has {present} class: nearest neighbours need two or more"
         )
     return labelled
 

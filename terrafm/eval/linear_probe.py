@@ -89,7 +89,7 @@ def fit(
         parameters,
         max_iter=_ITERATIONS,
         tolerance_grad=1e-7,
-        tolerance_change=1e-12,
+        tolerance_change=1e-10,
         line_search_fn="strong_wolfe",
     )
 

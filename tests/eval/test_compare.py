@@ -10,7 +10,8 @@ import safetensors.torch
 import timm
 import torch
 
-from terrafm.eval.compare import CompareOptions, compare
+from terrafm.eval.compare import compare
+from terrafm.eval.table import CompareOptions
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_safetensors

@@ -1,14 +1,14 @@
 """GEO-Bench v1, written by its own package: wrong band names, scalings, partitions, pickles."""
 
 import sys
-import warnings
 
 import numpy as np
 import pytest
 
 from terrafm.errors import UsageError
-from terrafm.eval.compare import CompareOptions, compare
+from terrafm.eval.compare import compare
 from terrafm.eval.datasets import OpenOptions, open_labelled, open_set
+from terrafm.eval.table import CompareOptions
 from terrafm.modalities import MODALITIES
 
 TRUST = OpenOptions(trust_pickles=True)
@@ -273,5 +273,9 @@ def test_masks_are_told_from_classes(geobench, tmp_path):
     images = open_set(folder, TRUST)
     np.testing.assert_array_equal(images.mask(0), truth)
     assert images.ignore == 0
-    with pytest.raises(UsageError, match="masks, not classes"), warnings.catch_warnings():
+    with pytest.raises(UsageError, match="masks, not classes"):
         open_labelled(folder, TRUST)
+    result = compare(folder, options=CompareOptions(size=32, resamples=10, open=TRUST))
+    assert result["task"] == "segmentation"
+    assert result["n"] == 6
+    assert set(result["rows"][0]["protocols"]["linear"]["scores"]) == {"miou", "pixel_accuracy"}
