@@ -10,6 +10,7 @@ import numpy as np
 from terrafm.errors import UsageError
 from terrafm.eval.labelled import LabelledSet
 from terrafm.eval.sets.class_folder import ClassFolder
+from terrafm.eval.sets.copernicus import PREFIX, open_copernicus
 from terrafm.eval.sets.geobench_v1 import TASK_FILE, open_geobench
 from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.storage import exists, join
@@ -70,6 +71,8 @@ def open_set(uri: str | os.PathLike[str], options: OpenOptions | None = None) ->
     """
     uri = os.fspath(uri).rstrip("/")
     options = options or OpenOptions()
+    if uri.startswith(PREFIX):
+        return open_copernicus(uri, check_units=options.check_units)
     if not exists(uri):
         raise UsageError(f"labelled set {uri} does not exist")
     if exists(join(uri, TASK_FILE)):

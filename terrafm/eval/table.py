@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from terrafm.errors import UsageError
@@ -120,16 +121,19 @@ def provenance(images: ImageSet, look: Look, options: CompareOptions) -> dict[st
 def render(result: dict[str, Any]) -> Table:
     """The result as a table for the terminal."""
     table = Table(
-        title=f"{result['data']}: {result['n']} images, {len(result['classes'])} classes",
-        caption="\n".join(
-            [
-                f"{result['split']}; images resized to {result['image_size']} pixels",
-                f"[low, high]: 95 % bootstrap interval, {result['resamples']} draws, seed "
-                f"{result['seed']}",
-                *(f"{name}: {text}" for name, text in result["bands"].items()),
-                *(f"{row['title']}: {row['seen']}" for row in result["rows"]),
-                *result["notes"],
-            ]
+        title=f"{escape(result['data'])}: {result['n']} images, {len(result['classes'])} classes",
+        # Brackets would be read as styles.
+        caption=escape(
+            "\n".join(
+                [
+                    f"{result['split']}; images resized to {result['image_size']} pixels",
+                    "in percent, [low, high]: 95 % bootstrap interval, "
+                    f"{result['resamples']} draws, seed {result['seed']}",
+                    *(f"{name}: {text}" for name, text in result["bands"].items()),
+                    *(f"{row['title']}: {row['seen']}" for row in result["rows"]),
+                    *result["notes"],
+                ]
+            )
         ),
         caption_justify="left",
     )
@@ -141,13 +145,16 @@ def render(result: dict[str, Any]) -> Table:
     for row in result["rows"]:
         for at, (protocol, scored) in enumerate(row["protocols"].items()):
             cells = [_cell(score) for score in scored["scores"].values()]
-            table.add_row("" if at else row["title"], _NAMES.get(protocol, protocol), *cells)
+            table.add_row(
+                "" if at else escape(row["title"]), _NAMES.get(protocol, protocol), *cells
+            )
         table.add_section()
     return table
 
 
 def _cell(score: dict[str, float]) -> str:
-    return f"{score['value']:.1%} [{score['low']:.1%}, {score['high']:.1%}]".replace("%", "")
+    text = f"{score['value']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
+    return escape(text.replace("%", ""))
 
 
 def _modalities(images: ImageSet, wanted: Sequence[str] | None) -> tuple[str, ...]:

@@ -184,5 +184,13 @@ def test_real_eurosat_prints_the_table(weights, run):
     )  # fmt: skip
     assert code == 0, errors
     words = " ".join(printed.split())
-    for part in ("mean spectrum", "untrained", "kNN k=20", "linear probe", "100 images", "B8A=13"):
+    for part in (
+        "mean spectrum",
+        "untrained",
+        "kNN k=20",
+        "linear probe",
+        "100 images",
+        "B8A=13",
+        "[low, high]",
+    ):
         assert part in words
