@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from importlib.metadata import entry_points
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ import typer
 
 from terrafm.cli_checkpoint import checkpoint_app
 from terrafm.cli_cluster import cluster_app, doctor
+from terrafm.cli_evaluate import evaluate_app
 from terrafm.cli_jobs import jobs_app, submit
 from terrafm.config import load_config, recipe_names, settings
 from terrafm.data.sources.registry import source_names
@@ -34,7 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-evaluate_app = typer.Typer(help="Score weights on a labelled set.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(cluster_app, name="cluster")
@@ -190,21 +189,6 @@ def pretrain(
     with progress_bar(console, "steps") as advance:
         result = run_pretrain(tree, data, output, progress=advance)
     console.print(describe(result), soft_wrap=True, highlight=False)
-
-
-@evaluate_app.command("knn")
-def evaluate_knn(
-    weights: Annotated[str, typer.Option("--weights", help="URI of exported weights.")],
-    data: Annotated[str, typer.Option("--data", help="EuroSAT folder or dataset of ingest.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Nearest neighbours of frozen features, beside untrained and spectral baselines."""
-    from terrafm.eval.knn import evaluate_knn as run_knn
-    from terrafm.eval.knn import render
-
-    with console.status("computing features") if not as_json else nullcontext():
-        result = run_knn(weights, data)
-    report(result, as_json, render)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from terrafm.eval.datasets import Image, LabelledSet
+from terrafm.eval.labelled import Image, ImageSet
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import Encoder, build_encoder
 
@@ -59,7 +59,7 @@ def model_input(image: Image, normalisation: Normalisation, size: int) -> dict[s
 
 def cls_features(
     encoders: Sequence[Encoder],
-    images: LabelledSet,
+    images: ImageSet,
     choices: Sequence[tuple[str, ...]],
     normalisation: Normalisation,
     *,
@@ -71,7 +71,7 @@ def cls_features(
 
     Args:
         encoders: in eval mode; all see the same input.
-        images: the labelled set.
+        images: the set.
         choices: sets of modalities; one of several modalities is fused.
         normalisation: mean and std per modality.
         size: side to which images are resized, pixels.
@@ -83,11 +83,11 @@ def cls_features(
         zero rows for images that have none of the chosen modalities.
     """
     encoders = [encoder.to(device) for encoder in encoders]
-    count = len(images.labels)
+    count = len(images.names)
     features = [[np.zeros((count, e.embed_dim), np.float32) for e in encoders] for _ in choices]
     wanted = tuple(m for m in images.modalities if any(m in choice for choice in choices))
     with torch.inference_mode():
-        for rows, pixels in _batches(images, wanted, normalisation, size, batch):
+        for rows, pixels in batches(images, wanted, normalisation, size, batch):
             moved = {name: tensor.to(device) for name, tensor in pixels.items()}
             for choice, held in zip(choices, features, strict=True):
                 chosen = {name: moved[name] for name in choice if name in moved}
@@ -99,16 +99,28 @@ def cls_features(
     return features
 
 
-def _batches(
-    images: LabelledSet,
+def batches(
+    images: ImageSet,
     modalities: Sequence[str],
     normalisation: Normalisation,
     size: int,
     batch: int,
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Batches of normalised images.
+
+    Args:
+        images: the set.
+        modalities: those to read.
+        normalisation: mean and std per modality.
+        size: side of the result, pixels.
+        batch: most images at once.
+
+    Yields:
+        Row numbers of the set, and modality -> (B, C, size, size).
+    """
     # Images of a batch have the same modalities: those with others wait for their own batch.
     waiting: dict[tuple[str, ...], list[tuple[int, dict[str, Tensor]]]] = {}
-    for row in range(len(images.labels)):
+    for row in range(len(images.names)):
         pixels = model_input(images.read(row, modalities), normalisation, size)
         same = waiting.setdefault(tuple(pixels), [])
         same.append((row, pixels))
@@ -124,13 +136,11 @@ def _stack(same: list[tuple[int, dict[str, Tensor]]]) -> tuple[list[int], dict[s
     return rows, {name: torch.stack([pixels[name] for _, pixels in same]) for name in names}
 
 
-def mean_spectra(
-    images: LabelledSet, choices: Sequence[tuple[str, ...]]
-) -> list[NDArray[np.float32]]:
+def mean_spectra(images: ImageSet, choices: Sequence[tuple[str, ...]]) -> list[NDArray[np.float32]]:
     """Baseline without a model: every band's mean, standardised over the set, L2-normalised.
 
     Args:
-        images: the labelled set.
+        images: the set.
         choices: sets of modalities, whose bands stand side by side. A missing modality counts
             as the set's mean.
 
@@ -138,8 +148,8 @@ def mean_spectra(
         Per choice (N, bands) float32, rows of unit length.
     """
     wanted = tuple(m for m in images.modalities if any(m in choice for choice in choices))
-    spectra = {m: np.full((len(images.labels), MODALITIES[m].channels), np.nan) for m in wanted}
-    for row in range(len(images.labels)):
+    spectra = {m: np.full((len(images.names), MODALITIES[m].channels), np.nan) for m in wanted}
+    for row in range(len(images.names)):
         for name, grids in images.read(row, wanted).items():
             for grid in grids:
                 for channel, pixels in zip(grid.channels, grid.pixels, strict=True):

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from terrafm.errors import UsageError
-from terrafm.eval.datasets import LabelledSet, open_labelled
+from terrafm.eval.datasets import open_labelled
 from terrafm.eval.features import UNTRAINED_SEED, cls_features, mean_spectra, untrained_like
-from terrafm.models.encoder import Encoder
+from terrafm.eval.fitting import modality_choices, normalisation_for
+from terrafm.eval.labelled import LabelledSet
 from terrafm.models.weights import infer_model_name, load_encoder
 
 TEMPERATURE = 0.07
@@ -40,14 +41,38 @@ def nearest(
         (N, k) rows of the neighbours, most similar first, equal ones in row order, and their
         cosine similarities; -1 and -inf where fewer than k are left.
     """
-    count = len(features)
+    return nearest_in(features, features, k, groups, groups)
+
+
+def nearest_in(
+    queries: NDArray[np.float32],
+    bank: NDArray[np.float32],
+    k: int,
+    query_groups: NDArray[np.int64] | None = None,
+    bank_groups: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The k images of a bank that are most similar to every query.
+
+    Args:
+        queries: (Q, D) rows of unit length.
+        bank: (N, D) rows of unit length.
+        k: number of neighbours.
+        query_groups: (Q,) with `bank_groups`: images of the query's own group are left out.
+        bank_groups: (N,).
+
+    Returns:
+        (Q, k) rows of the bank and their similarities, as `nearest`.
+    """
+    count = len(queries)
     rows = np.full((count, k), -1, np.int64)
     similarities = np.full((count, k), -np.inf, np.float32)
+    kept = min(k, len(bank))
     for start in range(0, count, _CHUNK):
         block = slice(start, min(start + _CHUNK, count))
-        similarity = features[block] @ features.T
-        similarity[groups[block, None] == groups[None, :]] = -np.inf
-        least = np.partition(similarity, count - k, axis=1)[:, count - k]
+        similarity = queries[block] @ bank.T
+        if query_groups is not None and bank_groups is not None:
+            similarity[query_groups[block, None] == bank_groups[None, :]] = -np.inf
+        least = np.partition(similarity, len(bank) - kept, axis=1)[:, len(bank) - kept]
         for i in range(len(similarity)):
             candidates = np.flatnonzero((similarity[i] >= least[i]) & (similarity[i] > -np.inf))
             order = np.argsort(-similarity[i, candidates], kind="stable")[:k]
@@ -75,17 +100,33 @@ def vote(
     Returns:
         (N,) classes.
     """
-    valid = neighbours >= 0
-    weights = valid.astype(np.float64)
-    if temperature is not None:
-        # Relative to the nearest neighbour, so that nothing overflows.
-        finite = np.where(valid, similarities, -1.0).astype(np.float64)
-        weights = np.where(valid, np.exp((finite - finite[:, :1]) / temperature), 0.0)
+    weights = vote_weights(neighbours, similarities, temperature)
     ballots = np.zeros((len(neighbours), classes))
     voters = np.repeat(np.arange(len(neighbours)), neighbours.shape[1])
     np.add.at(ballots, (voters, labels[neighbours].ravel()), weights.ravel())
     winners: NDArray[np.int64] = ballots.argmax(axis=1)
     return winners
+
+
+def vote_weights(
+    neighbours: NDArray[np.int64], similarities: NDArray[np.float32], temperature: float | None
+) -> NDArray[np.float64]:
+    """How much each neighbour's vote weighs, 0 for none.
+
+    Args:
+        neighbours: (N, k) rows, -1 for none.
+        similarities: (N, k) cosine similarities.
+        temperature: exp(similarity / temperature), up to a factor per row; None for one each.
+
+    Returns:
+        (N, k).
+    """
+    valid = neighbours >= 0
+    if temperature is None:
+        return valid.astype(np.float64)
+    # Relative to the nearest neighbour, so that nothing overflows.
+    finite = np.where(valid, similarities, -1.0).astype(np.float64)
+    return np.where(valid, np.exp((finite - finite[:, :1]) / temperature), 0.0)
 
 
 def leave_one_out(
@@ -148,15 +189,20 @@ def evaluate_knn(
     if leave_out not in ("image", "cell"):
         raise UsageError(f"leave_out must be image or cell, not {leave_out!r}")
     images = open_labelled(data)
+    if images.splits is not None or images.labels.ndim > 1:
+        raise UsageError(
+            f"{images.uri} has splits or several labels per image: score it with "
+            "terrafm evaluate compare"
+        )
     groups = images.groups if leave_out == "cell" else np.arange(len(images.labels))
     if len(np.unique(groups)) < 2:
         raise UsageError(f"{images.uri} has one grid cell: leave_out=cell leaves no neighbours")
     encoder = load_encoder(weights)
     name = infer_model_name(encoder.state_dict(), os.fspath(weights))
     notes: list[str] = []
-    choices = _choices(encoder, images, modalities, notes)
+    choices = modality_choices(encoder, images, modalities, notes)
     used = tuple(m for m in images.modalities if any(m in choice for choice in choices))
-    normalisation, source = _normalisation(encoder, images, used, notes)
+    normalisation, source = normalisation_for(encoder, images, used, notes)
     features = cls_features(
         [encoder, untrained_like(name)] if baselines else [encoder],
         images,
@@ -296,47 +342,3 @@ def _pair(
         "knn20": _accuracy(weighted, labels, everyone),
         "knn5": _accuracy(plain, labels, everyone),
     }
-
-
-def _choices(
-    encoder: Encoder, images: LabelledSet, wanted: Sequence[str] | None, notes: list[str]
-) -> list[tuple[str, ...]]:
-    """The sets of modalities to score."""
-    known = tuple(encoder.contract.modalities) if encoder.contract else images.modalities
-    both = tuple(name for name in images.modalities if name in known)
-    if not both:
-        raise UsageError(
-            f"no modality in common: the weights know {', '.join(known)}, {images.uri} has "
-            f"{', '.join(images.modalities)}"
-        )
-    for name in wanted or ():
-        if name not in both:
-            raise UsageError(
-                f"modality {name} is not in both: the weights know {', '.join(known)}, "
-                f"{images.uri} has {', '.join(images.modalities)}"
-            )
-    if wanted:
-        if len(wanted) > 1 and not encoder.fusion_loaded:
-            raise UsageError("these weights have no fusion parameters: choose one modality")
-        return [tuple(name for name in both if name in wanted)]
-    choices: list[tuple[str, ...]] = [(name,) for name in both]
-    if len(both) > 1 and encoder.fusion_loaded:
-        choices.append(both)
-    elif len(both) > 1:
-        notes.append("the weights have no fusion parameters: modalities are scored one by one")
-    return choices
-
-
-def _normalisation(
-    encoder: Encoder, images: LabelledSet, used: Sequence[str], notes: list[str]
-) -> tuple[dict[str, dict[str, Any]], str]:
-    if encoder.contract is not None:
-        contract = encoder.contract.modalities
-        own = {m: {"mean": contract[m].mean, "std": contract[m].std} for m in used}
-        return own, "weights contract"
-    notes.append(
-        "the weights state no band order and no statistics: the order of this library and the "
-        "statistics of the labelled set are assumed"
-    )
-    statistics = images.statistics()
-    return {m: statistics[m] for m in used}, "assumed: statistics of the labelled set"

@@ -13,7 +13,7 @@ from terrafm.storage import absolute, is_local
 # Parameters that name files or folders: the job runs in another folder.
 _PLACES = (
     "data", "output", "input_uri", "weights", "worldcover", "legend", "climate", "checkpoint",
-    "uri", "checkpoints", "scores",
+    "uri", "checkpoints", "scores", "features",
 )  # fmt: skip
 # Verbs that have no work for a cluster, or start or command one.
 _HERE = ("demo", "submit", "jobs", "cluster", "doctor")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from terrafm.errors import UsageError
-from terrafm.eval.datasets import EUROSAT_BANDS, EuroSat, open_labelled
+from terrafm.eval.datasets import open_labelled
+from terrafm.eval.sets.class_folder import EUROSAT_BANDS, ClassFolder
 from terrafm.modalities import MODALITIES
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/realdata/eurosat_ms"
@@ -44,7 +45,7 @@ def test_zero_is_nodata_and_left_out_of_the_statistics(
     write_image(folder / "Forest" / "Forest_0.tif", pixels)
     for name in ("Forest_1", "Forest_2"):
         (folder / "Forest" / f"{name}.tif").unlink()
-    images = EuroSat(str(folder))
+    images = ClassFolder(str(folder))
     assert np.isnan(images.read(0, ("s2_l1c",))["s2_l1c"][0].pixels[:, :4]).all()
     stacked = np.concatenate(
         [images.read(i, ("s2_l1c",))["s2_l1c"][0].pixels.reshape(12, -1) for i in range(4)], 1
@@ -113,24 +114,24 @@ def test_an_unfinished_ingest_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def real() -> EuroSat:
+def real() -> ClassFolder:
     if not REAL.exists():
         pytest.skip(f"real EuroSAT images are not at {REAL}")
-    return EuroSat(str(REAL))
+    return ClassFolder(str(REAL))
 
 
-def mean_of(images: EuroSat, name: str) -> dict[str, float]:
+def mean_of(images: ClassFolder, name: str) -> dict[str, float]:
     rows = np.flatnonzero(images.labels == images.classes.index(name))
     pixels = [images.read(int(r), ("s2_l1c",))["s2_l1c"][0].pixels for r in rows]
     return dict(zip(ORDER, np.mean(pixels, axis=(0, 2, 3)).tolist(), strict=True))
 
 
-def test_real_eurosat_has_ten_classes_of_ten(real: EuroSat) -> None:
+def test_real_eurosat_has_ten_classes_of_ten(real: ClassFolder) -> None:
     assert len(real.classes) == 10
     assert np.bincount(real.labels).tolist() == [10] * 10
 
 
-def test_real_forest_looks_like_vegetation(real: EuroSat) -> None:
+def test_real_forest_looks_like_vegetation(real: ClassFolder) -> None:
     forest = mean_of(real, "Forest")
     assert forest["B08"] > 3 * forest["B04"]
     assert abs(forest["B8A"] / forest["B08"] - 1) < 0.3
@@ -138,13 +139,13 @@ def test_real_forest_looks_like_vegetation(real: EuroSat) -> None:
     assert forest["B04"] < forest["B05"] < forest["B06"] < forest["B07"] < forest["B8A"]
 
 
-def test_real_water_absorbs_and_air_scatters_blue(real: EuroSat) -> None:
+def test_real_water_absorbs_and_air_scatters_blue(real: ClassFolder) -> None:
     sea = mean_of(real, "SeaLake")
     assert sea["B01"] > sea["B02"] > sea["B03"] > sea["B04"] > sea["B08"]
     assert sea["B11"] < 0.05
 
 
-def test_the_vapour_band_is_darker_than_its_neighbours(real: EuroSat) -> None:
+def test_the_vapour_band_is_darker_than_its_neighbours(real: ClassFolder) -> None:
     for name in ("Forest", "AnnualCrop", "Industrial"):
         spectrum = mean_of(real, name)
         assert spectrum["B09"] < 0.6 * min(spectrum["B8A"], spectrum["B08"])

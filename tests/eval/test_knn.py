@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from terrafm.errors import UsageError
-from terrafm.eval.datasets import Grid, ShardTiles, open_labelled
+from terrafm.eval.datasets import open_labelled
 from terrafm.eval.features import cls_features, mean_spectra, model_input, untrained_like
 from terrafm.eval.knn import TEMPERATURE, evaluate_knn, leave_one_out, nearest, render, vote
+from terrafm.eval.labelled import Grid
+from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_released, save_safetensors

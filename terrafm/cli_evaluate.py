@@ -1,0 +1,113 @@
+"""`terrafm evaluate`: how good weights are, on a labelled set."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from terrafm.terminal import JsonOption, console, report
+
+evaluate_app = typer.Typer(help="Score weights on a labelled set.", no_args_is_help=True)
+
+
+class Normalise(StrEnum):
+    """Whose mean and standard deviation images are normalised by."""
+
+    WEIGHTS = "weights"
+    SET = "set"
+
+
+@evaluate_app.command("knn")
+def knn_command(
+    weights: Annotated[str, typer.Option("--weights", help="URI of exported weights.")],
+    data: Annotated[str, typer.Option("--data", help="Folder of classes or dataset of ingest.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Nearest neighbours of frozen features, beside untrained and spectral baselines."""
+    from terrafm.eval.knn import evaluate_knn, render
+
+    with console.status("computing features") if not as_json else nullcontext():
+        result = evaluate_knn(weights, data)
+    report(result, as_json, render)
+
+
+@evaluate_app.command("compare")
+def compare_command(
+    data: Annotated[str, typer.Option("--data", help="URI of the labelled set.")],
+    weights: Annotated[
+        list[str] | None, typer.Option("--weights", help="URI of TerraFM weights; repeatable.")
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baseline",
+            metavar="timm:NAME[@URI]",
+            help="A model of timm, with timm's weights or a checkpoint; repeatable.",
+        ),
+    ] = None,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option("--protocol", help="knn20, knn5 or linear; repeatable. By default all."),
+    ] = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option("--modality", help="s1, s2_l1c or s2_l2a; several are fused."),
+    ] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Bands of a class folder's GeoTIFFs, in their order: B02,B03,B04."),
+    ] = None,
+    partition: Annotated[
+        str, typer.Option(help="Of a GEO-Bench set: default, or 0.01x_train to 1.00x_train.")
+    ] = "default",
+    trust_pickles: Annotated[
+        bool, typer.Option("--trust-pickles", help="GEO-Bench labels are pickles: read them.")
+    ] = False,
+    normalise: Annotated[
+        Normalise, typer.Option(help="By what the weights state, or by the set's statistics.")
+    ] = Normalise.WEIGHTS,
+    features: Annotated[
+        str | None, typer.Option(help="URI of a folder that keeps features as Parquet.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=16, help="Side of the resized images, pixels.")] = 224,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of folds and bootstrap.")] = 0,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap draws.")] = 1000,
+    as_json: JsonOption = False,
+) -> None:
+    """One table of encoders, each score with its 95 % interval: neighbours and linear probe.
+
+    Mean spectrum, other encoders, an untrained one, and the weights.
+    """
+    from terrafm.eval.compare import compare
+    from terrafm.eval.datasets import OpenOptions
+    from terrafm.eval.protocols import PROTOCOLS
+    from terrafm.eval.table import CompareOptions, render
+
+    options = CompareOptions(
+        modalities=modality,
+        protocols=tuple(protocol or PROTOCOLS),
+        features=features,
+        size=size,
+        batch=batch,
+        by_set=normalise is Normalise.SET,
+        seed=seed,
+        resamples=resamples,
+        open=OpenOptions(
+            modality=modality[0] if modality and len(modality) == 1 else None,
+            bands=_names(bands),
+            trust_pickles=trust_pickles,
+            partition=partition,
+            check_units=normalise is not Normalise.SET,
+        ),
+    )
+    with console.status("computing features") if not as_json else nullcontext():
+        result = compare(data, weights or (), baseline or (), options)
+    report(result, as_json, render)
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,144 @@
+"""One table: the mean spectrum, an untrained encoder, the weights, and other encoders.
+
+Every score stands with its 95 % bootstrap interval, and beside the table stands how it came
+about: which band went where, whose normalisation, which splits, the seed.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terrafm.errors import UsageError
+from terrafm.eval.datasets import check_labelled, open_set
+from terrafm.eval.feature_cache import cached_features
+from terrafm.eval.labelled import LabelledSet
+from terrafm.eval.metrics import as_dicts, multi_label_scores, single_label_scores
+from terrafm.eval.protocols import FOLDS, PROTOCOLS, Outcome, Task, predict
+from terrafm.eval.segmentation import compare_masks
+from terrafm.eval.table import CompareOptions, provenance, table_rows
+
+
+def compare(
+    data: str | os.PathLike[str],
+    weights: Sequence[str | os.PathLike[str]] = (),
+    baselines: Sequence[str] = (),
+    options: CompareOptions | None = None,
+) -> dict[str, Any]:
+    """Scores encoders on a labelled set, all by the same protocols.
+
+    Args:
+        data: URI of the set; one with masks is scored by the linear probe on patches.
+        weights: URIs of exported or released TerraFM weights.
+        baselines: other encoders, `timm:NAME` or `timm:NAME@URI`.
+        options: how.
+
+    Returns:
+        JSON-able: "rows" of {"title", "seen", "features", "protocols": protocol -> {"scores":
+        metric -> {"value", "low", "high"}, ...}}, and how they came about.
+
+    Raises:
+        UsageError: an unreadable or unfit encoder, an unknown protocol, or a labelled set that
+            does not exist, has no images or one class.
+    """
+    options = options or CompareOptions()
+    for protocol in options.protocols:
+        if protocol not in PROTOCOLS:
+            raise UsageError(f"unknown protocol {protocol!r}: one of {', '.join(PROTOCOLS)}")
+    opened = open_set(data, options.open)
+    if hasattr(opened, "mask"):
+        return compare_masks(opened, weights, baselines, options)
+    images = check_labelled(opened)
+    notes: list[str] = []
+    look = options.look(images)
+    rows = table_rows(images, look, weights, baselines, notes)
+    found = [cached_features(options.features, r.title, r.depends_on, images, r.compute)
+             for r in rows]  # fmt: skip
+    # All rows of the table are scored on the same images: those that have the modality.
+    usable = np.all([np.abs(features).sum(1) > 0 for features, _ in found], axis=0)
+    if not usable.all():
+        notes.append(f"{int((~usable).sum())} images lack {', '.join(look.modalities)}: left out")
+    groups = images.groups[usable]
+    if images.splits is None and len(np.unique(groups)) < 2:
+        notes.append("all images are of one place: they are left out one by one")
+        groups = np.arange(len(groups))
+    task = Task(
+        images.labels[usable],
+        len(images.classes),
+        groups,
+        None if images.splits is None else images.splits[usable],
+        options.seed,
+    )
+    _check(images, task)
+    shown = [
+        {
+            "title": row.title,
+            "seen": row.seen,
+            "features": kept,
+            "protocols": {
+                protocol: _scored(
+                    predict(protocol, features[usable], task, look.device), task, options
+                )
+                for protocol in options.protocols
+            },
+        }
+        for row, (features, kept) in zip(rows, found, strict=True)
+    ]
+    multi = task.labels.ndim == 2
+    if multi and (absent := _absent(images, task)):
+        notes.append(f"no scored image has {', '.join(absent)}: no part in mAP")
+    return {
+        **provenance(images, look, options),
+        "task": "several labels" if multi else "one label",
+        "n": _scored_count(task),
+        "split": _split_text(task),
+        "rows": shown,
+        "notes": list(dict.fromkeys(notes)),
+    }
+
+
+def _scored(outcome: Outcome, task: Task, options: CompareOptions) -> dict[str, Any]:
+    labels, groups = task.labels[outcome.rows], task.groups[outcome.rows]
+    draws: dict[str, Any] = {"resamples": options.resamples, "seed": options.seed}
+    if labels.ndim == 1:
+        scores = single_label_scores(outcome.predictions, labels, task.classes, groups, **draws)
+    else:
+        scores = multi_label_scores(outcome.predictions, labels, groups, **draws)
+    return {"scores": as_dicts(scores), **outcome.details}
+
+
+def _check(images: LabelledSet, task: Task) -> None:
+    scored = _test_rows(task)
+    if task.labels.ndim == 1 and len(np.unique(task.labels)) < 2:
+        raise UsageError(f"{images.uri}: the images that have the modality are of one class")
+    if len(scored) < 2:
+        raise UsageError(f"{images.uri}: {len(scored)} image is too few to score")
+
+
+def _test_rows(task: Task) -> NDArray[np.int64]:
+    return np.arange(len(task.labels)) if task.splits is None else task.rows("test")
+
+
+def _scored_count(task: Task) -> int:
+    return len(_test_rows(task))
+
+
+def _absent(images: LabelledSet, task: Task) -> list[str]:
+    counts = task.labels[_test_rows(task)].sum(0).tolist()
+    return [name for name, count in zip(images.classes, counts, strict=True) if not count]
+
+
+def _split_text(task: Task) -> str:
+    if task.splits is not None:
+        counts = ", ".join(
+            f"{name} {int((task.splits == name).sum())}" for name in ("train", "valid", "test")
+        )
+        return f"the set's splits ({counts}), scored on test"
+    places = len(np.unique(task.groups))
+    out = "image" if places == len(task.labels) else "place"
+    return (
+        f"neighbours leave one {out} out; linear probe cross-validated in {min(FOLDS, places)} "
+        "folds"
+    )

@@ -1,0 +1,151 @@
+"""The rows of a comparison: what makes features of the images, and what they depend on."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from terrafm.eval.features import UNTRAINED_SEED, cls_features, mean_spectra, untrained_like
+from terrafm.eval.fitting import modality_choices, normalisation_for
+from terrafm.eval.labelled import ImageSet
+from terrafm.models.encoder import Encoder
+from terrafm.models.weights import infer_model_name, load_encoder
+
+MEAN_SPECTRUM = "mean spectrum"
+
+
+@dataclass(frozen=True)
+class Look:
+    """How images are looked at.
+
+    Attributes:
+        modalities: those that are used, fused if they are several.
+        size: side to which images are resized, pixels.
+        batch: images at once.
+        device: where to compute.
+        by_set: normalise by the set's own statistics, not by those that weights state.
+    """
+
+    modalities: tuple[str, ...]
+    size: int
+    batch: int
+    device: torch.device
+    by_set: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table.
+
+    Attributes:
+        title: for the reader.
+        seen: what the model sees: bands and normalisation, in one line.
+        depends_on: JSON-able, all that the features depend on besides the set.
+        compute: makes (N, D) float32, rows of unit length, zero for images without the modality.
+        encoder: of a TerraFM row, with its normalisation; for dense tasks.
+        normalisation: modality -> {"mean", "std"} that the encoder sees.
+    """
+
+    title: str
+    seen: str
+    depends_on: dict[str, Any]
+    compute: Callable[[], NDArray[np.float32]]
+    encoder: Encoder | None = None
+    normalisation: dict[str, dict[str, Any]] | None = None
+
+
+def mean_spectrum_row(images: ImageSet, look: Look) -> Row:
+    """The baseline without a model: every band's mean."""
+    return Row(
+        MEAN_SPECTRUM,
+        "mean of every band, standardised over the set",
+        {"row": MEAN_SPECTRUM, "modalities": list(look.modalities)},
+        lambda: mean_spectra(images, [look.modalities])[0],
+    )
+
+
+def weights_rows(
+    weights: Sequence[str | os.PathLike[str]], images: ImageSet, look: Look, notes: list[str]
+) -> list[Row]:
+    """An untrained encoder of each architecture among the weights, then the weights.
+
+    The untrained one is normalised as the first weights of its architecture are.
+
+    Args:
+        weights: URIs of exported or released weights.
+        images: the set.
+        look: how it is looked at.
+        notes: receives what a reader of the result should know.
+
+    Raises:
+        UsageError: unreadable weights, or weights that do not know the modalities.
+    """
+    untrained: dict[str, Row] = {}
+    trained = []
+    for given in weights:
+        uri = os.fspath(given)
+        encoder = load_encoder(uri)
+        modality_choices(encoder, images, look.modalities, notes)
+        normalisation, source = normalisation_for(
+            encoder, images, look.modalities, notes, by_set=look.by_set
+        )
+        name = infer_model_name(encoder.state_dict(), uri)
+        trained.append(_encoder_row(uri, encoder, normalisation, source, images, look))
+        if name not in untrained:
+            untrained[name] = _encoder_row(
+                f"untrained {name} (seed {UNTRAINED_SEED})",
+                untrained_like(name),
+                normalisation,
+                f"{source} of {uri}",
+                images,
+                look,
+            )
+    return [*untrained.values(), *trained]
+
+
+def _encoder_row(
+    title: str,
+    encoder: Encoder,
+    normalisation: dict[str, dict[str, Any]],
+    source: str,
+    images: ImageSet,
+    look: Look,
+) -> Row:
+    def compute() -> NDArray[np.float32]:
+        ((features,),) = cls_features(
+            [encoder],
+            images,
+            [look.modalities],
+            normalisation,
+            size=look.size,
+            batch=look.batch,
+            device=look.device,
+        )
+        return features
+
+    stated = {
+        name: {"mean": [float(v) for v in s["mean"]], "std": [float(v) for v in s["std"]]}
+        for name, s in normalisation.items()
+    }
+    depends_on = {
+        "row": "terrafm",
+        "weights": state_fingerprint(encoder),
+        "modalities": list(look.modalities),
+        "size": look.size,
+        "normalisation": stated,
+    }
+    return Row(title, f"normalisation: {source}", depends_on, compute, encoder, normalisation)
+
+
+def state_fingerprint(module: torch.nn.Module) -> str:
+    """SHA-256 over names and numbers of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

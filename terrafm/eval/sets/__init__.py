@@ -1,0 +1,1 @@
+"""Layouts of labelled sets, one module each."""

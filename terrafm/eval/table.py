@@ -1,0 +1,166 @@
+"""What all tables of evaluation share: options, rows, provenance, and how they look."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+
+from terrafm.errors import UsageError
+from terrafm.eval.datasets import OpenOptions
+from terrafm.eval.labelled import ImageSet
+from terrafm.eval.metrics import RESAMPLES
+from terrafm.eval.protocols import PROTOCOLS
+from terrafm.eval.rows import Look, Row, mean_spectrum_row, weights_rows
+from terrafm.eval.timm_rows import PREFIX, timm_row
+from terrafm.modalities import MODALITIES
+
+_FIRST_CHOICE = ("s2_l2a", "s2_l1c", "s1")
+_NAMES = {
+    "knn20": "kNN k=20",
+    "knn5": "kNN k=5",
+    "linear": "linear probe",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced",
+    "f1_macro": "macro F1",
+    "f1_micro": "micro F1",
+    "map_macro": "mAP",
+    "map_micro": "micro mAP",
+    "miou": "mIoU",
+    "pixel_accuracy": "pixel accuracy",
+}
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """How a comparison is made.
+
+    Attributes:
+        modalities: those to use, fused if they are several; by default one, L2A before L1C before
+            radar.
+        protocols: some of `PROTOCOLS`.
+        features: URI of the folder that keeps features; None keeps none.
+        size: side to which images are resized, pixels.
+        batch: images at once.
+        device: "cpu" or "cuda"; by default a GPU where there is one.
+        by_set: normalise by the set's own statistics, not by those that weights state.
+        seed: of folds and bootstrap.
+        resamples: bootstrap draws.
+        open: what the set does not say of itself.
+    """
+
+    modalities: Sequence[str] | None = None
+    protocols: Sequence[str] = PROTOCOLS
+    features: str | None = None
+    size: int = 224
+    batch: int = 32
+    device: str | None = None
+    by_set: bool = False
+    seed: int = 0
+    resamples: int = RESAMPLES
+    open: OpenOptions = field(default_factory=OpenOptions)
+
+    def look(self, images: ImageSet) -> Look:
+        """How a set is looked at.
+
+        Raises:
+            UsageError: a modality that it does not have.
+        """
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return Look(
+            _modalities(images, self.modalities),
+            self.size,
+            self.batch,
+            torch.device(device),
+            self.by_set,
+        )
+
+
+def table_rows(
+    images: ImageSet,
+    look: Look,
+    weights: Sequence[str | os.PathLike[str]],
+    baselines: Sequence[str],
+    notes: list[str],
+) -> list[Row]:
+    """The rows of a table, top to bottom.
+
+    Raises:
+        UsageError: an encoder that cannot be read or does not fit the set.
+    """
+    for name in baselines:
+        if not name.startswith(PREFIX):
+            raise UsageError(
+                f"baseline {name!r} is not known: {PREFIX}NAME or {PREFIX}NAME@URI; TerraFM "
+                "weights are named with --weights"
+            )
+    return [
+        mean_spectrum_row(images, look),
+        *(timm_row(name, images, look) for name in baselines),
+        *weights_rows(weights, images, look, notes),
+    ]
+
+
+def provenance(images: ImageSet, look: Look, options: CompareOptions) -> dict[str, Any]:
+    """What a reader of a result has to know, JSON-able."""
+    return {
+        "data": images.uri,
+        "data_fingerprint": images.fingerprint,
+        "classes": list(images.classes),
+        "modalities": list(look.modalities),
+        "bands": {modality: images.bands[modality] for modality in look.modalities},
+        "image_size": look.size,
+        "seed": options.seed,
+        "resamples": options.resamples,
+    }
+
+
+def render(result: dict[str, Any]) -> Table:
+    """The result as a table for the terminal."""
+    table = Table(
+        title=f"{escape(result['data'])}: {result['n']} images, {len(result['classes'])} classes",
+        # Brackets would be read as styles.
+        caption=escape(
+            "\n".join(
+                [
+                    f"{result['split']}; images resized to {result['image_size']} pixels",
+                    "in percent, [low, high]: 95 % bootstrap interval, "
+                    f"{result['resamples']} draws, seed {result['seed']}",
+                    *(f"{name}: {text}" for name, text in result["bands"].items()),
+                    *(f"{row['title']}: {row['seen']}" for row in result["rows"]),
+                    *result["notes"],
+                ]
+            )
+        ),
+        caption_justify="left",
+    )
+    first = next(iter(result["rows"][0]["protocols"].values()))
+    table.add_column("encoder", overflow="fold")
+    table.add_column("protocol")
+    for name in first["scores"]:
+        table.add_column(_NAMES[name], justify="right")
+    for row in result["rows"]:
+        for at, (protocol, scored) in enumerate(row["protocols"].items()):
+            cells = [_cell(score) for score in scored["scores"].values()]
+            table.add_row(
+                "" if at else escape(row["title"]), _NAMES.get(protocol, protocol), *cells
+            )
+        table.add_section()
+    return table
+
+
+def _cell(score: dict[str, float]) -> str:
+    text = f"{score['value']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
+    return escape(text.replace("%", ""))
+
+
+def _modalities(images: ImageSet, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    for name in wanted or ():
+        if name not in images.modalities:
+            raise UsageError(f"{images.uri} has {', '.join(images.modalities)}, not {name}")
+    if wanted:
+        return tuple(name for name in MODALITIES if name in wanted)
+    return (next(name for name in _FIRST_CHOICE if name in images.modalities),)

@@ -1,0 +1,151 @@
+"""Folders of GeoTIFF classes: bands by name, units, and what is refused."""
+
+import numpy as np
+import pytest
+import rasterio
+
+from terrafm.errors import UsageError
+from terrafm.eval.band_names import canonical, match_bands
+from terrafm.eval.datasets import OpenOptions, open_labelled
+from terrafm.eval.features import mean_spectra, model_input
+from terrafm.modalities import MODALITIES
+
+BANDS = MODALITIES["s2_l2a"].bands
+
+
+@pytest.mark.parametrize(
+    ("name", "band"),
+    [
+        ("B8A", "B8A"), ("08A - Vegetation Red Edge", "B8A"), ("b08a", "B8A"), ("8", "B08"),
+        ("B1", "B01"), ("01 - Coastal aerosol", "B01"), ("B12.tif", "B12"), ("B10", "B10"),
+        ("B13", None), ("Cloud Probability", None), ("B1A", None), ("B100", None), ("", None),
+        ("TCI_R", None), ("B2_10m", "B02"),
+    ],
+)  # fmt: skip
+def test_names_that_are_in_use_are_known(name, band):
+    assert canonical(name, "s2_l1c") == band
+
+
+@pytest.mark.parametrize(
+    ("name", "band"), [("VV", "VV"), ("vh", "VH"), ("VV - dB", "VV"), ("VVH", None), ("HH", None)]
+)
+def test_radar_names(name, band):
+    assert canonical(name, "s1") == band
+
+
+def test_a_band_that_occurs_twice_or_not_at_all_is_refused():
+    with pytest.raises(UsageError, match="here: band B02 occurs 2 times"):
+        match_bands(["B2", "B02", "B03"], "s2_l2a", "by name", "here")
+    with pytest.raises(UsageError, match="none of its bands"):
+        match_bands(["red", "green"], "s2_l2a", "by name", "here")
+
+
+def write(path, bands, *, names=None, dtype="uint16", gsd=10.0, crs="EPSG:32633", scale=100):
+    """A GeoTIFF in which band k of the Sentinel-2 list holds (k + 1) * scale everywhere."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(
+        path, "w", driver="GTiff", count=len(bands), height=8, width=8, dtype=dtype, crs=crs,
+        transform=rasterio.Affine(gsd, 0, 0, 0, -gsd, 0),
+    ) as file:  # fmt: skip
+        for i, band in enumerate(bands):
+            value = (BANDS.index(band) + 1) * scale if band in BANDS else 1
+            file.write(np.full((8, 8), value, dtype), i + 1)
+        if names:
+            file.descriptions = names
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes whose files have some bands only, in an order of their own, with names."""
+    bands = ["B12", "B8A", "B02", "SCL", "B04"]
+    names = ("b12", "08A - Vegetation Red Edge", "B2", "SCL", "B4")
+    for name in ("x", "y"):
+        for i in range(2):
+            write(tmp_path / name / f"{i}.tif", bands, names=names)
+    return tmp_path
+
+
+def test_bands_go_to_their_places_by_name_and_the_rest_are_missing(folder):
+    images = open_labelled(folder, OpenOptions(modality="s2_l2a"))
+    (grid,) = images.read(0, ("s2_l2a",))["s2_l2a"]
+    assert [BANDS[c] for c in grid.channels] == ["B02", "B04", "B8A", "B12"]
+    for channel, pixels in zip(grid.channels, grid.pixels, strict=True):
+        np.testing.assert_allclose(pixels, (channel + 1) * 0.01, rtol=1e-6)
+    text = images.bands["s2_l2a"]
+    assert "B02=3 B04=5 B8A=2 B12=1" in text
+    assert "dropped unknown=4" in text
+    assert "missing B01 B03 B05 B06 B07 B08 B09 B11: 0 after normalisation" in text
+    seen = model_input(
+        images.read(0, ("s2_l2a",)), {"s2_l2a": {"mean": [0.0] * 12, "std": [1.0] * 12}}, 16
+    )["s2_l2a"]
+    assert not seen[[BANDS.index("B01"), BANDS.index("B11")]].any()
+    assert seen[BANDS.index("B02")].mean() == pytest.approx(0.02)
+    statistics = images.statistics()["s2_l2a"]
+    assert statistics["mean"][0] == 0
+    assert statistics["std"][0] == 1
+    (spectra,) = mean_spectra(images, [("s2_l2a",)])
+    assert np.isfinite(spectra).all()
+
+
+def test_l1c_and_l2a_are_not_guessed(folder):
+    with pytest.raises(UsageError, match="do not tell Sentinel-2 L1C from L2A"):
+        open_labelled(folder)
+
+
+def test_bands_without_names_have_to_be_named(tmp_path):
+    for name in ("x", "y"):
+        write(tmp_path / name / "0.tif", BANDS)
+    with pytest.raises(UsageError, match="12 bands without names: say which with --bands"):
+        open_labelled(tmp_path)
+    images = open_labelled(tmp_path, OpenOptions(modality="s2_l2a", bands=BANDS))
+    (grid,) = images.read(0, ("s2_l2a",))["s2_l2a"]
+    np.testing.assert_allclose(grid.pixels[:, 0, 0], 0.01 * np.arange(1, 13), rtol=1e-6)
+
+
+def test_floats_are_reflectance_and_others_are_refused(tmp_path):
+    for name in ("x", "y"):
+        write(tmp_path / name / "0.tif", BANDS, dtype="float32", scale=0.01)
+    options = OpenOptions(modality="s2_l2a", bands=BANDS)
+    (grid,) = open_labelled(tmp_path, options).read(1, ("s2_l2a",))["s2_l2a"]
+    np.testing.assert_allclose(grid.pixels[:, 0, 0], 0.01 * np.arange(1, 13), rtol=1e-6)
+    write(tmp_path / "y" / "0.tif", BANDS, dtype="float32", scale=100)
+    with pytest.raises(UsageError, match=r"y/0\.tif holds floats up to 1200.* no reflectance"):
+        open_labelled(tmp_path, options).read(1, ("s2_l2a",))
+
+
+def test_radar_is_in_db(tmp_path):
+    for name in ("x", "y"):
+        write(tmp_path / name / "0.tif", ["VH", "VV"], names=("VH", "VV"), dtype="float32")
+        with rasterio.open(tmp_path / name / "0.tif", "r+") as file:
+            file.write(np.full((8, 8), -19.0, "float32"), 1)
+            file.write(np.full((8, 8), -12.0, "float32"), 2)
+    images = open_labelled(tmp_path)
+    assert images.modalities == ("s1",)
+    (grid,) = images.read(0, ("s1",))["s1"]
+    assert grid.pixels[:, 0, 0].tolist() == [-12.0, -19.0]
+    with rasterio.open(tmp_path / "y" / "0.tif", "r+") as file:
+        file.write(np.full((8, 8), 0.02, "float32"), 1)
+        file.write(np.full((8, 8), 0.05, "float32"), 2)
+    with pytest.raises(UsageError, match=r"y/0\.tif has no value below 0, so it is not in dB"):
+        images.read(1, ("s1",))
+    write(tmp_path / "y" / "0.tif", ["VH", "VV"], names=("VH", "VV"))
+    with pytest.raises(UsageError, match=r"y/0\.tif is uint16: s1 is wanted in dB"):
+        images.read(1, ("s1",))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"gsd": 20.0}, "pixels of 20 metres"),
+        ({"crs": "EPSG:4326"}, "lies in a CRS in degrees"),
+        ({"crs": None}, "lies in no CRS"),
+        ({"names": ("B2", "B3", "B4", "B8", "B12")}, "names its bands otherwise"),
+    ],
+)
+def test_an_image_unlike_the_first_is_named(folder, change, words):
+    bands = ["B12", "B8A", "B02", "SCL", "B04"]
+    names = ("b12", "08A - Vegetation Red Edge", "B2", "SCL", "B4")
+    write(folder / "y" / "1.tif", bands, **{"names": names, **change})
+    images = open_labelled(folder, OpenOptions(modality="s2_l2a"))
+    with pytest.raises(UsageError, match=rf"y/1\.tif.*{words}"):
+        images.read(3, ("s2_l2a",))
