@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 
 import grpc
+from ray._common.tls_utils import load_certs_from_env
 from ray._private import ray_constants
-from ray._private.grpc_utils import init_grpc_channel
 from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
@@ -61,7 +61,7 @@ def join(address: str) -> None:
 def _answer(address: str, token: Token | None) -> grpc.StatusCode:
     """What the GCS says to a process with this token."""
     metadata = [(name.lower(), value) for name, value in token.headers.items()] if token else []
-    channel = init_grpc_channel(address)
+    channel = _channel(address)
     try:
         gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).GetClusterId(
             gcs_service_pb2.GetClusterIdRequest(), timeout=_SECONDS, metadata=metadata
@@ -71,3 +71,16 @@ def _answer(address: str, token: Token | None) -> grpc.StatusCode:
     finally:
         channel.close()
     return grpc.StatusCode.OK
+
+
+def _channel(address: str) -> grpc.Channel:
+    """As Ray makes it, without the token that Ray adds where RAY_AUTH_MODE is token."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+        return grpc.insecure_channel(address)
+    chain, key, root = load_certs_from_env()
+    return grpc.secure_channel(
+        address,
+        grpc.ssl_channel_credentials(
+            root_certificates=root, private_key=key, certificate_chain=chain
+        ),
+    )

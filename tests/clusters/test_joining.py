@@ -81,8 +81,9 @@ def test_a_cluster_with_tokens_takes_the_right_one(clean, home, tmp_path_factory
     with_token = {**clean, "HOME": str(home), "RAY_AUTH_MODE": "token"}
     nobody = tmp_path_factory.mktemp("nobody")
     with gcs(tmp_path_factory.mktemp("t"), with_token) as address:
-        done = joined(address, clean, home)
-        assert done.stdout.strip() == "answered", done.stderr
+        for more in ({}, {"RAY_AUTH_MODE": "token"}):
+            done = joined(address, clean, home, **more)
+            assert done.stdout.strip() == "answered", done.stderr
         assert "asks for a token" in joined(address, clean, nobody).stderr
         wrong = joined(address, clean, nobody, RAY_AUTH_TOKEN="2" * 64)
         assert wrong.stderr.startswith("refused: "), wrong.stderr
