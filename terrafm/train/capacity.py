@@ -45,6 +45,43 @@ def fitting_workers(nodes: Iterable[Node], need: Mapping[str, float], most: int)
     return workers
 
 
+def reading_cpus(nodes: Iterable[Node], need: Mapping[str, float], workers: int) -> float:
+    """CPUs that each worker may read data with.
+
+    A data worker lies on one node and holds a whole CPU, or a part where there are too few: what
+    a node has left counts in such pieces only.
+
+    Args:
+        nodes: of the cluster; those that are going count for nothing.
+        need: resource -> what one worker holds.
+        workers: as many as `fitting_workers` finds room for.
+
+    Returns:
+        A whole number, or less than one.
+    """
+    left = _left([node.available for node in nodes if node.going_at is None], need, workers)
+
+    def pieces(size: float) -> int:
+        return sum(int((cpus + _ROUNDING) // size) for cpus in left)
+
+    if (whole := pieces(1.0)) >= workers:
+        return float(whole // workers)
+    parts = {cpus / count for cpus in left for count in range(1, workers + 1) if cpus > _ROUNDING}
+    return max(part for part in parts if part < 1 and pieces(part) >= workers)
+
+
+def _left(
+    available: Iterable[Mapping[str, float]], need: Mapping[str, float], workers: int
+) -> list[float]:
+    """CPUs of each node when the workers are placed; Ray fills the node with the most first."""
+    left = []
+    for node in sorted(available, key=lambda node: node.get("CPU", 0.0), reverse=True):
+        here = min(workers, _places(node, need))
+        workers -= here
+        left.append(node.get("CPU", 0.0) - here * need.get("CPU", 0.0))
+    return left
+
+
 def _places(available: Mapping[str, float], need: Mapping[str, float]) -> int:
     return min(
         int((available.get(resource, 0.0) + _ROUNDING) // amount)

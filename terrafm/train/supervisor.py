@@ -41,7 +41,7 @@ from terrafm.ray_runtime import (
 )
 from terrafm.standby import helper_environment, rank_environment
 from terrafm.storage import arrow_filesystem, is_local, join
-from terrafm.train.capacity import fitting_workers
+from terrafm.train.capacity import fitting_workers, reading_cpus
 from terrafm.train.checkpoints.staging import remove_staging
 from terrafm.train.checkpoints.store import CHECKPOINTS, newest_intact, read_record
 from terrafm.train.control import start_control
@@ -181,11 +181,9 @@ class Supervisor:
         return Checkpoint(uri, 0 if uri is None else int(read_record(uri)["step"]))
 
     def _train_group(self, resume: Checkpoint, scratch: str) -> _Ending:
-        workers, free_cpus = self._await_machines()
+        workers, fair_cpus = self._await_machines()
         self._events.add("started", workers=workers, step=resume.step)
-        data_cpus = self._setup.config.data.cpus_per_worker
-        if data_cpus is None:
-            data_cpus = free_cpus / workers - self._train.cpus_per_worker
+        data_cpus = self._setup.config.data.cpus_per_worker or fair_cpus
         hook = helper_environment() if self._train.standby else nullcontext[dict[str, str]]({})
         failure, renew = None, False
         with (
@@ -214,7 +212,7 @@ class Supervisor:
         return _Ending(failure, silent, watch)
 
     def _await_machines(self) -> tuple[int, float]:
-        """Workers to start now, and the CPUs that are free; waits for the fewest.
+        """Workers to start now, and the CPUs each may read with; waits for the fewest.
 
         More than the fewest are waited for only until what is free does not change any more.
         """
@@ -232,8 +230,7 @@ class Supervisor:
                 fitting, since = found, now
             enough = fitting == most or now - since >= _SETTLE_SECONDS
             if fitting >= fewest and enough:
-                cpus = sum(n.available.get("CPU", 0.0) for n in nodes if n.going_at is None)
-                return fitting, cpus
+                return fitting, reading_cpus(nodes, self._limits.need, fitting)
             if enough and now - told >= _REPEAT_SECONDS:
                 told = now
                 reason = f"{fitting} of at least {fewest} workers fit on the cluster"

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terrafm.train.capacity import Node, fitting_workers
+from terrafm.train.capacity import Node, fitting_workers, reading_cpus
 
 nodes = st.lists(
     st.builds(
@@ -38,3 +38,39 @@ def test_workers_fit_each_on_one_node_and_leave_something_to_read_with(found, cp
 def test_rays_rounding_costs_no_worker():
     node = Node("id", "name", {"CPU": 2.9999999})
     assert fitting_workers([node, node], {"CPU": 1.5}, 9) == 3
+
+
+@given(nodes, st.sampled_from([0.5, 1.0, 1.5]), st.sampled_from([0.0, 1.0]), st.integers(1, 9))
+def test_every_worker_finds_a_place_to_read_on_one_node(found, cpu, gpu, most):
+    need = {"CPU": cpu, "GPU": gpu}
+    workers = fitting_workers(found, need, most)
+    if not workers:
+        return
+    each = reading_cpus(found, need, workers)
+    # As Ray places them: the node with the most CPUs first.
+    left = sorted(
+        (dict(node.available) for node in found if node.going_at is None),
+        key=lambda node: -node["CPU"],
+    )
+    for _ in range(workers):
+        place = next(n for n in left if n["CPU"] >= cpu and n["GPU"] >= gpu)
+        place["CPU"] -= cpu
+        place["GPU"] -= gpu
+    sizes = [1.0] * int(each) if each >= 1 else [each]
+    for size in sizes * workers:
+        place = next(n for n in left if n["CPU"] >= size - 1e-6)
+        place["CPU"] -= size
+    if each >= 1:
+        # No worker could have another whole CPU.
+        assert sum(int(n["CPU"] + 1e-6) for n in left) < workers
+
+
+def test_halves_on_two_nodes_are_no_whole():
+    found = [Node("id", "name", {"CPU": cpus}) for cpus in (1.0, 2.0, 2.0)]
+    assert reading_cpus(found, {"CPU": 1.5}, 2) == 0.5
+
+
+def test_a_single_machine_shares_what_is_left():
+    found = [Node("id", "name", {"CPU": 8.0})]
+    assert reading_cpus(found, {"CPU": 1.0}, 2) == 3
+    assert reading_cpus(found, {"CPU": 3.75}, 2) == 0.25
