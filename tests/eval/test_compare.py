@@ -175,6 +175,7 @@ def test_an_ingested_dataset_is_compared_too(small_dataset, weights):
     assert compare(small_dataset, [weights], options=fused)["modalities"] == ["s1", "s2_l2a"]
 
 
+@pytest.mark.slow
 def test_real_eurosat_prints_the_table(weights, run):
     if not REAL.exists():
         pytest.skip(f"real EuroSAT images are not at {REAL}")

@@ -106,6 +106,7 @@ def test_the_folder_is_evaluated_and_its_scores_go_into_the_card(
     assert small_dataset not in scores
 
 
+@pytest.mark.slow
 def test_the_cards_lines_load_the_folder_it_lies_in(folder, fresh_interpreter):
     text = (folder / "README.md").read_text()
     lines = text.split("```python\n")[1].split("```")[0]

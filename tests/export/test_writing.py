@@ -119,6 +119,7 @@ def test_the_network_that_was_asked_for_is_written(run, tmp_path, checkpoint, ne
     assert not torch.equal(model.get_parameter(name), other[f"encoder.{name}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("export_format", list(ExportFormat))
 def test_the_printed_lines_run_in_a_fresh_interpreter(
     run, tmp_path, checkpoint, export_format, fresh_interpreter, monkeypatch

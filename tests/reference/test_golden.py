@@ -80,11 +80,11 @@ def test_input_may_have_any_aspect_of_whole_patches(base):
     """A transposed image under a transposed position embedding gives the same embedding."""
     images = standard_normal(7, (1, 2, 96, 160))
     with torch.inference_mode():
-        wide = base._position(6, 10)[:, 1:].unflatten(1, (6, 10))
+        wide = base.position_embedding(6, 10)[:, 1:].unflatten(1, (6, 10))
         positions = base.pos_embed[:, 1:].unflatten(1, (14, 14)).transpose(1, 2)
         original = base.pos_embed.clone()
         base.pos_embed[:, 1:] = positions.flatten(1, 2)
-        tall = base._position(10, 6)[:, 1:].unflatten(1, (10, 6))
+        tall = base.position_embedding(10, 6)[:, 1:].unflatten(1, (10, 6))
         base.pos_embed.copy_(original)
         torch.testing.assert_close(tall.transpose(1, 2), wide, atol=1e-6, rtol=1e-5)
         assert base(images, modality="s1").shape == (1, 768)
