@@ -153,8 +153,8 @@ def render(result: dict[str, Any]) -> Table:
 
 
 def _cell(score: dict[str, float]) -> str:
-    text = f"{score['value']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
-    return escape(text.replace("%", ""))
+    value, low, high = (100 * score[name] for name in ("value", "low", "high"))
+    return escape(f"{value:.1f}\n[{low:.1f}, {high:.1f}]")
 
 
 def _modalities(images: ImageSet, wanted: Sequence[str] | None) -> tuple[str, ...]:
