@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from terrafm.errors import UsageError
+from terrafm.eval.compatibility import modality_choices, normalisation_for
 from terrafm.eval.datasets import open_labelled
 from terrafm.eval.features import UNTRAINED_SEED, cls_features, mean_spectra, untrained_like
-from terrafm.eval.fitting import modality_choices, normalisation_for
 from terrafm.eval.labelled import LabelledSet
 from terrafm.models.weights import infer_model_name, load_encoder
 

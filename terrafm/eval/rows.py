@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from terrafm.eval.compatibility import modality_choices, normalisation_for
 from terrafm.eval.features import UNTRAINED_SEED, cls_features, mean_spectra, untrained_like
-from terrafm.eval.fitting import modality_choices, normalisation_for
 from terrafm.eval.labelled import ImageSet
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import infer_model_name, load_encoder

@@ -12,24 +12,10 @@ import torch
 
 from terrafm.eval.compare import compare
 from terrafm.eval.table import CompareOptions
-from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_safetensors
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/realdata/eurosat_ms"
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(5)
-    statistics = {
-        name: {"mean": [0.14] * m.channels, "std": [0.04] * m.channels}
-        for name, m in MODALITIES.items()
-    }
-    uri = str(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
-    contract = WeightsContract.build("terrafm_tiny", statistics)
-    save_safetensors(uri, build_encoder("terrafm_tiny").state_dict(), contract)
-    return uri
 
 
 @pytest.fixture(scope="module")

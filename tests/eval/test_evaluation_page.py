@@ -8,11 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-
-from terrafm.modalities import MODALITIES
-from terrafm.models.encoder import build_encoder
-from terrafm.models.weights import WeightsContract, save_safetensors
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
 
@@ -20,19 +15,6 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
 def block(language):
     (found,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.M | re.S)
     return found
-
-
-@pytest.fixture
-def weights(tmp_path):
-    torch.manual_seed(5)
-    statistics = {
-        name: {"mean": [0.14] * m.channels, "std": [0.04] * m.channels}
-        for name, m in MODALITIES.items()
-    }
-    uri = tmp_path / "weights" / "tiny.safetensors"
-    contract = WeightsContract.build("terrafm_tiny", statistics)
-    save_safetensors(str(uri), build_encoder("terrafm_tiny").state_dict(), contract)
-    return uri
 
 
 @pytest.mark.slow

@@ -134,19 +134,6 @@ def images(
     return folder
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(5)
-    statistics = {
-        name: {"mean": [0.14] * m.channels, "std": [0.04] * m.channels}
-        for name, m in MODALITIES.items()
-    }
-    uri = str(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
-    contract = WeightsContract.build("terrafm_tiny", statistics)
-    save_safetensors(uri, build_encoder("terrafm_tiny").state_dict(), contract)
-    return uri
-
-
 def test_evaluate_prints_all_scores_and_is_deterministic(images: Path, weights: str) -> None:
     first = evaluate_knn(weights, images, size=64)
     second = evaluate_knn(weights, images, size=64, batch=5)

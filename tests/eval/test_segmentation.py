@@ -2,15 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 
 from terrafm.errors import UsageError
 from terrafm.eval.labelled import Grid
 from terrafm.eval.segmentation import compare_masks
 from terrafm.eval.table import CompareOptions, render
-from terrafm.modalities import MODALITIES
-from terrafm.models.encoder import build_encoder
-from terrafm.models.weights import WeightsContract, save_safetensors
 
 
 class Fields:
@@ -46,19 +42,6 @@ class Fields:
 
     def statistics(self):
         return {"s2_l2a": {"mean": [0.14] * 12, "std": [0.05] * 12}}
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    torch.manual_seed(5)
-    statistics = {
-        name: {"mean": [0.14] * m.channels, "std": [0.05] * m.channels}
-        for name, m in MODALITIES.items()
-    }
-    uri = str(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
-    contract = WeightsContract.build("terrafm_tiny", statistics)
-    save_safetensors(uri, build_encoder("terrafm_tiny").state_dict(), contract)
-    return uri
 
 
 FAST = CompareOptions(size=64, resamples=20)
