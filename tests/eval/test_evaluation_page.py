@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ def block(language):
 
 @pytest.mark.slow
 def test_the_commands_run(tmp_path, shared_folder, weights):
+    # Where the page has them.
+    shutil.copytree(Path(weights).parent, tmp_path / "weights")
     environment = os.environ | {
         "EUROSAT": str(shared_folder / "realdata" / "eurosat_ms"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -35,6 +38,6 @@ def test_the_commands_run(tmp_path, shared_folder, weights):
 
 
 def test_the_python_runs(small_dataset, weights, capsys):
-    names = {"data": small_dataset, "weights": str(weights)}
+    names = {"data": small_dataset, "weights": weights}
     exec(compile(block("python"), str(PAGE), "exec"), names)
     assert "untrained" in capsys.readouterr().out
