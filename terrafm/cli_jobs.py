@@ -66,7 +66,7 @@ def list_command(address: AddressOption, as_json: JsonOption = False) -> None:
     """Show all jobs, the newest first."""
     from terrafm.jobs.client import JobServer, as_dict
 
-    report({"jobs": [as_dict(job) for job in JobServer(address).jobs()]}, as_json, _render_list)
+    report({"jobs": [as_dict(job) for job in JobServer(address).jobs()]}, as_json, render_jobs)
 
 
 @jobs_app.command("status")
@@ -108,13 +108,15 @@ def _tell(text: str) -> None:
     errors.print(f"terrafm: {text}", markup=False)
 
 
-def _render_list(result: dict[str, Any]) -> Table:
-    table = Table("job", "status", "verb", "started", "output", box=None)
+def render_jobs(result: dict[str, Any]) -> Table:
+    """One job a row, the newest first."""
+    table = Table(box=None)
+    # A job is named to the other commands: in a narrow terminal the last column gives way.
+    for name in ("job", "status", "started"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("output", overflow="fold")
     for job in result["jobs"]:
-        table.add_row(
-            job["id"], job["status"], job["verb"] or "", _clock(job["started"]),
-            job["output"] or "",
-        )  # fmt: skip
+        table.add_row(job["id"], job["status"], _clock(job["started"]), job["output"] or "")
     return table
 
 

@@ -209,7 +209,10 @@ def _find(uri: str) -> str:
     files = [name for name in list_names(uri) if name.endswith(_SUFFIXES)]
     if len(files) != 1:
         held = ", ".join(files) or "none"
-        raise UsageError(f"folder {uri} must hold one .safetensors or .pth file; it holds {held}")
+        raise UsageError(
+            f"folder {uri} must hold one .safetensors or .pth file, as terrafm export makes it of "
+            f"a checkpoint; it holds {held}"
+        )
     return join(uri, files[0])
 
 

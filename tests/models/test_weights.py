@@ -208,7 +208,7 @@ def test_files_that_are_not_there_are_named(tmp_path):
     refused(tmp_path / "missing.pth", "do not exist")
     refused("memory://nowhere/missing.safetensors", "do not exist")
     refused("nosuchprotocol://bucket/weights.pth", "cannot open")
-    refused(tmp_path, "must hold one .safetensors or .pth file; it holds none")
+    refused(tmp_path, "as terrafm export makes it of a checkpoint; it holds none")
     for name in ("a.pth", "b.safetensors"):
         (tmp_path / name).touch()
     refused(tmp_path, "it holds a.pth, b.safetensors")
