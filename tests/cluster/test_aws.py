@@ -102,3 +102,8 @@ def test_the_head_may_start_what_the_cluster_asks_for(config):
     for node in workers:
         assert allowed["ec2:InstanceProfile"].endswith(f"/{node['IamInstanceProfile']['Name']}")
         assert f"security-group/{node['SecurityGroupIds'][0]}" in str(policy["Statement"][3])
+
+
+def test_the_page_makes_the_group_where_the_machines_are(config):
+    page = (CLUSTER / "README.md").read_text()
+    assert f"AWS_DEFAULT_REGION={config['provider']['region']} " in page
