@@ -13,6 +13,7 @@ import typer
 
 from terrafm.cli_checkpoint import checkpoint_app
 from terrafm.cli_cluster import cluster_app, doctor
+from terrafm.cli_embed import embed
 from terrafm.cli_evaluate import evaluate_app
 from terrafm.cli_jobs import jobs_app, submit
 from terrafm.config import load_config, recipe_names, settings
@@ -223,6 +224,7 @@ def export(
     console.print(snippet, soft_wrap=True, highlight=False, markup=False)
 
 
+app.command()(embed)
 app.command()(doctor)
 # What it does not know is the other verb's.
 app.command(context_settings={"ignore_unknown_options": True})(submit)

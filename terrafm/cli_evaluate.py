@@ -98,7 +98,7 @@ def compare_command(
         resamples=resamples,
         open=OpenOptions(
             modality=modality[0] if modality and len(modality) == 1 else None,
-            bands=_names(bands),
+            bands=band_names(bands),
             trust_pickles=trust_pickles,
             partition=partition,
             check_units=normalise is not Normalise.SET,
@@ -109,5 +109,6 @@ def compare_command(
     report(result, as_json, render)
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
+def band_names(text: str | None) -> tuple[str, ...] | None:
+    """The names in a comma-separated list; None where none was given."""
     return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())

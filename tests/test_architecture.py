@@ -11,6 +11,7 @@ KNOW_RAY = {
     "terrafm/clusters/keeper.py",
     "terrafm/jobs/client.py",
     "terrafm/jobs/package.py",
+    "terrafm/ray_parts.py",
     "terrafm/ray_runtime.py",
     "terrafm/standby.py",
     "terrafm/data/ingest.py",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from terrafm.eval.labelled import Image, ImageSet
+from terrafm.eval.labelled import Image, ImageSet, read_images
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import Encoder, build_encoder
 
@@ -66,8 +66,9 @@ def cls_features(
     size: int,
     batch: int,
     device: torch.device,
+    rows: Sequence[int] | None = None,
 ) -> list[list[NDArray[np.float32]]]:
-    """L2-normalised CLS tokens of all images, in one pass over the pixels.
+    """L2-normalised CLS tokens of images, in one pass over the pixels.
 
     Args:
         encoders: in eval mode; all see the same input.
@@ -77,17 +78,19 @@ def cls_features(
         size: side to which images are resized, pixels.
         batch: most images at once.
         device: where to compute.
+        rows: which images; all by default.
 
     Returns:
         Per choice and encoder (N, D) float32, rows of unit length, in the order of the images;
         zero rows for images that have none of the chosen modalities.
     """
     encoders = [encoder.to(device) for encoder in encoders]
-    count = len(images.names)
+    rows = range(len(images.names)) if rows is None else rows
+    count = len(rows)
     features = [[np.zeros((count, e.embed_dim), np.float32) for e in encoders] for _ in choices]
     wanted = tuple(m for m in images.modalities if any(m in choice for choice in choices))
     with torch.inference_mode():
-        for rows, pixels in batches(images, wanted, normalisation, size, batch):
+        for at, pixels in batches(images, wanted, normalisation, size, batch, rows):
             moved = {name: tensor.to(device) for name, tensor in pixels.items()}
             for choice, held in zip(choices, features, strict=True):
                 chosen = {name: moved[name] for name in choice if name in moved}
@@ -95,7 +98,7 @@ def cls_features(
                     continue
                 for encoder, rows_of in zip(encoders, held, strict=True):
                     tokens = functional.normalize(encoder(chosen).float(), dim=-1)
-                    rows_of[rows] = tokens.cpu().numpy()
+                    rows_of[at] = tokens.cpu().numpy()
     return features
 
 
@@ -105,6 +108,7 @@ def batches(
     normalisation: Normalisation,
     size: int,
     batch: int,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Batches of normalised images.
 
@@ -114,16 +118,18 @@ def batches(
         normalisation: mean and std per modality.
         size: side of the result, pixels.
         batch: most images at once.
+        rows: which images; all by default.
 
     Yields:
-        Row numbers of the set, and modality -> (B, C, size, size).
+        Positions in `rows`, and modality -> (B, C, size, size).
     """
+    rows = range(len(images.names)) if rows is None else rows
     # Images of a batch have the same modalities: those with others wait for their own batch.
     waiting: dict[tuple[str, ...], list[tuple[int, dict[str, Tensor]]]] = {}
-    for row in range(len(images.names)):
-        pixels = model_input(images.read(row, modalities), normalisation, size)
+    for at, image in enumerate(read_images(images, rows, modalities)):
+        pixels = model_input(image, normalisation, size)
         same = waiting.setdefault(tuple(pixels), [])
-        same.append((row, pixels))
+        same.append((at, pixels))
         if len(same) == batch:
             yield _stack(waiting.pop(tuple(pixels)))
     for same in waiting.values():

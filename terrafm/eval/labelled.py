@@ -6,7 +6,7 @@ data.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -50,15 +50,21 @@ class ImageSet(Protocol):
     """
 
     uri: str
-    names: Sequence[str]
-    classes: tuple[str, ...]
-    groups: NDArray[np.int64]
     splits: NDArray[np.str_] | None
     modalities: tuple[str, ...]
     bands: dict[str, str]
 
     @property
-    def fingerprint(self) -> str: ...  # noqa: D102 - see the attributes
+    def names(self) -> Sequence[str]: ...  # noqa: D102 - see the attributes
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def groups(self) -> NDArray[np.int64]: ...  # noqa: D102
+
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
 
     def read(self, row: int, modalities: Sequence[str]) -> Image:
         """One image; modalities that it does not have are left out.
@@ -80,7 +86,8 @@ class LabelledSet(ImageSet, Protocol):
         labels: (N,) int64 positions in `classes`, or (N, C) int64 0 or 1.
     """
 
-    labels: NDArray[np.int64]
+    @property
+    def labels(self) -> NDArray[np.int64]: ...  # noqa: D102 - see the attributes
 
 
 class SegmentationSet(ImageSet, Protocol):
@@ -99,6 +106,22 @@ class SegmentationSet(ImageSet, Protocol):
             TerraFMError: it cannot be read; names it.
         """
         ...
+
+
+def read_images(
+    images: ImageSet, rows: Sequence[int], modalities: Sequence[str]
+) -> Iterator[Image]:
+    """Some images of a set, one after the other; sets that can do so read ahead.
+
+    Raises:
+        TerraFMError: one cannot be read; names it.
+    """
+    ahead = getattr(images, "read_ahead", None)
+    if ahead is not None:
+        yield from ahead(rows, modalities)
+        return
+    for row in rows:
+        yield images.read(row, modalities)
 
 
 def measured_statistics(images: ImageSet, rows: Iterable[int]) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from terrafm.errors import UsageError
+from terrafm.eval.compatibility import FIRST_CHOICE
 from terrafm.eval.datasets import OpenOptions
 from terrafm.eval.labelled import ImageSet
 from terrafm.eval.metrics import RESAMPLES
@@ -18,7 +19,6 @@ from terrafm.eval.rows import Look, Row, mean_spectrum_row, weights_rows
 from terrafm.eval.timm_rows import PREFIX, timm_row
 from terrafm.modalities import MODALITIES
 
-_FIRST_CHOICE = ("s2_l2a", "s2_l1c", "s1")
 _NAMES = {
     "knn20": "kNN k=20",
     "knn5": "kNN k=5",
@@ -163,4 +163,4 @@ def _modalities(images: ImageSet, wanted: Sequence[str] | None) -> tuple[str, ..
             raise UsageError(f"{images.uri} has {', '.join(images.modalities)}, not {name}")
     if wanted:
         return tuple(name for name in MODALITIES if name in wanted)
-    return (next(name for name in _FIRST_CHOICE if name in images.modalities),)
+    return (next(name for name in FIRST_CHOICE if name in images.modalities),)

@@ -216,6 +216,28 @@ class Encoder(nn.Module):
                 maps[index] = patches.reshape(*patches.shape[:2], height, width)
         return [maps[index] for index in wanted]
 
+    def forward_tokens(
+        self, x: Tensor | Mapping[str, Tensor], modality: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `forward` and `forward_features` give, in one pass.
+
+        Args:
+            x: as in `forward`.
+            modality: as in `forward`.
+
+        Returns:
+            The normed CLS token (B, D), and the last patch map (B, D, H / 16, W / 16).
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        tokens = self._tokens(x, modality)
+        for block in self.blocks:
+            tokens = self._run(block, tokens, None)
+        normed = self.norm(tokens)
+        patches = normed[:, 1:].transpose(1, 2)
+        return normed[:, 0], patches.reshape(*patches.shape[:2], *_grid(x))
+
     def _tokens(self, x: Tensor | Mapping[str, Tensor], modality: str | None) -> Tensor:
         views = self._checked(x, modality)
         if len(views) == 1:

@@ -1,6 +1,7 @@
 """A dataset of ingest as a labelled set."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,17 @@ from terrafm.modalities import MODALITIES
 
 
 class ShardTiles:
-    """A dataset of ingest as a labelled set: the label of a tile is its majority class."""
+    """A dataset of ingest as a labelled set: the label of a tile is its majority class.
 
-    def __init__(self, uri: str) -> None:
+    Opening reads the manifest; ids and labels of all tiles are read when they are asked for.
+    """
+
+    def __init__(self, uri: str, fingerprint: str | None = None) -> None:
         """Opens the dataset.
+
+        Args:
+            uri: its folder.
+            fingerprint: of the version to open; the newest by default.
 
         Raises:
             UsageError: as `Dataset.open`.
@@ -22,21 +30,36 @@ class ShardTiles:
         from terrafm.data.shards.dataset import Dataset
 
         self.uri = uri
-        self.dataset = Dataset.open(uri)
-        codes, labels = np.unique(self.dataset.land_cover, return_inverse=True)
-        self.labels = labels.astype(np.int64)
-        legend = self.dataset.legend
-        self.classes = tuple(legend.get(int(code), f"class {code}") for code in codes)
-        self.names: Sequence[str] = [str(tile) for tile in self.dataset.tile_ids]
-        # A tile's id is its cell's with row and column appended.
-        cells = [name.rsplit("_", 2)[0] for name in self.names]
-        self.groups = np.unique(cells, return_inverse=True)[1].astype(np.int64)
+        self.dataset = Dataset.open(uri, fingerprint=fingerprint)
         self.splits: NDArray[np.str_] | None = None
         self.modalities: tuple[str, ...] = tuple(self.dataset.modalities)
         self.bands = {
             name: f"shards, model order {' '.join(MODALITIES[name].bands)}"
             for name in self.modalities
         }
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        """(N,) tile ids."""
+        return [str(tile) for tile in self.dataset.tile_ids]
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) positions in `classes`."""
+        return np.searchsorted(self._codes, self.dataset.land_cover).astype(np.int64)
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the land covers that occur, in the order of their codes."""
+        legend = self.dataset.legend
+        return tuple(legend.get(int(code), f"class {code}") for code in self._codes)
+
+    @cached_property
+    def groups(self) -> NDArray[np.int64]:
+        """(N,) tiles of one grid cell share a number."""
+        return np.unique([cell_of(name) for name in self.names], return_inverse=True)[1].astype(
+            np.int64
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -45,7 +68,30 @@ class ShardTiles:
 
     def read(self, row: int, modalities: Sequence[str]) -> Image:
         """One tile; the bands of each GSD are a grid of their own."""
-        arrays = self.dataset.read_tile(row, modalities)
+        return next(self.read_ahead([row], modalities))
+
+    def read_ahead(self, rows: Sequence[int], modalities: Sequence[str]) -> Iterator[Image]:
+        """Some tiles, one after the other; from a store the next ones are under way meanwhile.
+
+        Raises:
+            TerraFMError: one cannot be read; names shard and tile.
+        """
+        wanted = [g.name for g in self.dataset.groups if g.modality in modalities]
+        locations = self.dataset.locations(rows)
+        for tile in self.dataset.reader.read_ahead(locations, [wanted] * len(rows)):
+            if isinstance(tile, Exception):
+                raise tile
+            yield self._image(tile)
+
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """As ingest stored them in the manifest."""
+        return self.dataset.statistics
+
+    @cached_property
+    def _codes(self) -> NDArray[np.int32]:
+        return np.unique(self.dataset.land_cover)
+
+    def _image(self, arrays: dict[str, NDArray[Any]]) -> Image:
         image: Image = {}
         for group in self.dataset.groups:
             if group.name not in arrays:
@@ -56,6 +102,7 @@ class ShardTiles:
             image.setdefault(group.modality, []).append(grid)
         return image
 
-    def statistics(self) -> dict[str, dict[str, Any]]:
-        """As ingest stored them in the manifest."""
-        return self.dataset.statistics
+
+def cell_of(tile_id: str) -> str:
+    """The grid cell of a tile: its id is the cell's with row and column appended."""
+    return tile_id.rsplit("_", 2)[0]

@@ -1,0 +1,82 @@
+"""`terrafm embed`: one vector per tile of an archive, and one per patch."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from terrafm.cli_evaluate import Normalise, band_names
+from terrafm.progress import progress_bar
+from terrafm.terminal import console
+
+
+class Device(StrEnum):
+    """What computes."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def embed(
+    weights: Annotated[str, typer.Option("--weights", help="URI of exported weights.")],
+    data: Annotated[
+        str,
+        typer.Option("--data", help="Dataset of ingest, folder of GeoTIFFs, or one of any size."),
+    ],
+    output: Annotated[str, typer.Option("--output", help="URI of the folder to write.")],
+    modality: Annotated[
+        list[str] | None,
+        typer.Option("--modality", help="s1, s2_l1c or s2_l2a; several are fused. By default one."),
+    ] = None,
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Patch embeddings too, as cloud-optimised GeoTIFFs.")
+    ] = False,
+    size: Annotated[
+        int | None,
+        typer.Option(min=16, help="Side of the resized images, pixels; as trained by default."),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Side of a GeoTIFF's windows, pixels; --size.")
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of neighbouring windows, pixels; a quarter of the window."),
+    ] = None,
+    bands: Annotated[
+        str | None, typer.Option(help="Bands of the GeoTIFFs, in their order: B02,B03,B04.")
+    ] = None,
+    normalise: Annotated[
+        Normalise, typer.Option(help="By what the weights state, or by the data's statistics.")
+    ] = Normalise.WEIGHTS,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Ray actors; one for each GPU or CPU by default. 0: this process, no Ray."
+        ),
+    ] = None,
+    device: Annotated[
+        Device | None, typer.Option(help="By default a GPU where the cluster has any.")
+    ] = None,
+) -> None:
+    """Embed an archive as GeoParquet; given again, the same command goes on."""
+    from terrafm.embed.job import embed as run_embed
+    from terrafm.embed.request import EmbedOptions
+
+    options = EmbedOptions(
+        modalities=modality,
+        size=size,
+        batch=batch,
+        window=window,
+        overlap=overlap,
+        bands=band_names(bands),
+        by_set=normalise is Normalise.SET,
+        dense=dense,
+        workers=workers,
+        device=None if device is None else device.value,
+    )
+    with progress_bar(console, "tiles") as advance:
+        done = run_embed(weights, data, output, options, progress=advance)
+    console.print(done.render(), soft_wrap=True, highlight=False)

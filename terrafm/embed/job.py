@@ -1,0 +1,156 @@
+"""The job: the plan's parts that are not done yet, then the manifest.
+
+Exactly once: a part is a range of the plan, its file's name is a function of that range, and the
+file is put in its place whole. However often a part is done, by whomever, there is one file of it
+with each of its rows once. Ray Data's own checkpoints keep ids of written rows beside files with
+random names: a writer that outlives a killed driver can add a file that nobody knows of. Names
+that are known beforehand need no such bookkeeping.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from rich.text import Text
+
+import terrafm
+from terrafm.embed.request import EmbedOptions, Request, begin, make_request, rows_per_part
+from terrafm.embed.schema import MANIFEST, TILES, EmbeddingManifest, part_name
+from terrafm.embed.work import ENTRIES, Entry, OpenPartWork
+from terrafm.errors import TerraFMError
+from terrafm.ray_parts import Part, divide, run_parts
+from terrafm.storage import absolute, ensure_writable, join, list_names, remove, write_bytes
+
+_THREADS = 16
+_LIBRARIES = ("torch", "timm", "numpy", "ray", "pyarrow", "rasterio")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class EmbeddingReport:
+    """What an embedding did.
+
+    Attributes:
+        uri: the folder.
+        manifest: what it holds.
+        already_complete: nothing had to be done.
+        resumed: rows that an earlier command had finished.
+        notes: what a reader of the result should know.
+    """
+
+    uri: str
+    manifest: EmbeddingManifest
+    already_complete: bool
+    resumed: int
+    notes: tuple[str, ...]
+
+    def render(self) -> Text:
+        """One paragraph for the terminal."""
+        found = self.manifest
+        if self.already_complete:
+            text = Text(f"nothing to do: {self.uri} holds these {found.rows:,} embeddings already")
+        else:
+            text = Text(f"{found.rows:,} embeddings of length {found.dim}, {found.model}")
+            text.append(f", of {', '.join(found.modalities)}")
+            if self.resumed:
+                text.append(f"; {self.resumed:,} rows were there from before")
+            text.append(f"\n{join(self.uri, TILES)}/*.parquet, {len(found.parts)} files")
+        if found.skipped:
+            text.append(
+                f"\n{found.skipped:,} without a pixel of {', '.join(found.modalities)}: no row",
+                style="yellow",
+            )
+        for note in self.notes:
+            text.append(f"\n{note}", style="yellow")
+        return text
+
+
+def embed(
+    weights: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    options: EmbedOptions | None = None,
+    progress: Progress | None = None,
+) -> EmbeddingReport:
+    """Embeds a dataset of ingest, or GeoTIFFs; the same call goes on after any interruption.
+
+    Args:
+        weights: URI of exported or released weights.
+        data: URI of a dataset, of a folder of GeoTIFFs, or of one.
+        output: URI of the folder to write; `terrafm.embed.schema` says what lies in it.
+        options: how.
+        progress: called with (rows done, rows in all) as the work proceeds.
+
+    Raises:
+        UsageError: weights or data cannot be read or do not fit each other, or the output holds
+            something else.
+        TerraFMError: a tile is damaged, or a store fails for too long; what is done stays.
+    """
+    options = options or EmbedOptions()
+    uri = absolute(output)
+    request = make_request(weights, data, options)
+    held = begin(uri, request)
+    if held is not None:
+        return EmbeddingReport(uri, held, True, held.rows, request.notes)
+    ensure_writable(uri)
+    total = len(request.source)
+    parts = divide(total, rows_per_part(total))
+    entries = _finished(uri, parts)
+    missing = [part for part in parts if part.number not in entries]
+    resumed = done = total - sum(part.rows for part in missing)
+    if progress is not None:
+        progress(done, total)
+    work = OpenPartWork(request, uri, options.batch)
+    for part, entry in run_parts(work, missing, workers=options.workers, device=options.device):
+        entries[part.number] = entry
+        done += part.rows
+        if progress is not None:
+            progress(done, total)
+    manifest = _finish(uri, request, [entries[part.number] for part in parts])
+    return EmbeddingReport(uri, manifest, False, resumed, request.notes)
+
+
+def _finished(output: str, parts: Iterable[Part]) -> dict[int, Entry]:
+    there = {name.removesuffix(".json") for name in list_names(join(output, ENTRIES))}
+    numbers = [part.number for part in parts if part_name(part.number) in there]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        found = threads.map(lambda number: Entry.read(output, part_name(number)), numbers)
+        return {n: entry for n, entry in zip(numbers, found, strict=True) if entry is not None}
+
+
+def _finish(output: str, request: Request, entries: list[Entry]) -> EmbeddingManifest:
+    files = [entry.file for entry in entries if entry.file is not None]
+    skipped = sum(entry.skipped for entry in entries)
+    if not files:
+        raise TerraFMError(
+            f"none of the {skipped} images of {request.source.uri} has a pixel of "
+            f"{', '.join(request.modalities)}: there is nothing to embed"
+        )
+    manifest = EmbeddingManifest(
+        rows=sum(file.rows for file in files),
+        skipped=skipped,
+        dim=request.dim,
+        model=request.model,
+        weights=request.weights,
+        model_fingerprint=request.model_fingerprint,
+        data=request.source.uri,
+        data_kind=request.source.kind,
+        data_fingerprint=request.source.fingerprint,
+        modalities=request.modalities,
+        normalisation={"source": request.normalised_by, **request.normalisation},
+        options=request.options,
+        legend=request.source.legend,
+        parts=tuple(files),
+        versions={"terrafm": terrafm.__version__, **{name: version(name) for name in _LIBRARIES}},
+    )
+    # What killed writers left halfway; readers ask for *.parquet and never saw it.
+    known = {file.name for file in files}
+    for name in list_names(join(output, TILES)):
+        if name not in known:
+            remove(join(output, TILES, name))
+    write_bytes(join(output, MANIFEST), manifest.to_json().encode())
+    remove(join(output, ENTRIES))
+    return manifest

@@ -1,0 +1,233 @@
+"""What an embedding is asked to be, whether it can be, and whether a folder already holds it."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from terrafm.embed.schema import JOB, MANIFEST, EmbeddingManifest, read_manifest
+from terrafm.embed.source import DatasetTiles, TileSource
+from terrafm.errors import UsageError
+from terrafm.eval.compatibility import (
+    check_normalisation,
+    check_units,
+    normalisation_for,
+    one_choice,
+)
+from terrafm.eval.labelled import measured_statistics
+from terrafm.eval.rows import state_fingerprint
+from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE
+from terrafm.models.weights import infer_model_name, load_encoder
+from terrafm.storage import absolute, exists, join, list_names, read_bytes, write_bytes
+
+# Raise it when the same encoder on the same pixels gives other numbers.
+_VERSION = 1
+# A part is lost work when a worker dies, and a file for readers to open.
+_MOST_ROWS, _LEAST_ROWS, _WANTED_PARTS = 1024, 16, 64
+# Images whose statistics are held against the weights', where the data states none.
+_SAMPLED = 8
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How an archive is embedded.
+
+    Attributes:
+        modalities: those to use, fused if they are several; by default one, L2A before L1C before
+            radar.
+        size: side to which tiles and windows are resized, pixels; as the weights were trained by
+            default.
+        batch: images at once.
+        window: side of a GeoTIFF's windows, its pixels; by default `size`.
+        overlap: of neighbouring windows, pixels; by default a quarter of the window.
+        bands: names of the GeoTIFFs' bands, in their order.
+        by_set: normalise by the data's own statistics, not by those that weights state.
+        dense: write patch embeddings as well.
+        workers: actors; by default one for each GPU or CPU. 0 works in this process.
+        device: "cpu" or "cuda"; by default a GPU where the cluster has any.
+    """
+
+    modalities: Sequence[str] | None = None
+    size: int | None = None
+    batch: int = 32
+    window: int | None = None
+    overlap: int | None = None
+    bands: Sequence[str] | None = None
+    by_set: bool = False
+    dense: bool = False
+    workers: int | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """An embedding that can be made: weights and data are there and fit each other.
+
+    Attributes:
+        weights: URI.
+        model: name of its architecture.
+        dim: length of an embedding.
+        model_fingerprint: of its parameters.
+        source: the data.
+        modalities: those used.
+        normalisation: modality -> {"mean", "std"}.
+        normalised_by: where those come from.
+        size: side of the model's input, pixels.
+        dense: patch embeddings as well.
+        notes: what a reader of the result should know.
+    """
+
+    weights: str
+    model: str
+    dim: int
+    model_fingerprint: str
+    source: TileSource
+    modalities: tuple[str, ...]
+    normalisation: dict[str, dict[str, Any]]
+    normalised_by: str
+    size: int
+    dense: bool
+    notes: tuple[str, ...]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What was chosen, JSON-able; of GeoTIFFs the windows too."""
+        return {"size": self.size, "dense": self.dense, **self.source.options}
+
+    def depends_on(self) -> dict[str, Any]:
+        """All that the rows depend on, JSON-able."""
+        return {
+            "version": _VERSION,
+            "model": self.model_fingerprint,
+            "data": self.source.fingerprint,
+            "rows_per_part": rows_per_part(len(self.source)),
+            "modalities": list(self.modalities),
+            "normalisation": self.normalisation,
+            **self.options,
+        }
+
+
+def make_request(
+    weights: str | os.PathLike[str], data: str | os.PathLike[str], options: EmbedOptions
+) -> Request:
+    """Opens weights and data, and checks that they fit.
+
+    Raises:
+        UsageError: one of them cannot be read, or they do not fit.
+    """
+    # Workers may run in other folders than this process.
+    uri, data = absolute(weights), absolute(data)
+    encoder = load_encoder(uri)
+    trained = encoder.contract.image_size if encoder.contract else IMAGE_SIZE
+    size = trained if options.size is None else options.size
+    if size < PATCH_SIZE or size % PATCH_SIZE:
+        raise UsageError(f"--size {size} must be a multiple of the patch, {PATCH_SIZE} pixels")
+    source = open_source(data, options, size)
+    modalities = one_choice(encoder, source, options.modalities)
+    check_units(encoder, modalities, uri)
+    notes: list[str] = []
+    normalisation, by = normalisation_for(encoder, source, modalities, notes, by_set=options.by_set)
+    stated = {
+        name: {key: [float(v) for v in found[key]] for key in ("mean", "std")}
+        for name, found in normalisation.items()
+    }
+    if encoder.contract is not None and not options.by_set:
+        check_normalisation(stated, _measured(source), data)
+    return Request(
+        weights=uri,
+        model=infer_model_name(encoder.state_dict(), uri),
+        dim=encoder.embed_dim,
+        model_fingerprint=state_fingerprint(encoder),
+        source=source,
+        modalities=modalities,
+        normalisation=stated,
+        normalised_by=by,
+        size=size,
+        dense=options.dense,
+        notes=tuple(notes),
+    )
+
+
+def rows_per_part(total: int) -> int:
+    """Rows of a part: enough parts for many workers, and never files of a few rows.
+
+    A function of the plan alone, so that a job goes on with any number of workers.
+    """
+    return min(_MOST_ROWS, max(_LEAST_ROWS, -(-total // _WANTED_PARTS)))
+
+
+def open_source(data: str, options: EmbedOptions, size: int) -> TileSource:
+    """Opens a dataset of ingest, recognised by its manifest.
+
+    Args:
+        data: URI.
+        options: of windows and bands.
+        size: side of the model's input, pixels.
+
+    Raises:
+        UsageError: nothing is there that can be embedded.
+    """
+    if not exists(data):
+        raise UsageError(f"data {data} does not exist")
+    given = {"--window": options.window, "--overlap": options.overlap, "--bands": options.bands}
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(f"{option} is for GeoTIFFs, {data} is a dataset of tiles")
+    return DatasetTiles(data)
+
+
+def begin(output: str, request: Request) -> EmbeddingManifest | None:
+    """Claims a folder for a request.
+
+    Returns:
+        The manifest where the folder holds all of it already, else None.
+
+    Raises:
+        UsageError: the folder holds something else.
+    """
+    asked = request.depends_on()
+    if exists(join(output, JOB)):
+        try:
+            held = json.loads(read_bytes(join(output, JOB)))["depends_on"]
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(
+                f"{join(output, JOB)} is damaged: remove {output} or take another --output"
+            ) from None
+        # As JSON has them: tuples and lists are the same there.
+        asked = json.loads(json.dumps(asked))
+        for key in sorted({*held, *asked}):
+            if held.get(key) != asked.get(key):
+                raise UsageError(
+                    f"{output} was begun with another {key}{_both(held.get(key), asked.get(key))}: "
+                    "give the same command to go on, or take another --output"
+                )
+        return read_manifest(output) if exists(join(output, MANIFEST)) else None
+    if list_names(output):
+        raise UsageError(
+            f"{output} is not empty and holds no embeddings: take another --output or empty it"
+        )
+    job = {
+        "format": "terrafm-embedding-job",
+        "weights": request.weights,
+        "data_uri": request.source.uri,
+        "depends_on": asked,
+    }
+    write_bytes(join(output, JOB), (json.dumps(job, indent=1) + "\n").encode())
+    return None
+
+
+def _both(held: Any, asked: Any) -> str:
+    if isinstance(held, dict) or isinstance(asked, dict):
+        return ""
+    texts = [value[:12] if isinstance(value, str) else str(value) for value in (held, asked)]
+    return f" ({texts[0]}, not {texts[1]})"
+
+
+def _measured(source: TileSource) -> dict[str, dict[str, Any]]:
+    if source.kind == "dataset":
+        return source.statistics()
+    rows = np.unique(np.linspace(0, len(source) - 1, _SAMPLED).astype(int)).tolist()
+    return measured_statistics(source, rows)

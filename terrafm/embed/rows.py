@@ -1,0 +1,100 @@
+"""Rows of embeddings as the bytes of a GeoParquet file."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
+from numpy.typing import NDArray
+from rasterio.warp import transform_geom
+
+from terrafm.embed.schema import (
+    BBOX_SIDES,
+    TIME_PREFIX,
+    WINDOW_SIDES,
+    embedding_schema,
+    geo_metadata,
+)
+from terrafm.embed.source import Place
+from terrafm.modalities import MODALITIES
+
+_DEGREES = "OGC:CRS84"
+
+
+def footprint(place: Place) -> Any:
+    """Outline of a tile in longitude and latitude, degrees, as a shapely geometry.
+
+    A Polygon, or a MultiPolygon where it crosses 180 degrees.
+    """
+    a, b, c, d, e, f = place.transform
+    height, width = place.shape
+    corners = [(0, 0), (0, height), (width, height), (width, 0), (0, 0)]
+    ring = [(a * x + b * y + c, d * x + e * y + f) for x, y in corners]
+    found = transform_geom(place.crs, _DEGREES, {"type": "Polygon", "coordinates": [ring]})
+    return shapely.geometry.shape(found)
+
+
+def part_bytes(
+    places: Sequence[Place],
+    modalities: Sequence[tuple[str, ...]],
+    embeddings: NDArray[np.float32],
+    fingerprints: tuple[str, str],
+) -> bytes:
+    """A part as a whole GeoParquet file.
+
+    Args:
+        places: of the N rows.
+        modalities: those that each embedding was made of.
+        embeddings: (N, D).
+        fingerprints: of the model and of the data.
+    """
+    outlines = np.array([footprint(place) for place in places], dtype=object)
+    bounds = shapely.bounds(outlines).reshape(-1, 4)
+    count, dim = embeddings.shape
+    model, data = fingerprints
+    times = {
+        TIME_PREFIX + name: [
+            place.times.get(name) if name in used else None
+            for place, used in zip(places, modalities, strict=True)
+        ]
+        for name in MODALITIES
+    }
+    columns = {
+        "tile_id": [place.tile_id for place in places],
+        "embedding": pa.FixedSizeListArray.from_arrays(
+            pa.array(np.ascontiguousarray(embeddings).reshape(-1), pa.float32()), dim
+        ),
+        "geometry": shapely.to_wkb(outlines).tolist(),
+        "bbox": [dict(zip(BBOX_SIDES, map(float, box), strict=True)) for box in bounds],
+        "modalities": [list(used) for used in modalities],
+        **times,
+        "land_cover": [place.land_cover for place in places],
+        "land_cover_name": [place.land_cover_name for place in places],
+        "grid_cell": [place.grid_cell for place in places],
+        "crs": [place.crs for place in places],
+        "source": [place.source for place in places],
+        "window": [
+            None if place.window is None else dict(zip(WINDOW_SIDES, place.window, strict=True))
+            for place in places
+        ],
+        "model_fingerprint": [model] * count,
+        "data_fingerprint": [data] * count,
+    }
+    schema = embedding_schema(dim)
+    arrays = [
+        column if isinstance(column, pa.Array) else pa.array(column, schema.field(name).type)
+        for name, column in columns.items()
+    ]
+    west, south = bounds[:, :2].min(0)
+    east, north = bounds[:, 2:].max(0)
+    kinds = sorted({outline.geom_type for outline in outlines})
+    metadata = geo_metadata((float(west), float(south), float(east), float(north)), kinds)
+    table = pa.Table.from_arrays(arrays, schema=schema.with_metadata(metadata))
+    buffer = io.BytesIO()
+    # Numbers that never repeat: a dictionary of them is only a detour.
+    plain = [field.name for field in schema if field.name not in ("embedding", "geometry", "bbox")]
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=plain)
+    return buffer.getvalue()

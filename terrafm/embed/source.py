@@ -1,0 +1,96 @@
+"""What is embedded: tiles of a dataset or windows of GeoTIFFs, with their places."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from terrafm.data.tiles.selection import parse_time
+from terrafm.eval.labelled import ImageSet
+from terrafm.eval.sets.shard_tiles import ShardTiles, cell_of
+
+Affine = tuple[float, float, float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is known of a tile besides its pixels.
+
+    Attributes:
+        tile_id: unique.
+        crs: of the pixels, as an authority string or WKT.
+        transform: affine coefficients (a, b, c, d, e, f) of the grid of `shape`.
+        shape: rows and columns.
+        source: URI of the dataset or file.
+        times: modality -> acquisition, where it is known.
+        land_cover: code of the majority class.
+        land_cover_name: its name.
+        grid_cell: the cell that the tile was cut from.
+        window: column, row, width, height of a GeoTIFF's window.
+    """
+
+    tile_id: str
+    crs: str
+    transform: Affine
+    shape: tuple[int, int]
+    source: str
+    times: dict[str, datetime] = field(default_factory=dict)
+    land_cover: int | None = None
+    land_cover_name: str | None = None
+    grid_cell: str | None = None
+    window: tuple[int, int, int, int] | None = None
+
+
+class TileSource(ImageSet, Protocol):
+    """Images with their places; pickled into every worker.
+
+    Attributes:
+        kind: "dataset" or "geotiff".
+        legend: land-cover code -> name.
+        options: JSON-able, how the images were cut out.
+    """
+
+    kind: Literal["dataset", "geotiff"]
+    legend: dict[int, str]
+    options: dict[str, Any]
+
+    def __len__(self) -> int: ...
+
+    def place(self, row: int) -> Place:
+        """Where an image lies, when it was taken, what it shows."""
+        ...
+
+
+class DatasetTiles(ShardTiles):
+    """The tiles of a dataset of ingest."""
+
+    kind: Literal["dataset", "geotiff"] = "dataset"
+
+    def __init__(self, uri: str, fingerprint: str | None = None) -> None:
+        """Opens the dataset, as `ShardTiles`."""
+        super().__init__(uri, fingerprint)
+        self.legend = dict(self.dataset.legend)
+        self.options: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker opens the same version by itself: an open index does not travel.
+        return DatasetTiles, (self.uri, self.fingerprint)
+
+    def place(self, row: int) -> Place:
+        """As the index has it."""
+        tile = self.dataset.tile(row)
+        times = {m: parse_time(product["time"]) for m, product in tile["products"].items()}
+        code, side = int(tile["land_cover"]), self.dataset.tile_size
+        return Place(
+            tile_id=tile["tile_id"],
+            crs=tile["crs"],
+            transform=tile["transform"],
+            shape=(side, side),
+            source=self.uri,
+            times={m: time for m, time in times.items() if time is not None},
+            land_cover=code,
+            land_cover_name=self.legend.get(code, f"class {code}"),
+            grid_cell=cell_of(tile["tile_id"]),
+        )

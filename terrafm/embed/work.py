@@ -1,0 +1,145 @@
+"""What a worker does: a part of the rows, from pixels to a whole Parquet file."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from terrafm.embed.request import Request
+from terrafm.embed.rows import part_bytes
+from terrafm.embed.schema import TILES, PartFile, part_name
+from terrafm.errors import UsageError
+from terrafm.eval.features import batches
+from terrafm.eval.rows import state_fingerprint
+from terrafm.models.encoder import Encoder
+from terrafm.models.weights import load_encoder
+from terrafm.ray_parts import Part, Work
+from terrafm.storage import join, read_bytes, write_bytes
+
+ENTRIES = "entries"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is kept of a finished part: the proof that it is whole.
+
+    Attributes:
+        file: its Parquet file; None where no image had a pixel.
+        skipped: images without a pixel of the modalities.
+    """
+
+    file: PartFile | None
+    skipped: int
+
+    def to_json(self) -> str:
+        """For a file beside the parts."""
+        file = None if self.file is None else self.file.model_dump(mode="json")
+        return json.dumps({"file": file, "skipped": self.skipped})
+
+    @classmethod
+    def read(cls, output: str, name: str) -> "Entry | None":
+        """The entry of a part that is finished; None where it is not."""
+        try:
+            found = json.loads(read_bytes(entry_uri(output, name)))
+            file = found["file"]
+            return cls(None if file is None else PartFile(**file), int(found["skipped"]))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+
+def entry_uri(output: str, name: str) -> str:
+    """Where a part's entry lies."""
+    return join(output, ENTRIES, f"{name}.json")
+
+
+@dataclass(frozen=True)
+class OpenPartWork:
+    """Opens weights and data in a worker.
+
+    Attributes:
+        request: what is made.
+        output: URI of the folder.
+        batch: images at once.
+    """
+
+    request: Request
+    output: str
+    batch: int
+
+    def __call__(self, device: str) -> Work:
+        """Loads the encoder.
+
+        Raises:
+            UsageError: the weights are no longer those that the job began with.
+        """
+        encoder = load_encoder(self.request.weights)
+        if state_fingerprint(encoder) != self.request.model_fingerprint:
+            raise UsageError(f"weights {self.request.weights} changed while they were used")
+        # Tensor cores would round float32 to ten bits in the patch embedding.
+        torch.backends.cudnn.allow_tf32 = False
+        return PartWork(self, encoder.to(device), torch.device(device))
+
+
+class PartWork:
+    """Embeds parts."""
+
+    def __init__(self, job: OpenPartWork, encoder: Encoder, device: torch.device) -> None:
+        self.job, self.encoder, self.device = job, encoder, device
+
+    def __call__(self, part: Part) -> Entry:
+        """Writes the part's file, then its entry: a function of the part, whoever does it."""
+        request, output = self.job.request, self.job.output
+        rows = range(part.first, part.stop)
+        embeddings, used = self._embed(rows)
+        seen = [at for at, names in enumerate(used) if names]
+        file = None
+        if seen:
+            content = part_bytes(
+                [request.source.place(rows[at]) for at in seen],
+                [used[at] for at in seen],
+                embeddings[seen],
+                (request.model_fingerprint, request.source.fingerprint),
+            )
+            file = write_part(output, part_name(part.number), content, len(seen))
+        entry = Entry(file, len(rows) - len(seen))
+        write_bytes(entry_uri(output, part_name(part.number)), entry.to_json().encode())
+        return entry
+
+    @torch.inference_mode()
+    def _embed(self, rows: Sequence[int]) -> tuple[NDArray[np.float32], list[tuple[str, ...]]]:
+        """(len(rows), D) CLS tokens, and the modalities of each; none where it has no pixel."""
+        request = self.job.request
+        embeddings = np.zeros((len(rows), request.dim), np.float32)
+        used: list[tuple[str, ...]] = [()] * len(rows)
+        for positions, pixels in batches(
+            request.source,
+            request.modalities,
+            request.normalisation,
+            request.size,
+            self.job.batch,
+            rows,
+        ):
+            # After normalisation 0 is a pixel without data.
+            seen = torch.zeros(len(positions), dtype=torch.bool)
+            for x in pixels.values():
+                seen |= (x != 0).flatten(1).any(1)
+            if not seen.any():
+                continue
+            moved = {name: x[seen].to(self.device) for name, x in pixels.items()}
+            at = [position for position, has in zip(positions, seen.tolist(), strict=True) if has]
+            embeddings[at] = self.encoder(moved).float().cpu().numpy()
+            for position in at:
+                used[position] = tuple(moved)
+        return embeddings, used
+
+
+def write_part(output: str, name: str, content: bytes, rows: int) -> PartFile:
+    """Writes a part's file, whole or invisible, over whatever an unfinished job left there."""
+    file = f"{name}.parquet"
+    write_bytes(join(output, TILES, file), content)
+    digest = hashlib.sha256(content).hexdigest()
+    return PartFile(name=file, rows=rows, bytes=len(content), sha256=digest)

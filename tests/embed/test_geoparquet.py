@@ -1,0 +1,150 @@
+"""What is written opens in GeoPandas and DuckDB, and says what the dataset says."""
+
+import io
+import json
+
+import duckdb
+import geopandas
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import shapely
+from pyproj import Transformer
+
+from terrafm.data.shards.dataset import Dataset
+from terrafm.embed import request as requests
+from terrafm.embed.job import embed
+from terrafm.embed.request import EmbedOptions
+from terrafm.embed.rows import footprint, part_bytes
+from terrafm.embed.schema import embedding_schema, part_uris, read_manifest
+from terrafm.embed.source import Place
+from terrafm.errors import UsageError
+from terrafm.eval.rows import state_fingerprint
+from terrafm.eval.sets.shard_tiles import ShardTiles
+from terrafm.models.weights import load_encoder
+
+FUSED = ("s1", "s2_l2a")
+
+
+@pytest.fixture(scope="module")
+def written(small_dataset, tiny_weights, tmp_path_factory):
+    """A folder of 11 rows in three parts."""
+    output = tmp_path_factory.mktemp("embedded") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(requests, "_LEAST_ROWS", 4)
+        embed(tiny_weights, small_dataset, output, EmbedOptions(modalities=FUSED, workers=0))
+    return output
+
+
+def test_geopandas_opens_every_part(written, small_dataset):
+    dataset = Dataset.open(small_dataset)
+    manifest = read_manifest(written)
+    frames = [geopandas.read_parquet(uri) for uri in part_uris(written, manifest)]
+    assert [len(frame) for frame in frames] == [4, 4, 3]
+    ids = [tile for frame in frames for tile in frame["tile_id"]]
+    assert ids == [str(tile) for tile in dataset.tile_ids]
+    for frame in frames:
+        assert frame.crs.equals("OGC:CRS84")
+        assert frame.geometry.is_valid.all()
+    # Footprints lie where the index has the pixels: 960 m squares in UTM zone 33.
+    back = Transformer.from_crs("OGC:CRS84", "EPSG:32633", always_xy=True)
+    for number, geometry in enumerate(g for frame in frames for g in frame.geometry):
+        square = shapely.transform(geometry, lambda xy: np.stack(back.transform(*xy.T), 1))
+        west = 500000.0 + number * 960
+        expected = (west, 10000.0 - 960, west + 960, 10000.0)
+        np.testing.assert_allclose(square.bounds, expected, atol=0.01)
+        assert square.area == pytest.approx(960**2, rel=1e-6)
+
+
+def test_geopandas_reads_only_what_lies_in_a_box(written):
+    whole = geopandas.read_parquet(written / "tiles" / "part-00000.parquet")
+    west, south, east, north = whole.geometry.iloc[1].bounds
+    box = (west + 1e-4, south, east - 1e-4, north)
+    found = geopandas.read_parquet(written / "tiles" / "part-00000.parquet", bbox=box)
+    assert found["tile_id"].tolist() == [whole["tile_id"].iloc[1]]
+
+
+def test_duckdb_opens_all_parts_together(written, small_dataset):
+    parts = f"{written}/tiles/*.parquet"
+    with duckdb.connect() as connection:
+
+        def ask(columns, rest=""):
+            return connection.execute(f"select {columns} from '{parts}' {rest}").fetchall()
+
+        described = connection.execute(f"describe select * from '{parts}'").fetchall()
+        kinds = {name: kind for name, kind, *_ in described}
+        ((rows, tiles, longest),) = ask("count(*), count(distinct tile_id), max(len(embedding))")
+        classes = dict(ask("land_cover_name, count(*)", "group by all"))
+        ((text, xmin),) = ask("geometry::varchar, bbox.xmin", "where tile_id = 'tile_05'")
+    assert kinds["geometry"].startswith("GEOMETRY")
+    assert kinds["embedding"] == "FLOAT[]"
+    assert (rows, tiles, longest) == (11, 11, 96)
+    dataset = Dataset.open(small_dataset)
+    counts = {dataset.legend[code]: n for code, n in dataset.class_counts().items()}
+    assert classes == counts
+    assert shapely.from_wkt(text).bounds[0] == pytest.approx(xmin)
+
+
+def test_rows_say_what_the_dataset_and_the_weights_say(written, small_dataset, tiny_weights):
+    dataset, encoder = Dataset.open(small_dataset), load_encoder(tiny_weights)
+    table = pq.read_table(written / "tiles")
+    assert table.schema.remove_metadata().equals(embedding_schema(encoder.embed_dim))
+    rows = table.to_pylist()
+    for number, row in enumerate(rows):
+        tile = dataset.tile(number)
+        assert row["land_cover"] == tile["land_cover"]
+        assert row["time_s1"].isoformat() == "2021-01-01T00:00:00+00:00"
+        assert row["time_s2_l1c"] is None
+        assert row["modalities"] == list(FUSED)
+        assert row["source"] == small_dataset
+        assert row["data_fingerprint"] == dataset.fingerprint
+        assert row["model_fingerprint"] == state_fingerprint(encoder)
+        assert row["window"] is None
+
+
+def test_the_metadata_is_geoparquet(written):
+    geo = json.loads(pq.read_schema(written / "tiles" / "part-00000.parquet").metadata[b"geo"])
+    assert geo["version"] == "1.1.0"
+    (column,) = geo["columns"].values()
+    assert column["encoding"] == "WKB"
+    assert column["geometry_types"] == ["Polygon"]
+    assert column["covering"]["bbox"]["ymax"] == ["bbox", "ymax"]
+    frame = geopandas.read_parquet(written / "tiles" / "part-00000.parquet")
+    np.testing.assert_allclose(column["bbox"], frame.total_bounds)
+
+
+def test_embeddings_are_the_encoders_cls_tokens_as_they_are(written, small_dataset, tiny_weights):
+    import torch
+
+    from terrafm.eval.features import model_input
+
+    encoder, images = load_encoder(tiny_weights), ShardTiles(small_dataset)
+    normalisation = {
+        m: {"mean": part.mean, "std": part.std} for m, part in encoder.contract.modalities.items()
+    }
+    pixels = model_input(images.read(3, FUSED), normalisation, 64)
+    with torch.inference_mode():
+        expected = encoder({name: x[None] for name, x in pixels.items()})[0].numpy()
+    table = pq.read_table(written / "tiles")
+    found = np.stack(table["embedding"].to_numpy())[3]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not np.isclose(np.linalg.norm(found), 1)
+
+
+def test_a_footprint_across_180_degrees_is_two_polygons():
+    # Zone 1 begins at 180 degrees: half of the tile lies west of it.
+    x, y = Transformer.from_crs("OGC:CRS84", "EPSG:32601", always_xy=True).transform(180, 10)
+    place = Place("t", "EPSG:32601", (10, 0, x - 500, 0, -10, y + 500), (100, 100), "u")
+    outline = footprint(place)
+    assert outline.geom_type == "MultiPolygon"
+    assert outline.bounds[0] == pytest.approx(-180)
+    assert outline.bounds[2] == pytest.approx(180)
+    assert outline.area < 0.001
+    content = part_bytes([place], [("s1",)], np.zeros((1, 4), np.float32), ("m", "d"))
+    row = pq.read_table(io.BytesIO(content)).to_pylist()[0]
+    assert (row["bbox"]["xmin"], row["bbox"]["xmax"]) == (-180, 180)
+
+
+def test_a_folder_without_embeddings_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="holds no embeddings"):
+        read_manifest(tmp_path)
