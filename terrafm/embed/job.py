@@ -16,8 +16,10 @@ from importlib.metadata import version
 from rich.text import Text
 
 import terrafm
-from terrafm.embed.request import EmbedOptions, Request, begin, make_request, rows_per_part
-from terrafm.embed.schema import MANIFEST, TILES, EmbeddingManifest, part_name
+from terrafm.embed.dense import BLOCKS, OpenMosaicWork
+from terrafm.embed.geotiffs import GeoTiffWindows
+from terrafm.embed.request import EmbedOptions, Request, begin, make_request
+from terrafm.embed.schema import DENSE, MANIFEST, TILES, EmbeddingManifest, part_name
 from terrafm.embed.work import ENTRIES, Entry, OpenPartWork
 from terrafm.errors import TerraFMError
 from terrafm.ray_parts import Part, divide, run_parts
@@ -58,6 +60,8 @@ class EmbeddingReport:
             if self.resumed:
                 text.append(f"; {self.resumed:,} rows were there from before")
             text.append(f"\n{join(self.uri, TILES)}/*.parquet, {len(found.parts)} files")
+            if found.options["dense"]:
+                text.append(f"\n{join(self.uri, DENSE)}/: patch embeddings as GeoTIFFs")
         if found.skipped:
             text.append(
                 f"\n{found.skipped:,} without a pixel of {', '.join(found.modalities)}: no row",
@@ -94,10 +98,11 @@ def embed(
     request = make_request(weights, data, options)
     held = begin(uri, request)
     if held is not None:
+        _remove_scaffold(uri)
         return EmbeddingReport(uri, held, True, held.rows, request.notes)
     ensure_writable(uri)
     total = len(request.source)
-    parts = divide(total, rows_per_part(total))
+    parts = divide(total, request.rows_per_part)
     entries = _finished(uri, parts)
     missing = [part for part in parts if part.number not in entries]
     resumed = done = total - sum(part.rows for part in missing)
@@ -109,6 +114,7 @@ def embed(
         done += part.rows
         if progress is not None:
             progress(done, total)
+    _make_mosaics(uri, request, options)
     manifest = _finish(uri, request, [entries[part.number] for part in parts])
     return EmbeddingReport(uri, manifest, False, resumed, request.notes)
 
@@ -119,6 +125,17 @@ def _finished(output: str, parts: Iterable[Part]) -> dict[int, Entry]:
     with ThreadPoolExecutor(_THREADS) as threads:
         found = threads.map(lambda number: Entry.read(output, part_name(number)), numbers)
         return {n: entry for n, entry in zip(numbers, found, strict=True) if entry is not None}
+
+
+def _make_mosaics(output: str, request: Request, options: EmbedOptions) -> None:
+    source = request.source
+    if not request.dense or not isinstance(source, GeoTiffWindows):
+        return
+    work = OpenMosaicWork(source, output, request.dim, request.rows_per_part, request.tags())
+    files = divide(len(source.files), 1)
+    # No model, no GPU.
+    for _ in run_parts(work, files, workers=options.workers, device="cpu"):
+        continue
 
 
 def _finish(output: str, request: Request, entries: list[Entry]) -> EmbeddingManifest:
@@ -152,5 +169,11 @@ def _finish(output: str, request: Request, entries: list[Entry]) -> EmbeddingMan
         if name not in known:
             remove(join(output, TILES, name))
     write_bytes(join(output, MANIFEST), manifest.to_json().encode())
-    remove(join(output, ENTRIES))
+    _remove_scaffold(output)
     return manifest
+
+
+def _remove_scaffold(output: str) -> None:
+    """What only an unfinished job needs; one killed right after its manifest left it behind."""
+    remove(join(output, ENTRIES))
+    remove(join(output, BLOCKS))

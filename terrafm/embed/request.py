@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from terrafm.embed.geotiffs import GeoTiffWindows
 from terrafm.embed.schema import JOB, MANIFEST, EmbeddingManifest, read_manifest
 from terrafm.embed.source import DatasetTiles, TileSource
 from terrafm.errors import UsageError
@@ -17,7 +16,6 @@ from terrafm.eval.compatibility import (
     normalisation_for,
     one_choice,
 )
-from terrafm.eval.labelled import measured_statistics
 from terrafm.eval.rows import state_fingerprint
 from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE
 from terrafm.models.weights import infer_model_name, load_encoder
@@ -27,6 +25,8 @@ from terrafm.storage import absolute, exists, join, list_names, read_bytes, writ
 _VERSION = 1
 # A part is lost work when a worker dies, and a file for readers to open.
 _MOST_ROWS, _LEAST_ROWS, _WANTED_PARTS = 1024, 16, 64
+# A worker holds a part's patches: 0.6 MB each of terrafm_base.
+_MOST_DENSE_ROWS = 128
 # Images whose statistics are held against the weights', where the data states none.
 _SAMPLED = 8
 
@@ -97,13 +97,27 @@ class Request:
         """What was chosen, JSON-able; of GeoTIFFs the windows too."""
         return {"size": self.size, "dense": self.dense, **self.source.options}
 
+    @property
+    def rows_per_part(self) -> int:
+        """As `rows_per_part`."""
+        return rows_per_part(len(self.source), self.dense)
+
+    def tags(self) -> dict[str, str]:
+        """What a GeoTIFF of patch embeddings says of itself."""
+        return {
+            "MODEL": self.model,
+            "MODEL_FINGERPRINT": self.model_fingerprint,
+            "DATA_FINGERPRINT": self.source.fingerprint,
+            "MODALITIES": ",".join(self.modalities),
+        }
+
     def depends_on(self) -> dict[str, Any]:
         """All that the rows depend on, JSON-able."""
         return {
             "version": _VERSION,
             "model": self.model_fingerprint,
             "data": self.source.fingerprint,
-            "rows_per_part": rows_per_part(len(self.source)),
+            "rows_per_part": self.rows_per_part,
             "modalities": list(self.modalities),
             "normalisation": self.normalisation,
             **self.options,
@@ -151,16 +165,17 @@ def make_request(
     )
 
 
-def rows_per_part(total: int) -> int:
-    """Rows of a part: enough parts for many workers, and never files of a few rows.
+def rows_per_part(total: int, dense: bool = False) -> int:
+    """Rows of a part: enough parts for many workers, and no files of a few rows.
 
     A function of the plan alone, so that a job goes on with any number of workers.
     """
-    return min(_MOST_ROWS, max(_LEAST_ROWS, -(-total // _WANTED_PARTS)))
+    most = _MOST_DENSE_ROWS if dense else _MOST_ROWS
+    return min(most, max(_LEAST_ROWS, -(-total // _WANTED_PARTS)))
 
 
 def open_source(data: str, options: EmbedOptions, size: int) -> TileSource:
-    """Opens a dataset of ingest, recognised by its manifest.
+    """Opens a dataset of ingest, recognised by its manifest or shards, else GeoTIFFs.
 
     Args:
         data: URI.
@@ -172,6 +187,22 @@ def open_source(data: str, options: EmbedOptions, size: int) -> TileSource:
     """
     if not exists(data):
         raise UsageError(f"data {data} does not exist")
+    # An unfinished ingest has shards but no manifest: opening it says so.
+    if not exists(join(data, "manifest.json")) and not exists(join(data, "shards")):
+        if options.modalities and len(options.modalities) > 1:
+            raise UsageError(
+                f"GeoTIFFs are embedded one sensor at a time, not {', '.join(options.modalities)}: "
+                "to fuse several, make a dataset with terrafm ingest"
+            )
+        return GeoTiffWindows(
+            data,
+            modality=options.modalities[0] if options.modalities else None,
+            bands=options.bands,
+            window=options.window,
+            overlap=options.overlap,
+            size=size,
+            dense=options.dense,
+        )
     given = {"--window": options.window, "--overlap": options.overlap, "--bands": options.bands}
     for option, value in given.items():
         if value is not None:
@@ -227,7 +258,6 @@ def _both(held: Any, asked: Any) -> str:
 
 
 def _measured(source: TileSource) -> dict[str, dict[str, Any]]:
-    if source.kind == "dataset":
-        return source.statistics()
-    rows = np.unique(np.linspace(0, len(source) - 1, _SAMPLED).astype(int)).tolist()
-    return measured_statistics(source, rows)
+    if isinstance(source, GeoTiffWindows):
+        return source.sampled_statistics(_SAMPLED)
+    return source.statistics()

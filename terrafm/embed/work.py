@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from terrafm.embed.dense import masked_patches, owned_block, write_blocks, write_tile
+from terrafm.embed.geotiffs import GeoTiffWindows
 from terrafm.embed.request import Request
 from terrafm.embed.rows import part_bytes
 from terrafm.embed.schema import TILES, PartFile, part_name
@@ -21,6 +23,8 @@ from terrafm.ray_parts import Part, Work
 from terrafm.storage import join, read_bytes, write_bytes
 
 ENTRIES = "entries"
+Vectors = NDArray[np.float32]
+Blocks = dict[int, Vectors]
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,9 @@ class PartWork:
         """Writes the part's file, then its entry: a function of the part, whoever does it."""
         request, output = self.job.request, self.job.output
         rows = range(part.first, part.stop)
-        embeddings, used = self._embed(rows)
+        embeddings, used, blocks = self._embed(rows)
+        if request.dense and isinstance(request.source, GeoTiffWindows):
+            write_blocks(output, part, blocks)
         seen = [at for at, names in enumerate(used) if names]
         file = None
         if seen:
@@ -110,11 +116,12 @@ class PartWork:
         return entry
 
     @torch.inference_mode()
-    def _embed(self, rows: Sequence[int]) -> tuple[NDArray[np.float32], list[tuple[str, ...]]]:
-        """(len(rows), D) CLS tokens, and the modalities of each; none where it has no pixel."""
+    def _embed(self, rows: Sequence[int]) -> tuple[Vectors, list[tuple[str, ...]], Blocks]:
+        """CLS tokens (len(rows), D), the modalities of each (none: no pixel), and blocks by row."""
         request = self.job.request
         embeddings = np.zeros((len(rows), request.dim), np.float32)
         used: list[tuple[str, ...]] = [()] * len(rows)
+        blocks: Blocks = {}
         for positions, pixels in batches(
             request.source,
             request.modalities,
@@ -131,10 +138,27 @@ class PartWork:
                 continue
             moved = {name: x[seen].to(self.device) for name, x in pixels.items()}
             at = [position for position, has in zip(positions, seen.tolist(), strict=True) if has]
-            embeddings[at] = self.encoder(moved).float().cpu().numpy()
+            if request.dense:
+                tokens, patches = self.encoder.forward_tokens(moved)
+                maps = masked_patches(patches, moved)
+                for position, one in zip(at, maps, strict=True):
+                    self._keep_patches(rows[position], one, blocks)
+            else:
+                tokens = self.encoder(moved)
+            embeddings[at] = tokens.float().cpu().numpy()
             for position in at:
                 used[position] = tuple(moved)
-        return embeddings, used
+        return embeddings, used, blocks
+
+    def _keep_patches(self, row: int, patches: Vectors, blocks: Blocks) -> None:
+        """A tile's patch map is a file; a window's waits for the mosaic."""
+        request = self.job.request
+        if isinstance(request.source, GeoTiffWindows):
+            blocks[row] = owned_block(request.source, row, patches)
+        else:
+            place = request.source.place(row)
+            tags = {**request.tags(), "TILE_ID": place.tile_id}
+            write_tile(self.job.output, place, patches, tags)
 
 
 def write_part(output: str, name: str, content: bytes, rows: int) -> PartFile:

@@ -8,7 +8,8 @@ import pytest
 
 from terrafm.errors import UsageError
 from terrafm.eval.datasets import open_labelled
-from terrafm.eval.sets.class_folder import EUROSAT_BANDS, ClassFolder
+from terrafm.eval.sets.class_folder import ClassFolder
+from terrafm.eval.sets.geotiff import EUROSAT_BANDS
 from terrafm.modalities import MODALITIES
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/realdata/eurosat_ms"

@@ -1,0 +1,283 @@
+"""GeoTIFFs of any size as a source of tiles: sliding windows, read where they lie."""
+
+import hashlib
+import os
+import warnings
+from bisect import bisect_right
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property, partial
+from itertools import accumulate
+from typing import Any, Literal
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader
+from rasterio.windows import Window
+
+from terrafm.data.tiles.selection import parse_time
+from terrafm.embed.source import Affine, Place
+from terrafm.embed.windows import Windows
+from terrafm.errors import TerraFMError, UsageError
+from terrafm.eval.labelled import Grid, Image, files_fingerprint, measured_statistics
+from terrafm.eval.sets.geotiff import SUFFIXES, Header, match_header, physical
+from terrafm.storage import is_local, join, open_file, resolve
+
+_THREADS = 16
+# Windows of which statistics are taken where the data's own are asked for.
+_MEASURED = 256
+# Megabytes of decoded blocks that GDAL keeps: neighbouring windows share them.
+_CACHE = 256
+
+
+@dataclass(frozen=True)
+class GeoTiff:
+    """A file without its pixels.
+
+    Attributes:
+        uri: where it lies.
+        name: relative to what was asked for, without suffix.
+        header: bands, unit and pixel size.
+        shape: rows and columns.
+        crs: authority string or WKT.
+        transform: affine coefficients (a, b, c, d, e, f).
+        time: of acquisition, where the file tells.
+    """
+
+    uri: str
+    name: str
+    header: Header
+    shape: tuple[int, int]
+    crs: str
+    transform: Affine
+    time: datetime | None
+
+
+class GeoTiffWindows:
+    """Windows of one or many GeoTIFFs of one sensor, each on its file's own grid.
+
+    Files may lie in different zones; bands, pixel size and the kind of CRS must be those of the
+    first. How bands are known is told by `terrafm.eval.sets.geotiff`.
+    """
+
+    kind: Literal["dataset", "geotiff"] = "geotiff"
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        modality: str | None,
+        bands: Sequence[str] | None,
+        window: int | None,
+        overlap: int | None,
+        size: int,
+        dense: bool,
+    ) -> None:
+        """Reads the headers of all files.
+
+        Args:
+            uri: a folder, searched with all its subfolders, or a file.
+            modality: of the files; by default what their bands say.
+            bands: names of their bands, in their order.
+            window: side of a window, pixels; by default `size`, or less where all files are less.
+            overlap: of neighbouring windows, pixels.
+            size: side of the model's input, pixels.
+            dense: patches of all windows must lie on one grid.
+
+        Raises:
+            UsageError: no GeoTIFF is there, one cannot be read, has no CRS or does not fit the
+                first, or the windows are impossible.
+        """
+        self.uri = uri
+        uris = _list(uri)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            self.files = list(threads.map(partial(_describe, uri), uris))
+        first = self.files[0]
+        for file in self.files[1:]:
+            file.header.check_like(first.header, file.uri, first.uri)
+        _check_names(self.files)
+        self._match = match_header(first.header, modality, bands, first.uri)
+        largest = max(max(file.shape) for file in self.files)
+        self.windows = Windows.choose(window or min(size, largest), overlap, size, dense)
+        counts = [len(self._starts(file)[0]) * len(self._starts(file)[1]) for file in self.files]
+        self.first_rows = [0, *accumulate(counts)]
+        self.modalities: tuple[str, ...] = (self._match.modality,)
+        self.bands = {self._match.modality: self._match.describe()}
+        self.classes: tuple[str, ...] = ()
+        self.splits: NDArray[np.str_] | None = None
+        self.legend: dict[int, str] = {}
+        self.options: dict[str, Any] = {
+            "window": self.windows.side,
+            "overlap": self.windows.overlap,
+            "bands": self.bands[self._match.modality],
+        }
+        self._open: tuple[str, DatasetReader] | None = None
+
+    def __len__(self) -> int:
+        return self.first_rows[-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the files' names, sizes and times: reading them all costs what embedding costs."""
+        found = files_fingerprint(self.uri, [file.uri for file in self.files])
+        return hashlib.sha256(found.encode()).hexdigest()
+
+    @property
+    def names(self) -> Sequence[str]:
+        """(N,) ids of the windows."""
+        return [self.place(row).tile_id for row in range(len(self))]
+
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """(N,) windows of one file share a number."""
+        return np.repeat(np.arange(len(self.files)), np.diff(self.first_rows))
+
+    def corner(self, row: int) -> tuple[int, int, int]:
+        """Number of the file, and which of its row and column starts a window has."""
+        number = bisect_right(self.first_rows, row) - 1
+        columns = len(self._starts(self.files[number])[1])
+        return number, *divmod(row - self.first_rows[number], columns)
+
+    def place(self, row: int) -> Place:
+        """Where a window lies; what sticks out of the image is not part of it."""
+        number, at_row, at_column = self.corner(row)
+        file = self.files[number]
+        rows, columns = self._starts(file)
+        top, left = rows[at_row], columns[at_column]
+        height = min(self.windows.side, file.shape[0] - top)
+        width = min(self.windows.side, file.shape[1] - left)
+        a, b, c, d, e, f = file.transform
+        modality = self._match.modality
+        return Place(
+            tile_id=f"{file.name}_r{top}_c{left}",
+            crs=file.crs,
+            transform=(a, b, a * left + b * top + c, d, e, d * left + e * top + f),
+            shape=(height, width),
+            source=file.uri,
+            times={} if file.time is None else {modality: file.time},
+            window=(left, top, width, height),
+        )
+
+    def read(self, row: int, modalities: Sequence[str]) -> Image:
+        """One window; NaN where it sticks out of the image.
+
+        Raises:
+            TerraFMError: the file cannot be read.
+        """
+        if self._match.modality not in modalities:
+            return {}
+        place = self.place(row)
+        assert place.window is not None
+        try:
+            image = self._opened(place.source)
+            stored = image.read(window=Window(*place.window))
+        except (RasterioError, OSError, ValueError) as error:
+            raise TerraFMError(f"cannot read image {place.source}: {error}") from None
+        pixels = physical(stored, image.nodata, self._match.modality, place.source)
+        pixels = pixels[list(self._match.take)]
+        side = self.windows.side
+        missing = [(0, 0), (0, side - place.shape[0]), (0, side - place.shape[1])]
+        padded = np.pad(pixels, missing, constant_values=np.nan)
+        return {self._match.modality: [Grid(self._match.channels, padded)]}
+
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """Of all windows, or of 256 that are spread evenly where they are more."""
+        return self._statistics
+
+    @cached_property
+    def _statistics(self) -> dict[str, dict[str, Any]]:
+        return self.sampled_statistics(_MEASURED)
+
+    def sampled_statistics(self, most: int) -> dict[str, dict[str, Any]]:
+        """Of so many windows at most, spread evenly."""
+        rows = np.unique(np.linspace(0, len(self) - 1, most).round().astype(int))
+        return measured_statistics(self, rows.tolist())
+
+    def _starts(self, file: GeoTiff) -> tuple[list[int], list[int]]:
+        return self.windows.starts(file.shape[0]), self.windows.starts(file.shape[1])
+
+    def _opened(self, uri: str) -> DatasetReader:
+        """The file, which stays open for the windows that follow."""
+        if self._open is None or self._open[0] != uri:
+            if self._open is not None:
+                self._open[1].close()
+            # GDAL would take a twentieth of the machine for every worker.
+            with rasterio.Env(GDAL_CACHEMAX=_CACHE):
+                self._open = uri, _open(uri)
+        return self._open[1]
+
+
+def _list(uri: str) -> list[str]:
+    filesystem, path = resolve(uri)
+    if not filesystem.isdir(path):
+        return [uri]
+    found = sorted(
+        file.removeprefix(path).lstrip("/")
+        for file in filesystem.find(path)
+        if file.lower().endswith(SUFFIXES) and not os.path.basename(file).startswith(".")
+    )
+    if not found:
+        raise UsageError(
+            f"nothing to embed under {uri}: no GeoTIFF, and no dataset made by terrafm ingest"
+        )
+    return [join(uri, file) for file in found]
+
+
+def _describe(root: str, uri: str) -> GeoTiff:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with _open(uri) as image:
+                if image.crs is None:
+                    raise UsageError(
+                        f"image {uri} has no CRS, so that its footprints are not known: give it "
+                        "one with gdal_edit.py -a_srs"
+                    )
+                if image.transform.is_identity:
+                    raise UsageError(f"image {uri} has a CRS but no place: its transform is none")
+                a, b, c, d, e, f = (float(value) for value in tuple(image.transform)[:6])
+                tags = {**image.tags(ns="IMAGERY"), **image.tags()}
+                inside = uri.removeprefix(root).lstrip("/") or os.path.basename(uri)
+                return GeoTiff(
+                    uri=uri,
+                    name=inside.rpartition(".")[0],
+                    header=Header.of(image),
+                    shape=(image.height, image.width),
+                    crs=image.crs.to_string(),
+                    transform=(a, b, c, d, e, f),
+                    time=parse_time(tags.get("datetime", tags.get("ACQUISITIONDATETIME", ""))),
+                )
+    except (RasterioError, OSError, ValueError) as error:
+        raise UsageError(f"cannot read image {uri}: {error}") from None
+
+
+def _open(uri: str) -> DatasetReader:
+    """Opens a file where it lies; of one in a store only what is asked for is read."""
+    path = resolve(uri)[1]
+    if is_local(uri):
+        return rasterio.open(path)
+
+    def opener(name: str, mode: str = "rb") -> Any:
+        # GDAL looks for neighbours, masks for one, which would each cost a request.
+        if name.lstrip("/") != path.lstrip("/"):
+            raise FileNotFoundError(name)
+        return open_file(uri)
+
+    return rasterio.open(path, opener=opener)
+
+
+def _check_names(files: Sequence[GeoTiff]) -> None:
+    seen: dict[str, str] = {}
+    for file in files:
+        if file.name in seen:
+            raise UsageError(
+                f"{file.uri} and {seen[file.name]} differ in their suffix alone: rename one"
+            )
+        seen[file.name] = file.uri
