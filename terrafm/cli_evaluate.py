@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from terrafm.progress import Advance, progress_bar
 from terrafm.terminal import JsonOption, console, report
 
 evaluate_app = typer.Typer(help="Score weights on a labelled set.", no_args_is_help=True)
+
+
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Ray actors that make the features; by default this process does."),
+]
 
 
 class Normalise(StrEnum):
@@ -24,13 +33,16 @@ class Normalise(StrEnum):
 def knn_command(
     weights: Annotated[str, typer.Option("--weights", help="URI of exported weights.")],
     data: Annotated[str, typer.Option("--data", help="Folder of classes or dataset of ingest.")],
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Nearest neighbours of frozen features, beside untrained and spectral baselines."""
+    from terrafm.eval.feature_job import FeatureWorkers
     from terrafm.eval.knn import evaluate_knn, render
 
-    with console.status("computing features") if not as_json else nullcontext():
-        result = evaluate_knn(weights, data)
+    with _shown(workers, as_json) as advance:
+        many = None if workers is None else FeatureWorkers(workers, progress=advance)
+        result = evaluate_knn(weights, data, workers=many)
     report(result, as_json, render)
 
 
@@ -76,6 +88,7 @@ def compare_command(
     batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of folds and bootstrap.")] = 0,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap draws.")] = 1000,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """One table of encoders, each score with its 95 % interval: neighbours and linear probe.
@@ -96,6 +109,7 @@ def compare_command(
         by_set=normalise is Normalise.SET,
         seed=seed,
         resamples=resamples,
+        workers=workers,
         open=OpenOptions(
             modality=modality[0] if modality and len(modality) == 1 else None,
             bands=band_names(bands),
@@ -104,9 +118,23 @@ def compare_command(
             check_units=normalise is not Normalise.SET,
         ),
     )
-    with console.status("computing features") if not as_json else nullcontext():
+    with _shown(workers, as_json) as advance:
+        options = replace(options, progress=advance)
         result = compare(data, weights or (), baseline or (), options)
     report(result, as_json, render)
+
+
+@contextmanager
+def _shown(workers: int | None, as_json: bool) -> Iterator[Advance | None]:
+    """A bar of the images that workers have done, or that features are being computed."""
+    if as_json:
+        yield None
+    elif workers is None:
+        with console.status("computing features"):
+            yield None
+    else:
+        with progress_bar(console, "images") as advance:
+            yield advance
 
 
 def band_names(text: str | None) -> tuple[str, ...] | None:

@@ -71,6 +71,15 @@ def test_the_library_imports_no_outer_folder(package):
     assert importers(package, "terrafm") == set()
 
 
+@pytest.mark.parametrize("folder", ["data", "models", "losses", "train", "eval", "export"])
+def test_nothing_below_embeds(folder):
+    assert importers("terrafm.embed", f"terrafm/{folder}") == set()
+
+
+def test_embedding_does_not_train():
+    assert importers("terrafm.train", "terrafm/embed") == set()
+
+
 def test_no_file_is_too_long():
     long = {str(p.relative_to(ROOT)): n for p in modules() if (n := _lines(p)) > LINES_LIMIT}
     assert long == {}

@@ -1,4 +1,4 @@
-"""Runs an ingest or a stream in this process and prints the memory of its processes over time.
+"""Runs an ingest, a stream or an embedding and prints the memory of its processes over time.
 
     python benchmarks/harness/memory_of.py '{"what": "ingest", ...}'
 
@@ -83,10 +83,19 @@ def stream(request: dict[str, Any]) -> Callable[[], None]:
     return lambda: run(work) and None
 
 
+def embed(request: dict[str, Any]) -> Callable[[], None]:
+    """An embedding of a dataset's radar."""
+    from terrafm.embed.job import embed as run
+    from terrafm.embed.request import EmbedOptions
+
+    options = EmbedOptions(modalities=["s1"], size=64, workers=2)
+    return lambda: run(request["weights"], request["data"], request["output"], options) and None
+
+
 def main() -> None:
     """Prints {"seconds": [...], "bytes": [...]}, from the start of the work on."""
     request = json.loads(sys.argv[1])
-    work = {"ingest": ingest, "stream": stream}[request["what"]](request)
+    work = {"ingest": ingest, "stream": stream, "embed": embed}[request["what"]](request)
     sampler = Sampler()
     start = time.perf_counter()
     work()

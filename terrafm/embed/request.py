@@ -16,9 +16,8 @@ from terrafm.eval.compatibility import (
     normalisation_for,
     one_choice,
 )
-from terrafm.eval.rows import state_fingerprint
 from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE
-from terrafm.models.weights import infer_model_name, load_encoder
+from terrafm.models.weights import infer_model_name, load_encoder, state_fingerprint
 from terrafm.storage import absolute, exists, join, list_names, read_bytes, write_bytes
 
 # Raise it when the same encoder on the same pixels gives other numbers.

@@ -16,9 +16,8 @@ from terrafm.embed.rows import part_bytes
 from terrafm.embed.schema import TILES, PartFile, part_name
 from terrafm.errors import UsageError
 from terrafm.eval.features import batches
-from terrafm.eval.rows import state_fingerprint
 from terrafm.models.encoder import Encoder
-from terrafm.models.weights import load_encoder
+from terrafm.models.weights import load_encoder, state_fingerprint
 from terrafm.ray_parts import Part, Work
 from terrafm.storage import join, read_bytes, write_bytes
 

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from terrafm.errors import UsageError
 from terrafm.eval.datasets import check_labelled, open_set
-from terrafm.eval.feature_cache import cached_features
+from terrafm.eval.feature_cache import cached_features, parts_uri
+from terrafm.eval.feature_job import forget_parts
 from terrafm.eval.labelled import LabelledSet
 from terrafm.eval.metrics import as_dicts, multi_label_scores, single_label_scores
 from terrafm.eval.protocols import FOLDS, PROTOCOLS, Outcome, Task, predict
+from terrafm.eval.rows import Row
 from terrafm.eval.segmentation import compare_masks
 from terrafm.eval.table import CompareOptions, provenance, table_rows
 
@@ -49,13 +51,14 @@ def compare(
             raise UsageError(f"unknown protocol {protocol!r}: one of {', '.join(PROTOCOLS)}")
     opened = open_set(data, options.open)
     if hasattr(opened, "mask"):
+        if options.workers is not None:
+            raise UsageError(f"{opened.uri} has masks: it is scored in one process, not --workers")
         return compare_masks(opened, weights, baselines, options)
     images = check_labelled(opened)
     notes: list[str] = []
     look = options.look(images)
     rows = table_rows(images, look, weights, baselines, notes)
-    found = [cached_features(options.features, r.title, r.depends_on, images, r.compute)
-             for r in rows]  # fmt: skip
+    found = [_features(row, images, options) for row in rows]
     # All rows of the table are scored on the same images: those that have the modality.
     usable = np.all([np.abs(features).sum(1) > 0 for features, _ in found], axis=0)
     if not usable.all():
@@ -97,6 +100,17 @@ def compare(
         "rows": shown,
         "notes": list(dict.fromkeys(notes)),
     }
+
+
+def _features(
+    row: Row, images: LabelledSet, options: CompareOptions
+) -> tuple[NDArray[np.float32], str | None]:
+    where = (options.features, row.title, row.depends_on, images)
+    parts = parts_uri(*where)
+    features, kept = cached_features(*where, lambda: row.compute(parts))
+    if parts is not None:
+        forget_parts(parts)
+    return features, kept
 
 
 def _scored(outcome: Outcome, task: Task, options: CompareOptions) -> dict[str, Any]:

@@ -49,15 +49,28 @@ def cached_features(
     """
     if folder is None:
         return compute(), None
-    key = json.dumps({"version": _VERSION, "set": images.fingerprint, **depends_on}, sort_keys=True)
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    slug = re.sub(r"[^A-Za-z0-9_.]+", "-", title).strip("-.")[-60:]
-    uri = join(folder, f"{slug}-{digest}.parquet")
+    uri, key = _place(folder, title, depends_on, images)
     if exists(uri):
         return read_features(uri), uri
     features = compute()
     write_bytes(uri, _table_bytes(features, images, key))
     return features, uri
+
+
+def parts_uri(
+    folder: str | None, title: str, depends_on: Mapping[str, Any], images: ImageSet
+) -> str | None:
+    """Where parts of the features wait until all are made; None where nothing is kept.
+
+    Args:
+        folder: as in `cached_features`.
+        title: as there.
+        depends_on: as there.
+        images: as there.
+    """
+    if folder is None:
+        return None
+    return _place(folder, title, depends_on, images)[0].removesuffix(".parquet") + ".parts"
 
 
 def read_features(uri: str) -> NDArray[np.float32]:
@@ -77,6 +90,16 @@ def read_features(uri: str) -> NDArray[np.float32]:
             "computed anew"
         ) from None
     return np.ascontiguousarray(values.reshape(-1, width), np.float32)
+
+
+def _place(
+    folder: str, title: str, depends_on: Mapping[str, Any], images: ImageSet
+) -> tuple[str, str]:
+    """URI of the file, and all that its features depend on as text."""
+    key = json.dumps({"version": _VERSION, "set": images.fingerprint, **depends_on}, sort_keys=True)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    slug = re.sub(r"[^A-Za-z0-9_.]+", "-", title).strip("-.")[-60:]
+    return join(folder, f"{slug}-{digest}.parquet"), key
 
 
 def _table_bytes(features: NDArray[np.float32], images: ImageSet, key: str) -> bytes:

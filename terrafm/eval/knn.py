@@ -17,9 +17,11 @@ from rich.table import Table
 from terrafm.errors import UsageError
 from terrafm.eval.compatibility import modality_choices, normalisation_for
 from terrafm.eval.datasets import open_labelled
-from terrafm.eval.features import UNTRAINED_SEED, cls_features, mean_spectra, untrained_like
+from terrafm.eval.feature_job import EncoderFeatures, FeatureWorkers, make_features
+from terrafm.eval.features import UNTRAINED_SEED, mean_spectra
 from terrafm.eval.labelled import LabelledSet
 from terrafm.models.weights import infer_model_name, load_encoder
+from terrafm.storage import absolute
 
 TEMPERATURE = 0.07
 _CHUNK = 512
@@ -159,6 +161,7 @@ def evaluate_knn(
     device: str | None = None,
     leave_out: str = "image",
     baselines: bool = True,
+    workers: FeatureWorkers | None = None,
 ) -> dict[str, Any]:
     """Scores weights on a labelled set by leave-one-out nearest neighbours.
 
@@ -176,6 +179,7 @@ def evaluate_knn(
         leave_out: "image" leaves out only the image itself; "cell" also its neighbours cut from
             the same grid cell, which look alike for being near, not for being of one class.
         baselines: score an untrained encoder and mean spectra as well.
+        workers: Ray workers that make the features; by default this process.
 
     Returns:
         JSON-able: knn20, knn5 (accuracies, 0..1) and the same for "untrained" and
@@ -203,15 +207,12 @@ def evaluate_knn(
     choices = modality_choices(encoder, images, modalities, notes)
     used = tuple(m for m in images.modalities if any(m in choice for choice in choices))
     normalisation, source = normalisation_for(encoder, images, used, notes)
-    features = cls_features(
-        [encoder, untrained_like(name)] if baselines else [encoder],
-        images,
-        choices,
-        normalisation,
-        size=size,
-        batch=batch,
-        device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
-    )
+    encoders = (absolute(weights), *([name] if baselines else []))
+    maker = EncoderFeatures(encoders, tuple(choices), normalisation, size, batch)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    together = make_features(maker, images, torch.device(device), workers)
+    flat = np.split(together, len(choices) * len(encoders), axis=1)
+    features = [flat[at : at + len(encoders)] for at in range(0, len(flat), len(encoders))]
     scores = {}
     spectra = mean_spectra(images, choices) if baselines else []
     for number, (choice, vectors) in enumerate(zip(choices, features, strict=True)):

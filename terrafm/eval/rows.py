@@ -1,6 +1,5 @@
 """The rows of a comparison: what makes features of the images, and what they depend on."""
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from terrafm.eval.compatibility import modality_choices, normalisation_for
-from terrafm.eval.features import UNTRAINED_SEED, cls_features, mean_spectra, untrained_like
+from terrafm.eval.feature_job import EncoderFeatures, FeatureWorkers, make_features
+from terrafm.eval.features import UNTRAINED_SEED, mean_spectra, untrained_like
 from terrafm.eval.labelled import ImageSet
-from terrafm.models.encoder import Encoder
-from terrafm.models.weights import infer_model_name, load_encoder
+from terrafm.models.encoder import ARCHITECTURES, Encoder
+from terrafm.models.weights import infer_model_name, load_encoder, state_fingerprint
+from terrafm.storage import absolute
 
 MEAN_SPECTRUM = "mean spectrum"
 
@@ -29,6 +30,7 @@ class Look:
         batch: images at once.
         device: where to compute.
         by_set: normalise by the set's own statistics, not by those that weights state.
+        workers: Ray workers that make the features; None for this process.
     """
 
     modalities: tuple[str, ...]
@@ -36,6 +38,7 @@ class Look:
     batch: int
     device: torch.device
     by_set: bool = False
+    workers: FeatureWorkers | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Row:
         title: for the reader.
         seen: what the model sees: bands and normalisation, in one line.
         depends_on: JSON-able, all that the features depend on besides the set.
-        compute: makes (N, D) float32, rows of unit length, zero for images without the modality.
+        compute: makes (N, D) float32, rows of unit length, zero for images without the modality;
+            given a URI, workers keep finished parts there.
         encoder: of a TerraFM row, with its normalisation; for dense tasks.
         normalisation: modality -> {"mean", "std"} that the encoder sees.
     """
@@ -54,7 +58,7 @@ class Row:
     title: str
     seen: str
     depends_on: dict[str, Any]
-    compute: Callable[[], NDArray[np.float32]]
+    compute: Callable[[str | None], NDArray[np.float32]]
     encoder: Encoder | None = None
     normalisation: dict[str, dict[str, Any]] | None = None
 
@@ -65,7 +69,7 @@ def mean_spectrum_row(images: ImageSet, look: Look) -> Row:
         MEAN_SPECTRUM,
         "mean of every band, standardised over the set",
         {"row": MEAN_SPECTRUM, "modalities": list(look.modalities)},
-        lambda: mean_spectra(images, [look.modalities])[0],
+        lambda _: mean_spectra(images, [look.modalities])[0],
     )
 
 
@@ -95,10 +99,11 @@ def weights_rows(
             encoder, images, look.modalities, notes, by_set=look.by_set
         )
         name = infer_model_name(encoder.state_dict(), uri)
-        trained.append(_encoder_row(uri, encoder, normalisation, source, images, look))
+        trained.append(_encoder_row(uri, uri, encoder, normalisation, source, images, look))
         if name not in untrained:
             untrained[name] = _encoder_row(
                 f"untrained {name} (seed {UNTRAINED_SEED})",
+                name,
                 untrained_like(name),
                 normalisation,
                 f"{source} of {uri}",
@@ -110,42 +115,38 @@ def weights_rows(
 
 def _encoder_row(
     title: str,
+    spec: str,
     encoder: Encoder,
     normalisation: dict[str, dict[str, Any]],
     source: str,
     images: ImageSet,
     look: Look,
 ) -> Row:
-    def compute() -> NDArray[np.float32]:
-        ((features,),) = cls_features(
-            [encoder],
-            images,
-            [look.modalities],
-            normalisation,
-            size=look.size,
-            batch=look.batch,
-            device=look.device,
-        )
-        return features
-
     stated = {
         name: {"mean": [float(v) for v in s["mean"]], "std": [float(v) for v in s["std"]]}
         for name, s in normalisation.items()
     }
+    fingerprint = state_fingerprint(encoder)
+    maker = EncoderFeatures(
+        (absolute(spec) if spec not in ARCHITECTURES else spec,),
+        (look.modalities,),
+        stated,
+        look.size,
+        look.batch,
+        (fingerprint,),
+    )
     depends_on = {
         "row": "terrafm",
-        "weights": state_fingerprint(encoder),
+        "weights": fingerprint,
         "modalities": list(look.modalities),
         "size": look.size,
         "normalisation": stated,
     }
-    return Row(title, f"normalisation: {source}", depends_on, compute, encoder, normalisation)
-
-
-def state_fingerprint(module: torch.nn.Module) -> str:
-    """SHA-256 over names and numbers of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return Row(
+        title,
+        f"normalisation: {source}",
+        depends_on,
+        lambda parts: make_features(maker, images, look.device, look.workers, parts),
+        encoder,
+        normalisation,
+    )

@@ -1,7 +1,7 @@
 """What all tables of evaluation share: options, rows, provenance, and how they look."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from terrafm.errors import UsageError
 from terrafm.eval.compatibility import FIRST_CHOICE
 from terrafm.eval.datasets import OpenOptions
+from terrafm.eval.feature_job import FeatureWorkers
 from terrafm.eval.labelled import ImageSet
 from terrafm.eval.metrics import RESAMPLES
 from terrafm.eval.protocols import PROTOCOLS
@@ -50,6 +51,8 @@ class CompareOptions:
         seed: of folds and bootstrap.
         resamples: bootstrap draws.
         open: what the set does not say of itself.
+        workers: Ray actors that make the features; None for this process.
+        progress: called with (images done, images in all) for every encoder, with workers.
     """
 
     modalities: Sequence[str] | None = None
@@ -62,6 +65,8 @@ class CompareOptions:
     seed: int = 0
     resamples: int = RESAMPLES
     open: OpenOptions = field(default_factory=OpenOptions)
+    workers: int | None = None
+    progress: Callable[[int, int], None] | None = None
 
     def look(self, images: ImageSet) -> Look:
         """How a set is looked at.
@@ -76,6 +81,9 @@ class CompareOptions:
             self.batch,
             torch.device(device),
             self.by_set,
+            None
+            if self.workers is None
+            else FeatureWorkers(self.workers, self.open, self.device, self.progress),
         )
 
 

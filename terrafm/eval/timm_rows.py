@@ -7,23 +7,25 @@ modality has bands: all of them in model order, standardised by the set. Anythin
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import timm
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from terrafm.errors import UsageError
+from terrafm.eval.feature_job import Features, MakeFeatures, make_features
 from terrafm.eval.features import batches
 from terrafm.eval.labelled import ImageSet
-from terrafm.eval.rows import Look, Row, state_fingerprint
+from terrafm.eval.rows import Look, Row
 from terrafm.modalities import MODALITIES
-from terrafm.storage import download, exists
+from terrafm.models.weights import state_fingerprint
+from terrafm.storage import absolute, download, exists
 
 PREFIX = "timm:"
 PICTURE_BANDS = ("B04", "B03", "B02")
@@ -48,8 +50,8 @@ def timm_row(name: str, images: ImageSet, look: Look) -> Row:
         raise UsageError(f"{name} sees one modality, not {', '.join(look.modalities)}")
     (modality,) = look.modalities
     architecture, _, uri = name.removeprefix(PREFIX).partition("@")
-    model, channels = _published(architecture) if not uri else _from_file(architecture, uri)
-    model = model.eval()
+    uri = absolute(uri) if uri else uri
+    model, channels = _load(architecture, uri)
     config = timm.data.resolve_model_data_config(model)
     side = int(config["input_size"][-1])
     sensor = MODALITIES[modality]
@@ -69,30 +71,34 @@ def timm_row(name: str, images: ImageSet, look: Look) -> Row:
             f"{name} takes {channels} channels: neither a picture (B04 B03 B02) nor the "
             f"{sensor.channels} bands of {modality}"
         )
-    picture = channels == len(PICTURE_BANDS) and channels != sensor.channels
-
-    def prepare(pixels: Tensor) -> Tensor:
-        pixels = pixels[:, take]
-        if picture:
-            pixels = pixels.clamp(0, 1)
-        shape = (1, channels, 1, 1)
-        centre = torch.as_tensor(mean, dtype=torch.float32, device=pixels.device).view(shape)
-        return (pixels - centre) / torch.as_tensor(std, dtype=torch.float32).to(centre).view(shape)
-
+    fingerprint = state_fingerprint(model)
+    maker = TimmFeatures(
+        architecture,
+        uri,
+        fingerprint,
+        modality,
+        {key: [float(v) for v in statistics[key]] for key in ("mean", "std")},
+        tuple(take),
+        tuple(mean.tolist()),
+        tuple(std.tolist()),
+        channels == len(PICTURE_BANDS) and channels != sensor.channels,
+        side,
+        look.batch,
+    )
     depends_on = {
         "row": f"{PREFIX}{architecture}",
         "timm": timm.__version__,
-        "weights": state_fingerprint(model),
+        "weights": fingerprint,
         "modalities": [modality],
         "size": side,
         "seen": seen,
-        "normalisation": {key: [float(v) for v in statistics[key]] for key in ("mean", "std")},
+        "normalisation": dict(maker.statistics),
     }
     return Row(
         name,
         f"{seen}, {side} pixels",
         depends_on,
-        lambda: _features(model, prepare, images, modality, statistics, side, look),
+        lambda parts: make_features(maker, images, look.device, look.workers, parts),
     )
 
 
@@ -100,28 +106,83 @@ def _all(value: float, count: int) -> list[float]:
     return [value] * count
 
 
-@torch.inference_mode()
-def _features(
-    model: nn.Module,
-    prepare: Any,
-    images: ImageSet,
-    modality: str,
-    statistics: Mapping[str, Any],
-    side: int,
-    look: Look,
-) -> NDArray[np.float32]:
-    model = model.to(look.device)
-    found: NDArray[np.float32] | None = None
-    for rows, pixels in batches(images, (modality,), {modality: statistics}, side, look.batch):
-        if modality not in pixels:
-            continue
-        tokens = functional.normalize(model(prepare(pixels[modality].to(look.device))).float())
-        if found is None:
-            found = np.zeros((len(images.names), tokens.shape[-1]), np.float32)
-        found[rows] = tokens.cpu().numpy()
-    if found is None:
-        raise UsageError(f"{images.uri}: no image has {modality}")
-    return found
+@dataclass(frozen=True)
+class TimmFeatures:
+    """Features of one of timm's models, of unit length.
+
+    Attributes:
+        architecture: timm's name.
+        uri: of a checkpoint; empty for the weights that timm publishes.
+        fingerprint: of the weights: others are refused.
+        modality: that it sees.
+        statistics: {"mean", "std"} of all bands, by which pixels are normalised first.
+        take: which bands it sees.
+        mean: of those, after that.
+        std: as `mean`.
+        picture: clip to 0..1 before that.
+        side: to which images are resized, pixels.
+        batch: images at once.
+    """
+
+    architecture: str
+    uri: str
+    fingerprint: str
+    modality: str
+    statistics: Mapping[str, Any]
+    take: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    picture: bool
+    side: int
+    batch: int
+
+    def open(self, device: torch.device) -> MakeFeatures:
+        """Loads the model.
+
+        Raises:
+            UsageError: its weights cannot be read or are others than before.
+        """
+        model, _ = _load(self.architecture, self.uri)
+        if state_fingerprint(model) != self.fingerprint:
+            raise UsageError(f"weights of {self.architecture} changed while they were used")
+        model = model.to(device)
+        torch.backends.cudnn.allow_tf32 = False
+
+        @torch.inference_mode()
+        def make(images: ImageSet, rows: Sequence[int]) -> Features:
+            found: Features | None = None
+            normalisation = {self.modality: self.statistics}
+            for at, pixels in batches(
+                images, (self.modality,), normalisation, self.side, self.batch, rows
+            ):
+                if self.modality not in pixels:
+                    continue
+                seen = self._prepare(pixels[self.modality].to(device))
+                tokens = functional.normalize(model(seen).float())
+                if found is None:
+                    found = np.zeros((len(rows), tokens.shape[-1]), np.float32)
+                found[at] = tokens.cpu().numpy()
+            if found is None:
+                # None of these rows; whether none of the whole set, the table sees.
+                return np.zeros((len(rows), cast(int, model.head_hidden_size)), np.float32)
+            return found
+
+        return make
+
+    def _prepare(self, pixels: Tensor) -> Tensor:
+        pixels = pixels[:, list(self.take)]
+        if self.picture:
+            pixels = pixels.clamp(0, 1)
+        shape = (1, len(self.take), 1, 1)
+        return (pixels - pixels.new_tensor(self.mean).view(shape)) / pixels.new_tensor(
+            self.std
+        ).view(shape)
+
+
+def _load(architecture: str, uri: str) -> tuple[nn.Module, int]:
+    """The model in eval mode, and the channels that it takes."""
+    model, channels = _from_file(architecture, uri) if uri else _published(architecture)
+    return model.eval(), channels
 
 
 def _published(architecture: str) -> tuple[nn.Module, int]:

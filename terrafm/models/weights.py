@@ -6,6 +6,7 @@ released inference code loads strictly, and the contract in a `.json` beside it;
 the fusion parameters. A `.pth` is never unpickled beyond tensors.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from terrafm.errors import UsageError
 from terrafm.models.contract import WeightsContract as WeightsContract
@@ -197,6 +198,15 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> Enco
     if held != name:
         raise UsageError(f"{os.fspath(weights)} holds {held} weights, not {name}")
     return encoder
+
+
+def state_fingerprint(module: nn.Module) -> str:
+    """SHA-256 over names and numbers of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _find(uri: str) -> str:

@@ -19,9 +19,8 @@ from terrafm.embed.rows import footprint, part_bytes
 from terrafm.embed.schema import embedding_schema, part_uris, read_manifest
 from terrafm.embed.source import Place
 from terrafm.errors import UsageError
-from terrafm.eval.rows import state_fingerprint
 from terrafm.eval.sets.shard_tiles import ShardTiles
-from terrafm.models.weights import load_encoder
+from terrafm.models.weights import load_encoder, state_fingerprint
 
 FUSED = ("s1", "s2_l2a")
 

@@ -21,31 +21,6 @@ BANDS = MODALITIES["s2_l2a"].bands
 L2A = ("--modality", "s2_l2a")
 
 
-@pytest.fixture(scope="session")
-def write_scene():
-    """Writes a smooth Level-2A scene; returns its digital numbers."""
-
-    def write(path, shape=(150, 230), *, seed=0, bands=BANDS, crs="EPSG:32633", gsd=10.0,
-              corner=(5e5, 5e6), **profile):  # fmt: skip
-        rng = np.random.default_rng(seed)
-        coarse = rng.integers(1200, 4200, (len(bands), 12, 12))
-        pixels = np.stack([np.kron(band, np.ones((40, 40)))[: shape[0], : shape[1]]
-                           for band in coarse]).astype(np.uint16)  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        transform = rasterio.Affine(gsd, 0, corner[0], 0, -gsd, corner[1])
-        with rasterio.open(
-            path, "w", driver="GTiff", count=len(bands), height=shape[0], width=shape[1],
-            dtype="uint16", **({"crs": crs, "transform": transform} | profile),
-        ) as file:  # fmt: skip
-            file.write(pixels)
-            for number, band in enumerate(bands, start=1):
-                file.set_band_description(number, band)
-            file.update_tags(datetime="2021-06-01T10:00:00Z")
-        return pixels
-
-    return write
-
-
 def read_rows(output):
     return pq.read_table(output / "tiles").to_pylist()
 

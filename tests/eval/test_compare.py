@@ -69,7 +69,7 @@ def test_features_are_computed_once(images, weights, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("features were computed again")
 
-    monkeypatch.setattr("terrafm.eval.rows.cls_features", fail)
+    monkeypatch.setattr("terrafm.eval.rows.make_features", fail)
     monkeypatch.setattr("terrafm.eval.rows.mean_spectra", fail)
     assert compare(images, [weights], options=options) == first
 

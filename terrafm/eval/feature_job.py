@@ -1,0 +1,217 @@
+"""Features of a set by many workers: the same numbers as in one process, part by part."""
+
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from terrafm.errors import UsageError
+from terrafm.eval.datasets import OpenOptions, open_set
+from terrafm.eval.features import Normalisation, cls_features, untrained_like
+from terrafm.eval.labelled import ImageSet
+from terrafm.models.encoder import Encoder
+from terrafm.models.weights import load_encoder, state_fingerprint
+from terrafm.ray_parts import Part, Work, divide, run_parts
+from terrafm.storage import absolute, join, list_names, read_bytes, remove, write_bytes
+
+# Images of a part: a function of the set alone, so that any number of workers goes on with it.
+_MOST_ROWS, _LEAST_ROWS, _WANTED_PARTS = 1024, 16, 64
+_THREADS = 16
+
+Features = NDArray[np.float32]
+MakeFeatures = Callable[[ImageSet, Sequence[int]], Features]
+Progress = Callable[[int, int], None]
+
+
+class FeatureMaker(Protocol):
+    """What makes features, pickled into every worker; holds no model but where to get one."""
+
+    def open(self, device: torch.device) -> MakeFeatures:
+        """Loads the model: a function of a set and some of its rows to (n, D)."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncoderFeatures:
+    """CLS tokens of encoders, side by side: for each choice of modalities those of each encoder.
+
+    Attributes:
+        encoders: URIs of weights; a name in `ARCHITECTURES` is the untrained encoder.
+        choices: sets of modalities, each fused.
+        normalisation: modality -> {"mean", "std"}.
+        size: side to which images are resized, pixels.
+        batch: images at once.
+        fingerprints: of the encoders, as `state_fingerprint`: weights that change are refused.
+    """
+
+    encoders: tuple[str, ...]
+    choices: tuple[tuple[str, ...], ...]
+    normalisation: Normalisation
+    size: int
+    batch: int
+    fingerprints: tuple[str, ...] = ()
+
+    def open(self, device: torch.device) -> MakeFeatures:
+        """Loads the encoders.
+
+        Raises:
+            UsageError: unreadable weights, or others than before.
+        """
+        encoders = [_load(name) for name in self.encoders]
+        for name, encoder, known in zip(self.encoders, encoders, self.fingerprints, strict=False):
+            if state_fingerprint(encoder) != known:
+                raise UsageError(f"weights {name} changed while they were used")
+        # Tensor cores would round float32 to ten bits in the patch embedding.
+        torch.backends.cudnn.allow_tf32 = False
+
+        def make(images: ImageSet, rows: Sequence[int]) -> Features:
+            found = cls_features(
+                encoders, images, self.choices, self.normalisation,
+                size=self.size, batch=self.batch, device=device, rows=rows,
+            )  # fmt: skip
+            return np.hstack([features for choice in found for features in choice])
+
+        return make
+
+
+@dataclass(frozen=True)
+class FeatureWorkers:
+    """Ray workers that make features.
+
+    Attributes:
+        count: actors; 0 works in this process, in parts all the same.
+        open: what the set does not say of itself.
+        device: "cpu" or "cuda", one for each; by default a GPU where the cluster has any.
+        progress: called with (images done, images in all).
+    """
+
+    count: int
+    open: OpenOptions = field(default_factory=OpenOptions)
+    device: str | None = None
+    progress: Progress | None = None
+
+
+def make_features(
+    maker: FeatureMaker,
+    images: ImageSet,
+    device: torch.device,
+    workers: FeatureWorkers | None = None,
+    parts_uri: str | None = None,
+) -> Features:
+    """Features of all images of a set.
+
+    Args:
+        maker: makes them.
+        images: the set.
+        device: where to compute without workers.
+        workers: who makes them; None for this process, in one go.
+        parts_uri: folder that keeps finished parts until all are done: with workers, the same
+            call goes on there. None keeps none.
+
+    Returns:
+        (N, D) float32, in the order of the images.
+
+    Raises:
+        UsageError, TerraFMError: an image cannot be read, or the set changed meanwhile.
+    """
+    total = len(images.names)
+    if workers is None:
+        return maker.open(device)(images, range(total))
+    rows = min(_MOST_ROWS, max(_LEAST_ROWS, -(-total // _WANTED_PARTS)))
+    parts = divide(total, rows)
+    found = {} if parts_uri is None else _read_parts(parts_uri, parts)
+    work = OpenFeatureWork(
+        maker, _everywhere(images.uri), workers.open, images.fingerprint, parts_uri
+    )
+    missing = [part for part in parts if part.number not in found]
+    done = total - sum(part.rows for part in missing)
+    for part, features in run_parts(work, missing, workers=workers.count, device=workers.device):
+        found[part.number] = features
+        done += part.rows
+        if workers.progress is not None:
+            workers.progress(done, total)
+    return np.concatenate([found[part.number] for part in parts])
+
+
+@dataclass(frozen=True)
+class OpenFeatureWork:
+    """Opens set and model in a worker.
+
+    Attributes:
+        maker: makes the features.
+        uri: of the set.
+        options: what it does not say of itself.
+        fingerprint: that it has to have.
+        parts_uri: folder for finished parts, or None.
+    """
+
+    maker: FeatureMaker
+    uri: str
+    options: OpenOptions
+    fingerprint: str
+    parts_uri: str | None
+
+    def __call__(self, device: str) -> Work:
+        """Opens both.
+
+        Raises:
+            UsageError: the set is another one than before.
+        """
+        images = open_set(self.uri, self.options)
+        if images.fingerprint != self.fingerprint:
+            raise UsageError(f"{self.uri} changed while it was used: repeat the command")
+        make = self.maker.open(torch.device(device))
+
+        def work(part: Part) -> Features:
+            features = make(images, range(part.first, part.stop))
+            if self.parts_uri is not None:
+                buffer = io.BytesIO()
+                np.save(buffer, features, allow_pickle=False)
+                write_bytes(join(self.parts_uri, _part_file(part)), buffer.getvalue())
+            return features
+
+        return work
+
+
+def forget_parts(parts_uri: str) -> None:
+    """Removes what was kept of an unfinished call."""
+    remove(parts_uri)
+
+
+def _read_parts(uri: str, parts: Sequence[Part]) -> dict[int, Features]:
+    there = set(list_names(uri))
+    known = [part for part in parts if _part_file(part) in there]
+
+    def read(part: Part) -> Features | None:
+        try:
+            content = read_bytes(join(uri, _part_file(part)))
+            features = np.load(io.BytesIO(content), allow_pickle=False)
+        except (OSError, ValueError):
+            # Damaged: made again.
+            return None
+        return features if len(features) == part.rows else None
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        found = zip(known, threads.map(read, known), strict=True)
+        return {part.number: features for part, features in found if features is not None}
+
+
+def _part_file(part: Part) -> str:
+    return f"{part.first:09d}-{part.stop:09d}.npy"
+
+
+def _load(name: str) -> Encoder:
+    from terrafm.models.encoder import ARCHITECTURES
+
+    return untrained_like(name) if name in ARCHITECTURES else load_encoder(name)
+
+
+def _everywhere(uri: str) -> str:
+    """A set's URI for workers in other folders; `copernicus:NAME@FOLDER` names no file."""
+    head, at, folder = uri.rpartition("@")
+    return f"{head}@{absolute(folder)}" if at and head.startswith("copernicus:") else absolute(uri)

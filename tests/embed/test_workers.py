@@ -1,0 +1,87 @@
+"""By Ray's workers: the same numbers whoever computes, every row once, whatever is killed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+
+from terrafm.embed import request as requests
+from terrafm.embed.job import embed
+from terrafm.embed.request import EmbedOptions
+from terrafm.errors import TerraFMError
+from terrafm.eval import feature_job
+from terrafm.eval.feature_job import EncoderFeatures, FeatureWorkers, make_features
+from terrafm.eval.sets.shard_tiles import ShardTiles
+
+FUSED = EmbedOptions(modalities=["s1", "s2_l2a"], workers=0)
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def parts_of_four(monkeypatch):
+    monkeypatch.setattr(requests, "_LEAST_ROWS", 4)
+    monkeypatch.setattr(feature_job, "_LEAST_ROWS", 4)
+
+
+def rows_of(output):
+    table = pq.read_table(output / "tiles")
+    return table["tile_id"].to_pylist(), np.stack(table["embedding"].to_numpy())
+
+
+def test_the_same_embeddings_by_one_process_one_worker_three_or_another_batch(
+    local_ray, parts_of_four, small_dataset, tiny_weights, tmp_path
+):
+    """And the same features of evaluation: one Ray for both, for it is slow to start."""
+    runs = {
+        "process": FUSED,
+        "one": replace(FUSED, workers=1),
+        "three": replace(FUSED, workers=3),
+        "batch": replace(FUSED, batch=1),
+    }
+    for name, options in runs.items():
+        embed(tiny_weights, small_dataset, tmp_path / name, options)
+    names, expected = rows_of(tmp_path / "process")
+    assert len(set(names)) == 11
+    for name in runs:
+        ids, found = rows_of(tmp_path / name)
+        assert ids == names
+        assert np.abs(found - expected).max() <= 1e-5
+    images = ShardTiles(small_dataset)
+    maker = EncoderFeatures(
+        (tiny_weights, "terrafm_tiny"), (("s2_l2a",), ("s1", "s2_l2a")), images.statistics(), 48, 4
+    )
+    whole = make_features(maker, images, torch.device("cpu"))
+    for workers, batch in ((1, 4), (3, 4), (3, 1)):
+        found = make_features(
+            replace(maker, batch=batch), images, torch.device("cpu"), FeatureWorkers(workers)
+        )
+        assert np.abs(found - whole).max() <= 1e-5
+
+
+def test_an_error_of_a_worker_is_one_line_and_what_is_done_stays(
+    local_ray, parts_of_four, make_dataset, tiny_weights, tmp_path
+):
+    uri = make_dataset(tmp_path / "dataset")
+    shard = tmp_path / "dataset" / "shards" / "part-00002.parquet"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 3])
+    options = replace(FUSED, workers=2)
+    with pytest.raises(TerraFMError) as caught:
+        embed(tiny_weights, uri, tmp_path / "out", options)
+    assert "part-00002.parquet" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "embedding.json").exists()
+    shard.write_bytes(content)
+    report = embed(tiny_weights, uri, tmp_path / "out", options)
+    assert report.resumed in (4, 8)
+    names, _ = rows_of(tmp_path / "out")
+    assert names == [f"tile_{i:02d}" for i in range(11)]

@@ -1,0 +1,107 @@
+"""Features made in parts: the same numbers, kept until all are made."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from terrafm.errors import UsageError
+from terrafm.eval import feature_job
+from terrafm.eval.compare import compare
+from terrafm.eval.feature_job import EncoderFeatures, FeatureWorkers, make_features
+from terrafm.eval.sets.shard_tiles import ShardTiles
+from terrafm.eval.table import CompareOptions
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(feature_job, "_LEAST_ROWS", 3)
+
+
+@pytest.fixture
+def maker(small_dataset, weights):
+    return EncoderFeatures(
+        (weights, "terrafm_tiny"), (("s1",), ("s1", "s2_l2a")),
+        ShardTiles(small_dataset).statistics(), 48, 4,
+    )  # fmt: skip
+
+
+def test_parts_and_batches_change_nothing(small_dataset, maker):
+    images = ShardTiles(small_dataset)
+    whole = make_features(maker, images, CPU)
+    assert whole.shape == (11, 4 * 96)
+    for batch in (1, 5):
+        other = replace(maker, batch=batch)
+        found = make_features(other, images, CPU, FeatureWorkers(0))
+        assert np.abs(found - whole).max() <= 1e-5
+
+
+def test_a_call_that_was_interrupted_goes_on(small_dataset, maker, tmp_path, monkeypatch):
+    images, parts = ShardTiles(small_dataset), str(tmp_path / "parts")
+    whole = make_features(maker, images, CPU)
+    made = []
+    plain = EncoderFeatures.open
+
+    def failing(self, device):
+        make = plain(self, device)
+
+        def counted(images, rows):
+            if len(made) == 2:
+                raise UsageError("interrupted")
+            made.append(rows.start)
+            return make(images, rows)
+
+        return counted
+
+    monkeypatch.setattr(EncoderFeatures, "open", failing)
+    with pytest.raises(UsageError, match="interrupted"):
+        make_features(maker, images, CPU, FeatureWorkers(0), parts)
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == [
+        "000000000-000000003.npy", "000000003-000000006.npy",
+    ]  # fmt: skip
+    monkeypatch.setattr(EncoderFeatures, "open", plain)
+    (tmp_path / "parts" / "000000003-000000006.npy").write_bytes(b"damaged")
+    seen = []
+    workers = FeatureWorkers(0, progress=lambda done, total: seen.append((done, total)))
+    found = make_features(maker, images, CPU, workers, parts)
+    assert np.abs(found - whole).max() <= 1e-5
+    assert seen == [(6, 11), (9, 11), (11, 11)]
+
+
+def test_the_table_is_the_same_and_leaves_no_parts(small_dataset, weights, tmp_path):
+    plain = CompareOptions(modalities=["s2_l2a"], size=32, resamples=20, protocols=["knn5"])
+    parted = replace(plain, features=str(tmp_path / "features"), workers=0)
+    baselines = ["timm:resnet18@" + _resnet(tmp_path)]
+    first, second = (compare(small_dataset, [weights], baselines, o) for o in (plain, parted))
+    for one, other in zip(first["rows"], second["rows"], strict=True):
+        assert one["protocols"] == other["protocols"]
+        assert one["title"] == other["title"]
+    names = [path.name for path in (tmp_path / "features").iterdir()]
+    assert len(names) == 4
+    assert all(name.endswith(".parquet") for name in names)
+
+
+def _resnet(folder):
+    import safetensors.torch
+    import timm
+
+    model = timm.create_model("resnet18", pretrained=False, num_classes=0)
+    safetensors.torch.save_file(model.state_dict(), folder / "resnet.safetensors")
+    return str(folder / "resnet.safetensors")
+
+
+def test_a_set_that_changes_meanwhile_is_refused(small_dataset, maker):
+    images = ShardTiles(small_dataset)
+    work = feature_job.OpenFeatureWork(
+        maker, small_dataset, feature_job.OpenOptions(), "another", None
+    )
+    with pytest.raises(UsageError, match="changed while it was used"):
+        work("cpu")
+    changed = EncoderFeatures(
+        maker.encoders[:1], maker.choices, maker.normalisation, 48, 4, ("another",)
+    )
+    with pytest.raises(UsageError, match="changed while they were used"):
+        make_features(changed, images, CPU)
