@@ -75,6 +75,8 @@ def run_parts(
     if workers == 0:
         import torch
 
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("--device cuda: this machine has no GPU that PyTorch can use")
         work = open_work(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         for part in parts:
             yield part, work(part)

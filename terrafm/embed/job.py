@@ -120,11 +120,17 @@ def embed(
 
 
 def _finished(output: str, parts: Iterable[Part]) -> dict[int, Entry]:
+    """Parts whose entry is there, and the file that it speaks of."""
     there = {name.removesuffix(".json") for name in list_names(join(output, ENTRIES))}
     numbers = [part.number for part in parts if part_name(part.number) in there]
+    files = {*list_names(join(output, TILES)), None}
     with ThreadPoolExecutor(_THREADS) as threads:
         found = threads.map(lambda number: Entry.read(output, part_name(number)), numbers)
-        return {n: entry for n, entry in zip(numbers, found, strict=True) if entry is not None}
+        return {
+            number: entry
+            for number, entry in zip(numbers, found, strict=True)
+            if entry is not None and (entry.file and entry.file.name) in files
+        }
 
 
 def _make_mosaics(output: str, request: Request, options: EmbedOptions) -> None:

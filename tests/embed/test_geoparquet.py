@@ -8,6 +8,7 @@ import geopandas
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 import shapely
 from pyproj import Transformer
 
@@ -21,6 +22,7 @@ from terrafm.embed.source import Place
 from terrafm.errors import UsageError
 from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.models.weights import load_encoder, state_fingerprint
+from terrafm.storage import exists
 
 FUSED = ("s1", "s2_l2a")
 
@@ -128,6 +130,26 @@ def test_embeddings_are_the_encoders_cls_tokens_as_they_are(written, small_datas
     found = np.stack(table["embedding"].to_numpy())[3]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert not np.isclose(np.linalg.norm(found), 1)
+
+
+def test_everything_may_lie_in_a_store(written, small_dataset, tiny_weights, s3_bucket, tmp_path):
+    copy = s3fs.S3FileSystem()
+    copy.put(small_dataset, f"{s3_bucket}/dataset", recursive=True)
+    copy.put(tiny_weights, f"{s3_bucket}/tiny.safetensors")
+    output = f"{s3_bucket}/embedded"
+    options = EmbedOptions(modalities=FUSED, workers=0)
+    for complete in (False, True):
+        report = embed(f"{s3_bucket}/tiny.safetensors", f"{s3_bucket}/dataset", output, options)
+        assert report.already_complete == complete
+    (part,) = part_uris(output, read_manifest(output))
+    copy.get(part, str(tmp_path / "part.parquet"))
+    found = pq.read_table(tmp_path / "part.parquet")
+    here = pq.read_table(written / "tiles")
+    assert found["tile_id"].equals(here["tile_id"])
+    assert found["source"][0].as_py() == f"{s3_bucket}/dataset"
+    ours, theirs = (np.stack(t["embedding"].to_numpy()) for t in (found, here))
+    assert np.abs(ours - theirs).max() <= 1e-5
+    assert not exists(f"{output}/entries")
 
 
 def test_a_footprint_across_180_degrees_is_two_polygons():

@@ -3,8 +3,12 @@
 import json
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 
+from terrafm.embed import job
+from terrafm.embed import request as requests
 from terrafm.modalities import MODALITIES
 
 
@@ -58,6 +62,26 @@ def test_a_folder_of_another_request_is_left_alone(
     # An unfinished one too.
     (tmp_path / "out" / "embedding.json").unlink()
     assert "begun with another model" in refuse(weights=other_model)
+
+
+def test_a_part_that_is_gone_or_damaged_is_made_again(again, tmp_path, monkeypatch):
+    """An unfinished folder of three parts, one without its file, one without a whole entry."""
+    monkeypatch.setattr(requests, "_LEAST_ROWS", 4)
+    monkeypatch.setattr(job, "_finish", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        again()
+    output = tmp_path / "out"
+    (output / "tiles" / "part-00000.parquet").unlink()
+    (output / "entries" / "part-00001.json").write_text("{")
+    kept = output / "tiles" / "part-00002.parquet"
+    before = kept.stat().st_mtime_ns
+    monkeypatch.undo()
+    monkeypatch.setattr(requests, "_LEAST_ROWS", 4)
+    code, text, _ = again()
+    assert code == 0
+    assert "3 rows were there from before" in text
+    assert kept.stat().st_mtime_ns == before
+    assert pq.read_table(output / "tiles").num_rows == 11
 
 
 def test_the_same_weights_elsewhere_are_the_same(again, tiny_weights, tmp_path):
@@ -127,6 +151,11 @@ def test_weights_with_another_number_of_bands(refuse, tiny_weights, tmp_path):
     text = {"terrafm_contract": json.dumps(contract)}
     safetensors.torch.save_file(state, tmp_path / "contract.safetensors", text)
     assert "contract" in refuse(weights=tmp_path / "contract.safetensors")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(refuse):
+    assert "no GPU" in refuse("--device", "cuda")
 
 
 def test_a_side_that_holds_no_whole_patches(refuse):

@@ -46,6 +46,15 @@ def test_other_verbs(tmp_path, monkeypatch):
     assert (sweep.verb, sweep.output) == ("sweep", f"{tmp_path}/o")
     export = read("export", "--checkpoint", "c", "--output", "o", "--format", "released")
     assert export.words[-2:] == ["--format", "released"]
+    embed = read(
+        "embed", "--weights", "w", "--data", "d", "--output", "o", "--modality", "s1", "--dense",
+        "--device", "cuda",
+    )  # fmt: skip
+    assert embed.words == [
+        "embed", "--weights", f"{tmp_path}/w", "--data", f"{tmp_path}/d", "--output",
+        f"{tmp_path}/o", "--modality", "s1", "--dense", "--device", "cuda",
+    ]  # fmt: skip
+    assert embed.output == f"{tmp_path}/o"
 
 
 def test_a_configuration_file_keeps_its_name_in_the_folder(tmp_path, monkeypatch):
