@@ -37,36 +37,57 @@ def rows_of(output):
     return table["tile_id"].to_pylist(), np.stack(table["embedding"].to_numpy())
 
 
-def test_the_same_embeddings_by_one_process_one_worker_three_or_another_batch(
+def largest_difference(output, expected):
+    names, vectors = rows_of(expected)
+    ids, found = rows_of(output)
+    assert ids == names
+    assert len(set(names)) == 11
+    return np.abs(found - vectors).max()
+
+
+def test_two_workers_give_the_same_embeddings_as_one_process(
     local_ray, parts_of_four, small_dataset, tiny_weights, tmp_path
 ):
-    """And the same features of evaluation: one Ray for both, for it is slow to start."""
+    embed(tiny_weights, small_dataset, tmp_path / "process", FUSED)
+    seen = []
+    options = replace(FUSED, workers=2)
+    embed(
+        tiny_weights, small_dataset, tmp_path / "two", options,
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert largest_difference(tmp_path / "two", tmp_path / "process") <= 1e-5
+    assert seen[0] == (0, 11)
+    assert seen[-1] == (11, 11)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.slow
+def test_the_same_numbers_by_one_worker_three_or_another_batch(
+    local_ray, parts_of_four, small_dataset, tiny_weights, tmp_path
+):
+    """Of embedding, and of evaluation's features."""
     runs = {
         "process": FUSED,
-        "one": replace(FUSED, workers=1),
-        "three": replace(FUSED, workers=3),
         "batch": replace(FUSED, batch=1),
+        "one": replace(FUSED, workers=1),
+        "three": replace(FUSED, workers=3, batch=5),
     }
     for name, options in runs.items():
         embed(tiny_weights, small_dataset, tmp_path / name, options)
-    names, expected = rows_of(tmp_path / "process")
-    assert len(set(names)) == 11
-    for name in runs:
-        ids, found = rows_of(tmp_path / name)
-        assert ids == names
-        assert np.abs(found - expected).max() <= 1e-5
+        assert largest_difference(tmp_path / name, tmp_path / "process") <= 1e-5
     images = ShardTiles(small_dataset)
     maker = EncoderFeatures(
         (tiny_weights, "terrafm_tiny"), (("s2_l2a",), ("s1", "s2_l2a")), images.statistics(), 48, 4
     )
     whole = make_features(maker, images, torch.device("cpu"))
-    for workers, batch in ((1, 4), (3, 4), (3, 1)):
+    for workers, batch in ((1, 4), (3, 1)):
         found = make_features(
             replace(maker, batch=batch), images, torch.device("cpu"), FeatureWorkers(workers)
         )
         assert np.abs(found - whole).max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_an_error_of_a_worker_is_one_line_and_what_is_done_stays(
     local_ray, parts_of_four, make_dataset, tiny_weights, tmp_path
 ):
