@@ -18,22 +18,17 @@ from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.pictures import SAFE_COLOURS, picture
+from terrafm.quicklooks import (
+    bare,
+    class_colour,
+    colours,
+    place_name,
+    stretch,
+    stretch_limits,
+    whole_tile,
+)
 from terrafm.storage import exists, read_bytes
 
-# ESA WorldCover's published colours; two classes differ in more than hue wherever they are drawn.
-WORLDCOVER_COLOURS = {
-    10: "#006400",
-    20: "#ffbb22",
-    30: "#ffff4c",
-    40: "#f096ff",
-    50: "#fa0000",
-    60: "#b4b4b4",
-    70: "#f0f0f0",
-    80: "#0064c8",
-    90: "#0096a0",
-    95: "#00cf75",
-    100: "#fae6a0",
-}
 _MARKERS = "osD^vPX<>*p"
 _TITLES = {"s2_l2a": "Sentinel-2 L2A", "s2_l1c": "Sentinel-2 L1C", "s1": "Sentinel-1 VV, VH"}
 
@@ -67,7 +62,7 @@ def tile_map(dataset: Dataset, path: str | os.PathLike[str]) -> None:
                 dataset.latitude[here],
                 s=34,
                 marker=_MARKERS[number % len(_MARKERS)],
-                color=_colour(code, number),
+                color=class_colour(code, number),
                 edgecolors="#333333",
                 linewidths=0.5,
                 label=f"{dataset.legend.get(code, code)} ({counts[code]})",
@@ -112,7 +107,7 @@ def class_histogram(dataset: Dataset, config: Config, path: str | os.PathLike[st
                 y + 0.2,
                 [after.get(c, 0) for c in codes],
                 0.36,
-                color=[_colour(c, i) for i, c in enumerate(codes)],
+                color=[class_colour(c, i) for i, c in enumerate(codes)],
                 edgecolor="#333333",
                 linewidth=0.6,
             ),
@@ -216,8 +211,8 @@ def quicklook(
     views = cropper.draw(np.array([0]), np.array([position]), dataset.available[[row]][:, have])
     crops = _cut(cropper, pixels, views)
     shown = [name for name in _TITLES if any(key.startswith(name) for key in pixels)]
-    whole = {name: _whole(dataset, pixels, name) for name in shown}
-    limits = {name: _limits(image, name) for name, image in whole.items()}
+    whole = {name: whole_tile(dataset, pixels, name) for name in shown}
+    limits = {name: stretch_limits(image, name) for name, image in whole.items()}
     n_global = views.teacher.shape[1]
     n_local = len(views.sizes) - n_global
     columns = min(8, max(6, n_local))
@@ -227,17 +222,17 @@ def quicklook(
         tile = parts[0].subplots(1, 4, width_ratios=(1, 1, 1, 0.46))
         parts[0].subplots_adjust(left=0.012, right=0.985, top=0.84, bottom=0.02, wspace=0.04)
         for axis, name in zip(tile, _TITLES, strict=False):
-            _bare(axis)
+            bare(axis)
             axis.set_title(_TITLES[name], loc="left")
             if name not in whole:
                 axis.text(0.5, 0.5, "not available", ha="center", color="#777777")
                 continue
-            axis.imshow(_stretch(whole[name], limits[name]), interpolation="antialiased")
+            axis.imshow(stretch(whole[name], limits[name]), interpolation="antialiased")
             _draw_boxes(axis, views, cropper.unit / dataset.gsd, n_global)
         _land_cover_bar(tile[3], dataset, row)
-        place = _place(dataset.latitude[row], dataset.longitude[row])
+        where = place_name(dataset.latitude[row], dataset.longitude[row])
         parts[0].suptitle(
-            f"Tile {dataset.tile_ids[row]}   {place}   "
+            f"Tile {dataset.tile_ids[row]}   {where}   "
             f"{dataset.tile_size * dataset.gsd / 1000:g} km",
             x=0.012,
             y=0.98,
@@ -248,54 +243,6 @@ def quicklook(
         if n_local:
             rest = range(n_global, n_global + n_local)
             _draw_crops(parts[2], views, cropper, crops, limits, rest, columns)
-
-
-def true_colour(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Red, green, blue of (12, H, W) Sentinel-2 in model band order; (H, W, 3)."""
-    bands = MODALITIES["s2_l2a"].bands
-    return np.stack([image[bands.index(b)] for b in ("B04", "B03", "B02")], axis=-1)
-
-
-def false_colour(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """VV, VH and VV - VH of (2, H, W) dB; (H, W, 3)."""
-    return np.stack([image[0], image[1], image[0] - image[1]], axis=-1)
-
-
-def _whole(dataset: Dataset, pixels: dict[str, Any], name: str) -> NDArray[np.float32]:
-    modality = MODALITIES[name]
-    side = dataset.tile_size
-    stacked = np.full((modality.channels, side, side), np.nan, np.float32)
-    for group in dataset.groups:
-        if group.modality == name and group.name in pixels:
-            array = modality.to_physical(pixels[group.name])
-            times = side // array.shape[-1]
-            for band, plane in zip(group.bands, array, strict=True):
-                full = np.repeat(np.repeat(plane, times, 0), times, 1)
-                stacked[modality.bands.index(band)] = full
-    return _colours(stacked, name)
-
-
-def _colours(image: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-    return false_colour(image) if name == "s1" else true_colour(image)
-
-
-def _limits(image: NDArray[np.float32], name: str) -> NDArray[np.float64]:
-    valid = image[np.isfinite(image).all(-1)]
-    if not len(valid):
-        return np.array([[0.0] * 3, [1.0] * 3])
-    low, q1, middle, q3, high = np.percentile(valid, (2, 25, 50, 75, 98), axis=0)
-    # A few bright clouds must not leave the ground black.
-    high = np.minimum(high, middle + 5 * (q3 - q1))
-    if name != "s1":
-        # One range for red, green and blue keeps the hue, of the ground and of the air.
-        low, high = np.full(3, low.min()), np.full(3, high.max())
-    return np.stack([low, np.maximum(high, low + 1e-6)])
-
-
-def _stretch(image: NDArray[np.float32], limits: NDArray[np.float64]) -> NDArray[np.float64]:
-    low, high = limits
-    shown = np.clip((image - low) / (high - low), 0, 1) ** 0.8
-    return np.where(np.isfinite(image).all(-1, keepdims=True), shown, 0.92)
 
 
 def _cut(
@@ -342,10 +289,10 @@ def _draw_crops(
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     for axis, (view, who, names) in zip(axes, panels, strict=False):
-        _bare(axis)
+        bare(axis)
         # Of fused modalities the first is shown, the others stand in the title.
         first = next(name for name in _TITLES if name in names)
-        axis.imshow(_stretch(_colours(crops[view][first], first), limits[first]))
+        axis.imshow(stretch(colours(crops[view][first], first), limits[first]))
         short = " + ".join(n.removeprefix("s2_").upper() for n in _TITLES if n in names)
         label = f"{who} {view + 1}" if view < n_global else f"{view - n_global + 1}"
         axis.set_title(f"{label}: {short}", loc="left", fontsize=8, fontweight="normal")
@@ -395,7 +342,9 @@ def _land_cover_bar(axis: Axes, dataset: Dataset, row: int) -> None:
         share = histogram[code] / total
         number = order.index(code) if code in order else len(order)
         axis.add_patch(
-            Rectangle((0, bottom), 0.8, share, facecolor=_colour(code, number), edgecolor="#333333")
+            Rectangle(
+                (0, bottom), 0.8, share, facecolor=class_colour(code, number), edgecolor="#333333"
+            )
         )
         name = textwrap.fill(f"{share:.0%} {dataset.legend.get(code, code)}", 16)
         half = 0.03 * (1 + name.count("\n"))
@@ -426,21 +375,5 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else float("nan")
 
 
-def _colour(code: int, number: int) -> str:
-    return WORLDCOVER_COLOURS.get(code, SAFE_COLOURS[number % len(SAFE_COLOURS)])
-
-
-def _bare(axis: Axes) -> None:
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-
-
 def _degrees(value: int, negative: str, positive: str) -> str:
     return f"{abs(value)}°{negative if value < 0 else positive if value > 0 else ''}"
-
-
-def _place(latitude: float, longitude: float) -> str:
-    north, east = "N" if latitude >= 0 else "S", "E" if longitude >= 0 else "W"
-    return f"{abs(latitude):.2f}°{north} {abs(longitude):.2f}°{east}"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from terrafm import report
+from terrafm import quicklooks, report
 from terrafm.config import load_config
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
@@ -91,9 +91,9 @@ def test_true_colour_is_red_green_blue() -> None:
     image = np.zeros((12, 4, 4), np.float32)
     for value, band in ((0.3, "B04"), (0.2, "B03"), (0.1, "B02")):
         image[bands.index(band)] = value
-    np.testing.assert_allclose(report.true_colour(image)[0, 0], [0.3, 0.2, 0.1])
+    np.testing.assert_allclose(quicklooks.true_colour(image)[0, 0], [0.3, 0.2, 0.1])
 
 
 def test_false_colour_is_vv_vh_and_their_difference() -> None:
     image = np.stack([np.full((4, 4), -8.0), np.full((4, 4), -15.0)]).astype(np.float32)
-    np.testing.assert_allclose(report.false_colour(image)[0, 0], [-8.0, -15.0, 7.0])
+    np.testing.assert_allclose(quicklooks.false_colour(image)[0, 0], [-8.0, -15.0, 7.0])

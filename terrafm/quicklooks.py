@@ -1,0 +1,103 @@
+"""Pixels as people see them: natural and false colours, their stretch, colours of land cover."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from terrafm.data.shards.dataset import Dataset
+from terrafm.modalities import MODALITIES
+from terrafm.pictures import SAFE_COLOURS
+
+# ESA WorldCover's published colours; two classes differ in more than hue wherever they are drawn.
+WORLDCOVER_COLOURS = {
+    10: "#006400",
+    20: "#ffbb22",
+    30: "#ffff4c",
+    40: "#f096ff",
+    50: "#fa0000",
+    60: "#b4b4b4",
+    70: "#f0f0f0",
+    80: "#0064c8",
+    90: "#0096a0",
+    95: "#00cf75",
+    100: "#fae6a0",
+}
+
+
+def true_colour(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Red, green, blue of (12, H, W) Sentinel-2 in model band order; (H, W, 3)."""
+    bands = MODALITIES["s2_l2a"].bands
+    return np.stack([image[bands.index(b)] for b in ("B04", "B03", "B02")], axis=-1)
+
+
+def false_colour(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """VV, VH and VV - VH of (2, H, W) dB; (H, W, 3)."""
+    return np.stack([image[0], image[1], image[0] - image[1]], axis=-1)
+
+
+def colours(image: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+    """Natural colour of Sentinel-2 or false colour of Sentinel-1, (C, H, W) physical; (H, W, 3)."""
+    return false_colour(image) if name == "s1" else true_colour(image)
+
+
+def whole_tile(dataset: Dataset, pixels: dict[str, Any], name: str) -> NDArray[np.float32]:
+    """A tile in colour at its finest GSD, (H, W, 3) physical; NaN where it has no data.
+
+    Args:
+        dataset: where the tile is.
+        pixels: cell group name -> (bands, h, w) storage integers; those that the colours need.
+        name: modality.
+    """
+    modality = MODALITIES[name]
+    side = dataset.tile_size
+    stacked = np.full((modality.channels, side, side), np.nan, np.float32)
+    for group in dataset.groups:
+        if group.modality == name and group.name in pixels:
+            array = modality.to_physical(pixels[group.name])
+            times = side // array.shape[-1]
+            for band, plane in zip(group.bands, array, strict=True):
+                full = np.repeat(np.repeat(plane, times, 0), times, 1)
+                stacked[modality.bands.index(band)] = full
+    return colours(stacked, name)
+
+
+def stretch_limits(image: NDArray[np.float32], name: str) -> NDArray[np.float64]:
+    """(2, 3) darkest and brightest shown value of each colour of an (H, W, 3) image."""
+    valid = image[np.isfinite(image).all(-1)]
+    if not len(valid):
+        return np.array([[0.0] * 3, [1.0] * 3])
+    low, q1, middle, q3, high = np.percentile(valid, (2, 25, 50, 75, 98), axis=0)
+    # A few bright clouds must not leave the ground black.
+    high = np.minimum(high, middle + 5 * (q3 - q1))
+    if name != "s1":
+        # One range for red, green and blue keeps the hue, of the ground and of the air.
+        low, high = np.full(3, low.min()), np.full(3, high.max())
+    return np.stack([low, np.maximum(high, low + 1e-6)])
+
+
+def stretch(image: NDArray[np.float32], limits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(H, W, 3) in 0..1 between limits, light grey where there is no data."""
+    low, high = limits
+    shown = np.clip((image - low) / (high - low), 0, 1) ** 0.8
+    return np.where(np.isfinite(image).all(-1, keepdims=True), shown, 0.92)
+
+
+def class_colour(code: int, number: int) -> str:
+    """WorldCover's colour of a class; of other legends one by the class's number."""
+    return WORLDCOVER_COLOURS.get(code, SAFE_COLOURS[number % len(SAFE_COLOURS)])
+
+
+def bare(axis: Axes) -> None:
+    """Leaves nothing of an axis but what is drawn in it."""
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def place_name(latitude: float, longitude: float) -> str:
+    """Degrees as on maps, such as 45.15°N 15.00°E."""
+    north, east = "N" if latitude >= 0 else "S", "E" if longitude >= 0 else "W"
+    return f"{abs(latitude):.2f}°{north} {abs(longitude):.2f}°{east}"
