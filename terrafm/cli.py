@@ -16,6 +16,7 @@ from terrafm.cli_cluster import cluster_app, doctor
 from terrafm.cli_embed import embed
 from terrafm.cli_evaluate import evaluate_app
 from terrafm.cli_jobs import jobs_app, submit
+from terrafm.cli_search import search
 from terrafm.config import load_config, recipe_names, settings
 from terrafm.data.sources.registry import source_names
 from terrafm.errors import TerraFMError, UsageError
@@ -225,6 +226,7 @@ def export(
 
 
 app.command()(embed)
+app.command()(search)
 app.command()(doctor)
 # What it does not know is the other verb's.
 app.command(context_settings={"ignore_unknown_options": True})(submit)

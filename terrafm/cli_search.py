@@ -1,0 +1,85 @@
+"""`terrafm search`: what looks like a tile."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from terrafm.errors import TerraFMError, UsageError
+from terrafm.storage.faults import one_line
+from terrafm.terminal import JsonOption, console, errors, report
+
+if TYPE_CHECKING:
+    from terrafm.embed.schema import EmbeddingManifest
+
+_SHEET = "contact_sheet.png"
+
+
+def search(
+    uri: Annotated[
+        str, typer.Argument(metavar="EMBEDDINGS", help="URI of what terrafm embed wrote.")
+    ],
+    tile: Annotated[str | None, typer.Option("--tile", metavar="ID", help="What to find.")] = None,
+    point: Annotated[
+        str | None,
+        typer.Option("--point", metavar="LON,LAT", help="Or the tile there, degrees."),
+    ] = None,
+    count: Annotated[int, typer.Option("-k", help="Number of neighbours.")] = 16,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", help=f"URI of the contact sheet; by default {_SHEET}."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="URI of the pixels, where they no longer lie where they did."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the tiles that are most similar to one: a table, and a contact sheet of pictures.
+
+    Its embedding is compared with all others by cosine. Pictures come from the dataset or the
+    GeoTIFFs that were embedded.
+    """
+    from terrafm.search.embeddings import Embeddings
+    from terrafm.search.similar import find_similar, render
+
+    place = None if point is None else _place(point)
+    folder = Embeddings(uri)
+    with console.status("comparing") if not as_json else nullcontext():
+        result = find_similar(folder, tile, place, count)
+        # What was found is shown whether or not its pictures can be drawn.
+        fault = _draw(folder.manifest, data, result, output or _SHEET)
+    result["contact_sheet"] = None if fault else output or _SHEET
+    report(result, as_json, render)
+    if fault and (output or data):
+        raise fault
+    if fault:
+        errors.print(f"terrafm: {one_line(fault)}", markup=False)
+    elif not as_json:
+        console.print(f"\nwrote {result['contact_sheet']}", soft_wrap=True, highlight=False)
+
+
+def _draw(
+    manifest: EmbeddingManifest, data: str | None, result: dict[str, Any], path: str
+) -> Exception | None:
+    from terrafm.search.contact_sheet import draw_contact_sheet
+    from terrafm.search.looks import open_looks
+
+    try:
+        looks = open_looks(manifest, data, [result["query"], *result["neighbours"]])
+        draw_contact_sheet(result, looks, path)
+    except (TerraFMError, OSError) as error:
+        return error
+    return None
+
+
+def _place(text: str) -> tuple[float, float]:
+    try:
+        longitude, latitude = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--point {text} is not a longitude and a latitude in degrees, such as 15.2,45.1"
+        ) from None
+    return longitude, latitude

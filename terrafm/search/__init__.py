@@ -1,0 +1,1 @@
+"""What looks alike: the nearest neighbours of a tile among embeddings, and pictures of them."""

@@ -1,0 +1,204 @@
+"""The reading side of a folder of embeddings: all of it as a stream, single tiles by their ids."""
+
+import difflib
+import heapq
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from terrafm.embed.schema import EmbeddingManifest, part_uris, read_manifest
+from terrafm.errors import TerraFMError, UsageError
+from terrafm.search.footprints import Footprints, distances
+from terrafm.storage import arrow_filesystem, is_local, open_file
+from terrafm.storage.faults import one_line
+
+_ROWS_AT_ONCE = 8192
+# Ids on either side of one that is not there: among them are those that it was meant to be.
+_NEIGHBOURING_IDS = 50
+_NOTES = (
+    "tile_id", "geometry", "modalities", "time_s1", "time_s2_l1c", "time_s2_l2a",
+    "land_cover", "land_cover_name", "crs", "source", "window",
+)  # fmt: skip
+
+
+class Embeddings:
+    """A finished folder of embeddings, at any URI.
+
+    Only a few thousand rows are in memory at a time, however many there are.
+
+    Args:
+        uri: the folder that `terrafm embed` wrote.
+
+    Raises:
+        UsageError: nothing there, unfinished, unreadable or empty.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str]) -> None:
+        self.uri = os.fspath(uri).rstrip("/")
+        self.manifest: EmbeddingManifest = read_manifest(self.uri)
+        if self.manifest.rows == 0:
+            raise UsageError(f"embeddings {self.uri} are empty")
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def vectors(self) -> Iterator[tuple[pa.Array, NDArray[np.float32]]]:
+        """All rows in their order: (n,) tile ids and (n, D) embeddings.
+
+        Raises:
+            TerraFMError: a part is missing, damaged, or not what the manifest says.
+        """
+        for batch in self._scan(["tile_id", "embedding"]):
+            yield batch["tile_id"], _vectors(batch["embedding"], self.manifest.dim)
+
+    def vector(self, tile_id: str) -> NDArray[np.float32]:
+        """(D,) embedding of a tile.
+
+        Raises:
+            UsageError: there is no such tile; names the nearest ids.
+            TerraFMError: as `vectors`.
+        """
+        found = self._rows([tile_id], ["tile_id", "embedding"])
+        if found.num_rows == 0:
+            raise UsageError(
+                f"embeddings {self.uri} have no tile {tile_id!r}; "
+                f"the nearest ids are {', '.join(self._near(tile_id))}"
+            )
+        vector: NDArray[np.float32] = _vectors(
+            found["embedding"].combine_chunks(), self.manifest.dim
+        )[0]
+        return vector
+
+    def notes(self, tile_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """What the folder knows about some tiles beside their embeddings, in their order.
+
+        Returns:
+            Per tile the columns of `terrafm.embed.schema` as Python values, without `geometry`
+            and with `longitude`, `latitude` of its centre, degrees.
+
+        Raises:
+            TerraFMError: as `vectors`.
+        """
+        table = self._rows(tile_ids, list(_NOTES))
+        centres = Footprints(table["geometry"].combine_chunks()).centres().tolist()
+        rows = {
+            row["tile_id"]: {**row, "longitude": place[0], "latitude": place[1]}
+            for row, place in zip(table.drop(["geometry"]).to_pylist(), centres, strict=True)
+        }
+        return [rows[tile_id] for tile_id in tile_ids]
+
+    def tile_at(self, longitude: float, latitude: float) -> str:
+        """Id of the tile that covers a point, of several the one with the nearest centre.
+
+        Where none covers it, the nearest one is taken if it lies no further than a tile is wide.
+
+        Args:
+            longitude: -180..180, degrees.
+            latitude: -90..90, degrees.
+
+        Raises:
+            UsageError: no tile lies there; says how far the nearest one is.
+            TerraFMError: as `vectors`.
+        """
+        # Those that cover the point come first, then the nearest, then the smallest id.
+        best: tuple[bool, float, str, float] | None = None
+        for batch in self._scan(["tile_id", "geometry"]):
+            footprints = Footprints(batch["geometry"])
+            away = distances(longitude, latitude, footprints.centres())
+            outside = ~footprints.cover(longitude, latitude)
+            ids = batch["tile_id"].to_numpy(zero_copy_only=False)
+            row = int(np.lexsort((ids.astype(str), away, outside))[0])
+            found = (
+                bool(outside[row]), float(away[row]), str(ids[row]),
+                float(footprints.diagonals()[row]),
+            )  # fmt: skip
+            best = found if best is None else min(best, found)
+        assert best is not None, "the folder is not empty"
+        is_outside, kilometres, tile_id, diagonal = best
+        if is_outside and kilometres > diagonal:
+            raise UsageError(
+                f"no tile of {self.uri} lies at {longitude:g},{latitude:g}: "
+                f"the nearest is {tile_id}, {kilometres:,.0f} km away"
+            )
+        return tile_id
+
+    def _near(self, tile_id: str) -> list[str]:
+        before: list[str] = []
+        after: list[str] = []
+        for batch in self._scan(["tile_id"]):
+            ids = batch["tile_id"].to_pylist()
+            smaller = [*before, *(i for i in ids if i < tile_id)]
+            larger = [*after, *(i for i in ids if i >= tile_id)]
+            before = heapq.nlargest(_NEIGHBOURING_IDS, smaller)
+            after = heapq.nsmallest(_NEIGHBOURING_IDS, larger)
+        return difflib.get_close_matches(tile_id, [*before, *after], n=3, cutoff=0.0)
+
+    def _rows(self, tile_ids: Sequence[str], columns: list[str]) -> pa.Table:
+        wanted = pa.array(tile_ids, pa.string())
+        low, high = min(tile_ids), max(tile_ids)
+        found = []
+        for uri in part_uris(self.uri, self.manifest):
+            with _part(uri) as file:
+                for group in range(file.num_row_groups):
+                    if _may_hold(file, group, low, high):
+                        for batch in _batches(file, group, columns):
+                            here = batch.filter(pc.is_in(batch["tile_id"], wanted))
+                            found += [here] if here.num_rows else []
+                schema = file.schema_arrow
+        kept = pa.schema([schema.field(name) for name in columns])
+        return pa.Table.from_batches(found, None if found else kept)
+
+    def _scan(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        for uri, part in zip(part_uris(self.uri, self.manifest), self.manifest.parts, strict=True):
+            with _part(uri) as file:
+                if file.metadata.num_rows != part.rows:
+                    raise TerraFMError(
+                        f"{uri} does not match its manifest: {file.metadata.num_rows} rows, "
+                        f"not {part.rows}: restore it or embed again"
+                    )
+                for group in range(file.num_row_groups):
+                    yield from _batches(file, group, columns)
+
+
+def _vectors(column: pa.Array, dim: int) -> NDArray[np.float32]:
+    flat: NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, dim)
+
+
+def _batches(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    # A row group at a time: what is fetched ahead of a store stays as small as that.
+    batches: Iterator[pa.RecordBatch] = file.iter_batches(
+        _ROWS_AT_ONCE, row_groups=[group], columns=columns
+    )
+    return (batch for batch in batches if batch.num_rows)
+
+
+def _may_hold(file: pq.ParquetFile, group: int, low: str, high: str) -> bool:
+    # The first of the columns, whatever is nested in the others.
+    statistics = file.metadata.row_group(group).column(0).statistics
+    if statistics is None or not statistics.has_min_max:
+        return True
+    return bool(statistics.min <= high and low <= statistics.max)
+
+
+@contextmanager
+def _part(uri: str) -> Iterator[pq.ParquetFile]:
+    """A part, open; whatever is wrong with it leaves as one line."""
+    try:
+        if is_local(uri):
+            filesystem, path = arrow_filesystem(uri)
+            file = pq.ParquetFile(path, filesystem=filesystem)
+        else:
+            file = pq.ParquetFile(open_file(uri), pre_buffer=True)
+        with file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        why = "it is missing" if isinstance(error, FileNotFoundError) else one_line(error)
+        raise TerraFMError(f"cannot read {uri}: {why}: restore it or embed again") from None

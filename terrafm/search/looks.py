@@ -1,0 +1,96 @@
+"""Tiles in colour, for people: from the dataset that was embedded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from terrafm.data.shards.dataset import Dataset
+from terrafm.embed.schema import EmbeddingManifest
+from terrafm.errors import UsageError
+from terrafm.quicklooks import whole_tile
+
+# What people read best comes first.
+SENSORS = {"s2_l2a": "Sentinel-2 L2A", "s2_l1c": "Sentinel-2 L1C", "s1": "Sentinel-1"}
+_COLOUR_BANDS = {"B04", "B03", "B02", "VV", "VH"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """A tile in colour.
+
+    Attributes:
+        modality: key of `SENSORS`.
+        image: (H, W, 3) physical values as `terrafm.quicklooks.colours` has them, NaN without data.
+    """
+
+    modality: str
+    image: NDArray[np.float32]
+
+
+class Looks(Protocol):
+    """Where pictures of tiles come from."""
+
+    def look(self, tile: dict[str, Any]) -> Look | None:
+        """One tile of what `find_similar` returns; None where it has no sensor to show.
+
+        Raises:
+            TerraFMError: its pixels cannot be read.
+        """
+        ...
+
+
+def open_looks(
+    manifest: EmbeddingManifest, data: str | None, tiles: Sequence[dict[str, Any]]
+) -> Looks:
+    """Finds the pixels of some tiles.
+
+    Args:
+        manifest: of the folder of embeddings.
+        data: URI of the dataset, where it no longer lies where the manifest says.
+        tiles: those of `find_similar` that will be looked at.
+
+    Raises:
+        UsageError: there is no such dataset any more, or another one.
+    """
+    uri = data or manifest.data
+    try:
+        return DatasetLooks(uri, manifest.data_fingerprint, [t["tile_id"] for t in tiles])
+    except UsageError as error:
+        advice = "" if data else "; --data URI says where the dataset lies now"
+        raise UsageError(f"no pictures of the tiles: {error}{advice}") from None
+
+
+class DatasetLooks:
+    """Pictures of a dataset's tiles: natural colour of Sentinel-2 where there, else Sentinel-1.
+
+    Args:
+        uri: the dataset's folder.
+        fingerprint: of the version that was embedded.
+        tile_ids: of the tiles that will be looked at.
+
+    Raises:
+        UsageError: there is no such dataset or version.
+    """
+
+    def __init__(self, uri: str, fingerprint: str, tile_ids: Sequence[str]) -> None:
+        self._dataset = Dataset.open(uri, fingerprint=fingerprint)
+        found = self._dataset.rows.find(tile_ids).tolist()
+        self._rows = dict(zip(tile_ids, found, strict=True))
+
+    def look(self, tile: dict[str, Any]) -> Look | None:
+        """See `Looks.look`."""
+        dataset = self._dataset
+        location = dataset.locations([self._rows[tile["tile_id"]]])
+        for modality in (name for name in SENSORS if name in dataset.modalities):
+            groups = [
+                group.name
+                for group in dataset.groups
+                if group.modality == modality and _COLOUR_BANDS & set(group.bands)
+            ]
+            pixels = dataset.reader.read(location, [groups])[0]
+            if pixels:
+                return Look(modality, whole_tile(dataset, pixels, modality))
+        return None
