@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
-from terrafm.config import settings
+from terrafm.cli import app
+from terrafm.config import load_config, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -94,3 +96,89 @@ def test_the_code_of_the_export_page_runs(part, checkpoint, tmp_path):
     assert codes
     for code in codes:
         subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def verbs(command=None, name=""):
+    """Every verb of the command line, also those of its groups, such as "jobs list"."""
+    command = command or typer.main.get_command(app)
+    for word, inner in command.commands.items():
+        full = f"{name} {word}".strip()
+        if hasattr(inner, "commands"):
+            yield from verbs(inner, full)
+        else:
+            yield full
+
+
+def test_every_verb_has_a_page_in_the_index():
+    pages = {}
+    index = (ROOT / "docs/README.md").read_text()
+    for row in re.findall(r"^\|(.*terrafm .*)\|(.*)\|$", index, re.M):
+        for group in row[0].split(";"):
+            words = re.findall(r"`([^`]+)`", group)
+            first = words[0].removeprefix("terrafm ").split()
+            for word in (" ".join(first), *(" ".join([*first[:-1], w]) for w in words[1:])):
+                pages[word] = re.findall(r"\]\(([^)]+)\)", row[1])
+    assert set(pages) == set(verbs())
+    for verb, files in pages.items():
+        text = "".join((ROOT / "docs" / file).read_text() for file in files)
+        assert verb.split()[-1] in text, f"{files} say nothing of terrafm {verb}"
+        assert f"terrafm {verb.split()[0]}" in text, f"{files} say nothing of terrafm {verb}"
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs/README.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in index, page.name
+
+
+@pytest.mark.parametrize("page", ["elastic", "sweeps"])
+def test_the_configurations_of_the_pages_are_ones(tmp_path, page):
+    texts = blocks(f"docs/{page}.md", "yaml")
+    assert texts
+    for text in texts:
+        (tmp_path / "page.yaml").write_text(text)
+        load_config(str(tmp_path / "page.yaml"))
+
+
+@pytest.fixture
+def no_cluster(monkeypatch):
+    """Nothing in the environment names a cluster that would be joined by accident."""
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+
+
+# In the order in which they make what the next ones use: a dataset, a run, its checkpoints.
+ROAD = ("datasets", "pretraining", "checkpoints", "sweeps")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_code_of_the_road_runs(tmp_path, no_cluster):
+    for name in ROAD:
+        page = f"docs/{name}.md"
+        run_pages_shell("\n".join(blocks(page, "bash")), tmp_path)
+        for code in blocks(page, "python"):
+            subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    assert len(list((tmp_path / "geotiffs").glob("*.tif"))) == 7
+    assert (tmp_path / "average" / "complete.json").exists()
+    assert (tmp_path / "sweep" / "best.yaml").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_code_of_the_jobs_page_runs(tmp_path, no_cluster):
+    private = {"HOME": str(tmp_path / "home"), "TERRAFM_CLUSTER_DIR": str(tmp_path / "cluster")}
+    (tmp_path / "home").mkdir()
+    script = "\n".join(blocks("docs/jobs.md", "bash"))
+    # Whatever fails, the cluster ends.
+    run_pages_shell(f"trap 'terrafm cluster down || true' ERR\n{script}", tmp_path, **private)
+    assert (tmp_path / "run" / "checkpoints" / "step_00000020").exists()
+    assert not list((tmp_path / "cluster").glob("token"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_code_of_the_demo_page_runs(tmp_path, no_cluster):
+    run_pages_shell(*blocks("docs/demo.md", "bash"), tmp_path)
+    for name in re.findall(r"^\| `([^`]+?)/?`[ ,]", (ROOT / "docs/demo.md").read_text(), re.M):
+        assert (tmp_path / "demo" / name).exists(), name

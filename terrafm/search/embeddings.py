@@ -3,8 +3,10 @@
 import difflib
 import heapq
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -13,13 +15,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from terrafm.embed.schema import EmbeddingManifest, part_uris, read_manifest
+from terrafm.embed.schema import (
+    EmbeddingManifest,
+    PartFile,
+    embedding_schema,
+    part_uris,
+    read_manifest,
+)
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.search.footprints import Footprints, distances
 from terrafm.storage import arrow_filesystem, is_local, open_file
 from terrafm.storage.faults import one_line
 
-_ROWS_AT_ONCE = 8192
+# Parts are small files; a store answers several requests in the time of one.
+_PARTS_AHEAD = 8
 # Ids on either side of one that is not there: among them are those that it was meant to be.
 _NEIGHBOURING_IDS = 50
 _NOTES = (
@@ -31,7 +40,7 @@ _NOTES = (
 class Embeddings:
     """A finished folder of embeddings, at any URI.
 
-    Only a few thousand rows are in memory at a time, however many there are.
+    A few parts are in memory at a time, however many there are.
 
     Args:
         uri: the folder that `terrafm embed` wrote.
@@ -45,6 +54,9 @@ class Embeddings:
         self.manifest: EmbeddingManifest = read_manifest(self.uri)
         if self.manifest.rows == 0:
             raise UsageError(f"embeddings {self.uri} are empty")
+        self._nothing = embedding_schema(self.manifest.dim).empty_table()
+        # Smallest and largest id of a part, once its footer has been read.
+        self._spans: dict[str, tuple[str, str] | None] = {}
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -142,29 +154,46 @@ class Embeddings:
 
     def _rows(self, tile_ids: Sequence[str], columns: list[str]) -> pa.Table:
         wanted = pa.array(tile_ids, pa.string())
-        low, high = min(tile_ids), max(tile_ids)
-        found = []
-        for uri in part_uris(self.uri, self.manifest):
-            with _part(uri) as file:
-                for group in range(file.num_row_groups):
-                    if _may_hold(file, group, low, high):
-                        for batch in _batches(file, group, columns):
-                            here = batch.filter(pc.is_in(batch["tile_id"], wanted))
-                            found += [here] if here.num_rows else []
-                schema = file.schema_arrow
-        kept = pa.schema([schema.field(name) for name in columns])
-        return pa.Table.from_batches(found, None if found else kept)
+        tables = self._parts(columns, tile_ids)
+        return pa.concat_tables([t.filter(pc.is_in(t["tile_id"], wanted)) for t in tables])
 
     def _scan(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        for uri, part in zip(part_uris(self.uri, self.manifest), self.manifest.parts, strict=True):
-            with _part(uri) as file:
-                if file.metadata.num_rows != part.rows:
-                    raise TerraFMError(
-                        f"{uri} does not match its manifest: {file.metadata.num_rows} rows, "
-                        f"not {part.rows}: restore it or embed again"
-                    )
-                for group in range(file.num_row_groups):
-                    yield from _batches(file, group, columns)
+        for table in self._parts(columns):
+            yield from (batch for batch in table.to_batches() if batch.num_rows)
+
+    def _parts(self, columns: list[str], wanted: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Some columns of all parts in their order; empty where none of the wanted ids can be."""
+        ahead: deque[Future[pa.Table]] = deque()
+        uris = part_uris(self.uri, self.manifest)
+        with ThreadPoolExecutor(_PARTS_AHEAD) as pool:
+            for uri, part in zip(uris, self.manifest.parts, strict=True):
+                ahead.append(pool.submit(self._read, uri, part, columns, wanted))
+                if len(ahead) == _PARTS_AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def _read(
+        self, uri: str, part: PartFile, columns: list[str], wanted: Sequence[str] | None
+    ) -> pa.Table:
+        if wanted is not None and not _between(wanted, self._spans.get(uri)):
+            return self._nothing.select(columns)
+        try:
+            with ExitStack() as stack:
+                file = stack.enter_context(_open(uri, stack))
+                rows = file.metadata.num_rows
+                if rows == part.rows:
+                    self._spans[uri] = _span(file)
+                    if wanted is not None and not _between(wanted, self._spans[uri]):
+                        return self._nothing.select(columns)
+                    return file.read(columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            why = "it is missing" if isinstance(error, FileNotFoundError) else one_line(error)
+            raise TerraFMError(f"cannot read {uri}: {why}: restore it or embed again") from None
+        raise TerraFMError(
+            f"{uri} does not match its manifest: {rows} rows, not {part.rows}: "
+            "restore it or embed again"
+        )
 
 
 def _vectors(column: pa.Array, dim: int) -> NDArray[np.float32]:
@@ -172,33 +201,23 @@ def _vectors(column: pa.Array, dim: int) -> NDArray[np.float32]:
     return flat.reshape(-1, dim)
 
 
-def _batches(file: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    # A row group at a time: what is fetched ahead of a store stays as small as that.
-    batches: Iterator[pa.RecordBatch] = file.iter_batches(
-        _ROWS_AT_ONCE, row_groups=[group], columns=columns
-    )
-    return (batch for batch in batches if batch.num_rows)
+def _between(wanted: Sequence[str], span: tuple[str, str] | None) -> bool:
+    """Whether any of the ids may lie in a part; yes where the part's first and last is unknown."""
+    return span is None or any(span[0] <= tile_id <= span[1] for tile_id in wanted)
 
 
-def _may_hold(file: pq.ParquetFile, group: int, low: str, high: str) -> bool:
+def _span(file: pq.ParquetFile) -> tuple[str, str] | None:
+    """Smallest and largest tile id of a part, where its footer has them."""
+    groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
     # The first of the columns, whatever is nested in the others.
-    statistics = file.metadata.row_group(group).column(0).statistics
-    if statistics is None or not statistics.has_min_max:
-        return True
-    return bool(statistics.min <= high and low <= statistics.max)
+    statistics = [group.column(0).statistics for group in groups]
+    if not statistics or any(found is None or not found.has_min_max for found in statistics):
+        return None
+    return min(found.min for found in statistics), max(found.max for found in statistics)
 
 
-@contextmanager
-def _part(uri: str) -> Iterator[pq.ParquetFile]:
-    """A part, open; whatever is wrong with it leaves as one line."""
-    try:
-        if is_local(uri):
-            filesystem, path = arrow_filesystem(uri)
-            file = pq.ParquetFile(path, filesystem=filesystem)
-        else:
-            file = pq.ParquetFile(open_file(uri), pre_buffer=True)
-        with file:
-            yield file
-    except (OSError, pa.ArrowException) as error:
-        why = "it is missing" if isinstance(error, FileNotFoundError) else one_line(error)
-        raise TerraFMError(f"cannot read {uri}: {why}: restore it or embed again") from None
+def _open(uri: str, stack: ExitStack) -> pq.ParquetFile:
+    if is_local(uri):
+        filesystem, path = arrow_filesystem(uri)
+        return pq.ParquetFile(path, filesystem=filesystem)
+    return pq.ParquetFile(stack.enter_context(open_file(uri)), pre_buffer=True)

@@ -279,6 +279,7 @@ def pretrain_commands():
         load(CLUSTER / "skypilot.yaml")["run"],
         (CLUSTER / "slurm.sbatch").read_text(),
         (CLUSTER / "README.md").read_text(),
+        (ROOT / "docs" / "jobs.md").read_text(),
     ]
     found = []
     for text in texts:
