@@ -97,7 +97,7 @@ def bare(axis: Axes) -> None:
         spine.set_visible(False)
 
 
-def place_name(latitude: float, longitude: float) -> str:
-    """Degrees as on maps, such as 45.15°N 15.00°E."""
+def place_name(latitude: float, longitude: float, digits: int = 2) -> str:
+    """Degrees as on maps, such as 45.15°N 15.00°E; two digits are a kilometre."""
     north, east = "N" if latitude >= 0 else "S", "E" if longitude >= 0 else "W"
-    return f"{abs(latitude):.2f}°{north} {abs(longitude):.2f}°{east}"
+    return f"{abs(latitude):.{digits}f}°{north} {abs(longitude):.{digits}f}°{east}"

@@ -106,8 +106,8 @@ def render(result: dict[str, Any]) -> RenderableType:
 
 
 def place_of(tile: dict[str, Any]) -> str:
-    """A tile's centre as on maps."""
-    return place_name(tile["latitude"], tile["longitude"])
+    """A tile's centre as on maps, to ten metres."""
+    return place_name(tile["latitude"], tile["longitude"], digits=4)
 
 
 def time_of(tile: dict[str, Any]) -> str:
