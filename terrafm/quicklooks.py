@@ -95,9 +95,3 @@ def bare(axis: Axes) -> None:
     axis.set_yticks([])
     for spine in axis.spines.values():
         spine.set_visible(False)
-
-
-def place_name(latitude: float, longitude: float, digits: int = 2) -> str:
-    """Degrees as on maps, such as 45.15°N 15.00°E; two digits are a kilometre."""
-    north, east = "N" if latitude >= 0 else "S", "E" if longitude >= 0 else "W"
-    return f"{abs(latitude):.{digits}f}°{north} {abs(longitude):.{digits}f}°{east}"

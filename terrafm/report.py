@@ -22,12 +22,12 @@ from terrafm.quicklooks import (
     bare,
     class_colour,
     colours,
-    place_name,
     stretch,
     stretch_limits,
     whole_tile,
 )
 from terrafm.storage import exists, read_bytes
+from terrafm.units import place_name
 
 _MARKERS = "osD^vPX<>*p"
 _TITLES = {"s2_l2a": "Sentinel-2 L2A", "s2_l1c": "Sentinel-2 L1C", "s1": "Sentinel-1 VV, VH"}

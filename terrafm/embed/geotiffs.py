@@ -210,7 +210,7 @@ class GeoTiffWindows:
                 self._open[1].close()
             # GDAL would take a twentieth of the machine for every worker.
             with rasterio.Env(GDAL_CACHEMAX=_CACHE):
-                self._open = uri, _open(uri)
+                self._open = uri, open_geotiff(uri)
         return self._open[1]
 
 
@@ -234,7 +234,7 @@ def _describe(root: str, uri: str) -> GeoTiff:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with _open(uri) as image:
+            with open_geotiff(uri) as image:
                 if image.crs is None:
                     raise UsageError(
                         f"image {uri} has no CRS, so that its footprints are not known: give it "
@@ -258,8 +258,12 @@ def _describe(root: str, uri: str) -> GeoTiff:
         raise UsageError(f"cannot read image {uri}: {error}") from None
 
 
-def _open(uri: str) -> DatasetReader:
-    """Opens a file where it lies; of one in a store only what is asked for is read."""
+def open_geotiff(uri: str) -> DatasetReader:
+    """Opens a file where it lies; of one in a store only what is asked for is read.
+
+    Raises:
+        RasterioError, OSError, ValueError: it cannot be read.
+    """
     path = resolve(uri)[1]
     if is_local(uri):
         return rasterio.open(path)

@@ -1,4 +1,4 @@
-"""Tiles in colour, for people: from the dataset that was embedded."""
+"""Tiles in colour, for people: from the dataset or the GeoTIFFs that were embedded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from terrafm.quicklooks import whole_tile
 
 # What people read best comes first.
 SENSORS = {"s2_l2a": "Sentinel-2 L2A", "s2_l1c": "Sentinel-2 L1C", "s1": "Sentinel-1"}
-_COLOUR_BANDS = {"B04", "B03", "B02", "VV", "VH"}
+COLOUR_BANDS = {"B04", "B03", "B02", "VV", "VH"}
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,22 @@ def open_looks(
 
     Args:
         manifest: of the folder of embeddings.
-        data: URI of the dataset, where it no longer lies where the manifest says.
+        data: URI of the dataset or GeoTIFFs, where they no longer lie where the manifest says.
         tiles: those of `find_similar` that will be looked at.
 
     Raises:
-        UsageError: there is no such dataset any more, or another one.
+        UsageError: what was embedded is not there any more.
     """
     uri = data or manifest.data
     try:
+        if manifest.data_kind == "geotiff":
+            # What reads windows loads torch, seconds that pictures of a dataset do not need.
+            from terrafm.search.geotiff_looks import GeotiffLooks
+
+            return GeotiffLooks(uri, manifest)
         return DatasetLooks(uri, manifest.data_fingerprint, [t["tile_id"] for t in tiles])
     except UsageError as error:
-        advice = "" if data else "; --data URI says where the dataset lies now"
+        advice = "" if data else "; --data URI says where the pixels lie now"
         raise UsageError(f"no pictures of the tiles: {error}{advice}") from None
 
 
@@ -88,7 +93,7 @@ class DatasetLooks:
             groups = [
                 group.name
                 for group in dataset.groups
-                if group.modality == modality and _COLOUR_BANDS & set(group.bands)
+                if group.modality == modality and COLOUR_BANDS & set(group.bands)
             ]
             pixels = dataset.reader.read(location, [groups])[0]
             if pixels:

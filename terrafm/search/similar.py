@@ -12,10 +12,10 @@ from rich.text import Text
 
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.quicklooks import place_name
 from terrafm.search.embeddings import Embeddings
 from terrafm.search.footprints import distances
 from terrafm.search.nearest import Nearest
+from terrafm.units import place_name
 
 
 def find_similar(

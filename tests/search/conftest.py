@@ -11,21 +11,25 @@ from terrafm.storage import join, write_bytes
 DIM = 8
 
 
-def write_embeddings(folder, places, vectors, *, data, kind="dataset", fingerprint="", rows=4):
+def write_embeddings(
+    folder, places, vectors, *, data, kind="dataset", fingerprint="", rows=4,
+    modalities=("s1", "s2_l2a"), options=None,
+):  # fmt: skip
     """A finished folder of so many rows a part; returns its URI."""
-    modalities = [("s1", "s2_l2a")] * len(places)
     parts = []
     for number, start in enumerate(range(0, len(places), rows)):
         here = slice(start, start + rows)
-        content = part_bytes(places[here], modalities[here], vectors[here], ("model", fingerprint))
+        content = part_bytes(
+            places[here], [modalities] * len(places[here]), vectors[here], ("model", fingerprint)
+        )
         name = f"part-{number:05d}.parquet"
         write_bytes(join(folder, TILES, name), content)
         parts.append(PartFile(name=name, rows=len(places[here]), bytes=len(content), sha256=""))
     manifest = EmbeddingManifest(
         rows=len(places), skipped=0, dim=vectors.shape[1], model="terrafm_tiny", weights="weights",
         model_fingerprint="model", data=str(data), data_kind=kind, data_fingerprint=fingerprint,
-        modalities=("s1", "s2_l2a"), normalisation={}, options={}, legend={}, parts=tuple(parts),
-        versions={},
+        modalities=modalities, normalisation={}, options=options or {}, legend={},
+        parts=tuple(parts), versions={},
     )  # fmt: skip
     write_bytes(join(folder, MANIFEST), manifest.to_json().encode())
     return str(folder)

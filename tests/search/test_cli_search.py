@@ -63,7 +63,7 @@ def test_without_pixels_the_table_is_there(run, refused, embeddings, write, vect
     assert code == 0
     assert "tile_03" in out
     assert errors.count("\n") == 1
-    assert "moved does not exist; --data URI says where the dataset lies now" in errors
+    assert "moved does not exist; --data URI says where the pixels lie now" in errors
     # Whoever asked for the picture is told that there is none by the exit code.
     assert "moved does not exist" in refused(
         "search", folder, "--tile", "tile_03", "--output", "sheet.png"

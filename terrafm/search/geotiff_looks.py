@@ -1,0 +1,63 @@
+"""Windows of GeoTIFFs in colour, cut from the files that were embedded."""
+
+import re
+from typing import Any
+
+import numpy as np
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from terrafm.embed.geotiffs import open_geotiff
+from terrafm.embed.schema import EmbeddingManifest
+from terrafm.errors import TerraFMError, UsageError
+from terrafm.eval.sets.geotiff import physical
+from terrafm.modalities import MODALITIES
+from terrafm.quicklooks import colours
+from terrafm.search.looks import COLOUR_BANDS, Look
+from terrafm.storage import exists
+
+
+class GeotiffLooks:
+    """Pictures of windows of GeoTIFFs; None of files without the bands of a picture.
+
+    Args:
+        uri: the file, or the folder of all files.
+        manifest: says which band is which.
+
+    Raises:
+        UsageError: there is no such file or folder.
+    """
+
+    def __init__(self, uri: str, manifest: EmbeddingManifest) -> None:
+        if not exists(uri):
+            raise UsageError(f"{uri} does not exist")
+        self._uri, self._embedded = uri.rstrip("/"), manifest.data.rstrip("/")
+        (self._modality,) = manifest.modalities
+        self._side = int(manifest.options["window"])
+        # As `terrafm.eval.band_names.BandMatch` describes it: "... (by their names): B02=1 B03=2".
+        went = str(manifest.options["bands"]).partition("): ")[2].partition(";")[0]
+        places = {band: int(place) for band, place in re.findall(r"(\w+)=(\d+)", went)}
+        wanted = sorted(COLOUR_BANDS & set(MODALITIES[self._modality].bands))
+        self._bands = {band: places[band] for band in wanted if band in places}
+        self._is_whole = len(self._bands) == len(wanted)
+
+    def look(self, tile: dict[str, Any]) -> Look | None:
+        """See `Looks.look`."""
+        if not self._is_whole:
+            return None
+        uri = self._uri + str(tile["source"]).removeprefix(self._embedded)
+        sides = tile["window"]
+        window = Window(sides["column"], sides["row"], sides["width"], sides["height"])
+        try:
+            with open_geotiff(uri) as image:
+                stored = image.read(list(self._bands.values()), window=window)
+                nodata = image.nodata
+        except (RasterioError, OSError, ValueError) as error:
+            raise TerraFMError(f"cannot read image {uri}: {error}") from None
+        modality = MODALITIES[self._modality]
+        # As it was embedded: what sticks out of the image is missing.
+        stacked = np.full((modality.channels, self._side, self._side), np.nan, np.float32)
+        channels = [modality.bands.index(band) for band in self._bands]
+        height, width = stored.shape[1:]
+        stacked[channels, :height, :width] = physical(stored, nodata, modality.name, uri)
+        return Look(modality.name, colours(stacked, modality.name))
