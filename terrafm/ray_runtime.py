@@ -28,13 +28,15 @@ from ray.data._internal.stats import get_or_create_stats_actor
 from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
 
 from terrafm.clusters.joining import join
-from terrafm.errors import UsageError
+from terrafm.errors import TerraFMError, UsageError
 from terrafm.train.capacity import Node
 
 # Between two steps of Ray Data's scheduling loop; a block takes far longer to make.
 PAUSE_SECONDS = 0.01
 
 _ANSWER_SECONDS = 10.0
+
+_TOO_SLOW = "timed out during startup"
 
 _POOL_WARNING = "PYTHON worker processes have been started"
 
@@ -53,6 +55,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
 
     Raises:
         UsageError: there is no cluster at RAY_ADDRESS, or it wants another token.
+        TerraFMError: this machine is too busy to start one.
     """
     global _own_address
     if not ray.is_initialized():
@@ -73,6 +76,14 @@ def ensure_ray(num_cpus: int | None = None) -> None:
             _own_address = None if address else ray.get_runtime_context().gcs_address
         except ConnectionError as error:
             raise UsageError(f"cannot reach the Ray cluster at {address}: {error}") from None
+        except Exception as error:
+            # Ray's own patience, which cannot be set, and no class of its own.
+            if _TOO_SLOW not in str(error):
+                raise
+            raise TerraFMError(
+                "Ray did not start within 30 s: this machine is too busy or has no memory left; "
+                "repeat the command, what is done stays"
+            ) from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

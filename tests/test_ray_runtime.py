@@ -1,9 +1,11 @@
+from pathlib import Path
+
 import pytest
 import ray
 from ray.util.placement_group import placement_group
 
 from terrafm.config import load_config
-from terrafm.errors import UsageError
+from terrafm.errors import TerraFMError, UsageError
 from terrafm.ray_runtime import ensure_ray, renew_ray
 from terrafm.train.run import pretrain
 
@@ -44,3 +46,14 @@ def test_a_cluster_that_leaves_no_cpu_to_read_data_is_refused(small_dataset, tmp
     with pytest.raises(UsageError, match=r"has 2 CPUs, and train.workers=2 .* leave none to read"):
         pretrain(config, str(small_dataset), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_machine_too_busy_to_start_ray_is_one_line(monkeypatch):
+    def time_out(**_):
+        # As ray._private.node raises it, whose patience is 30 s.
+        raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr("ray.init", time_out)
+    with pytest.raises(TerraFMError, match=r"not start within 30 s: .*; repeat the command"):
+        ensure_ray(2)
+    assert "timed out during startup" in Path(ray._private.node.__file__).read_text()
