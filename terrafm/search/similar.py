@@ -86,10 +86,11 @@ def render(result: dict[str, Any]) -> RenderableType:
     query = result["query"]
     facts = (place_of(query), time_of(query), query["land_cover_name"])
     table = Table(box=None, pad_edge=False)
-    for name in ("", "similarity", "km"):
-        table.add_column(name, justify="right")
-    for name in ("tile", "place", "time", "land cover"):
-        table.add_column(name)
+    for name in ("", "cosine", "km"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("tile", "place", "time"):
+        table.add_column(name, no_wrap=True, overflow="fold")
+    table.add_column("land cover")
     for row in result["neighbours"]:
         table.add_row(
             str(row["rank"]), f"{row['similarity']:.4f}", f"{row['distance_km']:,.1f}",
@@ -106,8 +107,8 @@ def render(result: dict[str, Any]) -> RenderableType:
 
 
 def place_of(tile: dict[str, Any]) -> str:
-    """A tile's centre as on maps, to ten metres."""
-    return place_name(tile["latitude"], tile["longitude"], digits=4)
+    """A tile's centre as on maps, to a hundred metres."""
+    return place_name(tile["latitude"], tile["longitude"], digits=3)
 
 
 def time_of(tile: dict[str, Any]) -> str:
