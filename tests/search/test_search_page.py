@@ -16,7 +16,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "search.md"
 @pytest.fixture
 def here(embeddings, tmp_path):
     """A folder with what the page has."""
-    shutil.copytree(embeddings, tmp_path / "embeddings")
+    shutil.copytree(embeddings, tmp_path / "embedded")
     return tmp_path
 
 
