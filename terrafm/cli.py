@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ from terrafm.modalities import MODALITIES
 from terrafm.progress import progress_bar
 from terrafm.storage.faults import one_line
 from terrafm.terminal import JsonOption, console, errors, render_figures, report
+
+if TYPE_CHECKING:
+    from terrafm.train.validations import Validation, ValidationTask
 
 # Each verb imports what it needs when it runs: torch and Ray take seconds to load, and --help or
 # a mistyped key should answer at once.
@@ -189,13 +192,22 @@ def pretrain(
     from terrafm.train.run import pretrain as run_pretrain
 
     with progress_bar(console, "steps") as advance:
-        result = run_pretrain(tree, data, output, progress=advance)
+        result = run_pretrain(tree, data, output, progress=advance, validate=_validation)
     console.print(describe(result), soft_wrap=True, highlight=False)
+
+
+def _validation(task: ValidationTask) -> Validation:
+    """Only a run that validates needs what evaluation imports."""
+    from terrafm.eval.validation import CheckpointValidation
+
+    return CheckpointValidation(task)
 
 
 @app.command()
 def export(
-    checkpoint: Annotated[str, typer.Option("--checkpoint", help="URI of a checkpoint folder.")],
+    checkpoint: Annotated[
+        str, typer.Option(help="URI of a checkpoint's folder; RUN/checkpoints/best: the best.")
+    ],
     output: Annotated[str, typer.Option("--output", help="URI of the weight file or its folder.")],
     file_format: Annotated[ExportFormat, typer.Option("--format", help="What is written.")],
     network: Annotated[Network, typer.Option("--model", help="Which network.")] = Network.TEACHER,

@@ -31,7 +31,9 @@ def list_command(
 
 @checkpoint_app.command("verify")
 def verify_command(
-    uri: Annotated[str, typer.Argument(help="URI of a checkpoint, or of a run: all of them.")],
+    uri: Annotated[
+        str, typer.Argument(help="URI of a checkpoint (or RUN/checkpoints/best), or of a run.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Compare checkpoints with their checksums.

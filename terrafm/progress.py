@@ -73,4 +73,6 @@ def _note(line: dict[str, Any] | None) -> str:
     if line is None:
         return ""
     loss = f"loss {line['loss']:.3f}  " if line.get("loss") is not None else ""
-    return f"{loss}{line['tiles_per_second']:.1f} tiles/s"
+    best = line.get("best")
+    choice = f"  best {best['value']:.3g} at {best['step']}" if best else ""
+    return f"{loss}{line['tiles_per_second']:.1f} tiles/s{choice}"

@@ -20,6 +20,7 @@ KNOW_RAY = {
     "terrafm/train/heart.py",
     "terrafm/train/loop.py",
     "terrafm/train/supervisor.py",
+    "terrafm/train/validator.py",
     "terrafm/train/watch.py",
 }
 LINES_LIMIT = 500

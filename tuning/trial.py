@@ -72,7 +72,8 @@ class TrialTask:
         Args:
             choice: what Tune hands a trial.
         """
-        base = build_config(self.config | {"tune": {}})
+        # A sweep scores all checkpoints itself.
+        base = build_config(self.config | {"tune": {}, "validation": {}})
         seed = base.train.seed + seed_of(choice)
         return apply(base, point_of(choice) | {"train.seed": seed}, "trial")
 

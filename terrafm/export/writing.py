@@ -22,6 +22,7 @@ from terrafm.export.request import (
 from terrafm.export.snippets import loading_snippet
 from terrafm.export.terratorch_folder import write_terratorch_folder
 from terrafm.models.weights import WeightsContract, save_released, save_safetensors
+from terrafm.train.checkpoints.best import find_checkpoint
 from terrafm.train.checkpoints.store import load_network, read_record
 
 _NOTHING = ExportOptions()
@@ -82,7 +83,8 @@ def export_checkpoint(
     """Writes the encoder of a training checkpoint.
 
     Args:
-        checkpoint_uri: a checkpoint folder of a run, such as `step_00000040`.
+        checkpoint_uri: a checkpoint folder of a run, such as `checkpoints/step_00000040`;
+            `checkpoints/best` is the best one by the run's validation.
         output_uri: as in `export_weights`.
         format: as in `export_weights`.
         network: "teacher" or "student".
@@ -95,6 +97,7 @@ def export_checkpoint(
         UsageError: no checkpoint there, or as `export_weights`.
         TerraFMError: the checkpoint is damaged, or as `export_weights`.
     """
+    checkpoint_uri = find_checkpoint(checkpoint_uri)
     record = read_record(checkpoint_uri)
     contract = WeightsContract.model_validate({**record["contract"], "network": network})
     # What is wrong should be said before gigabytes are read.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 # Between the sums of Ray's fractional resources and the numbers that a person wrote.
 _ROUNDING = 1e-6
+_NOTHING: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -25,27 +26,44 @@ class Node:
     going_at: float | None = None
 
 
-def fitting_workers(nodes: Iterable[Node], need: Mapping[str, float], most: int) -> int:
+def fitting_workers(
+    nodes: Iterable[Node],
+    need: Mapping[str, float],
+    most: int,
+    spare: Mapping[str, float] = _NOTHING,
+) -> int:
     """Workers that can be started on what is free, with something left to read data.
 
     Args:
         nodes: of the cluster; those that are going count for nothing.
         need: resource -> what one worker holds.
         most: workers wanted.
+        spare: resource -> what is kept free besides, for a validation.
 
     Returns:
         At most `most`, such that each finds its resources on one node and CPUs are left over.
     """
     staying = [node.available for node in nodes if node.going_at is None]
     places = sum(_places(available, need) for available in staying)
-    cpus = sum(available.get("CPU", 0.0) for available in staying)
     workers = min(most, places)
-    while workers > 0 and cpus - workers * need.get("CPU", 0.0) <= _ROUNDING:
+
+    def left(resource: str) -> float:
+        free = sum(available.get(resource, 0.0) for available in staying)
+        return free - workers * need.get(resource, 0.0) - spare.get(resource, 0.0)
+
+    while workers > 0 and (
+        left("CPU") <= _ROUNDING or any(left(resource) < -_ROUNDING for resource in spare)
+    ):
         workers -= 1
     return workers
 
 
-def reading_cpus(nodes: Iterable[Node], need: Mapping[str, float], workers: int) -> float:
+def reading_cpus(
+    nodes: Iterable[Node],
+    need: Mapping[str, float],
+    workers: int,
+    spare: Mapping[str, float] = _NOTHING,
+) -> float:
     """CPUs that each worker may read data with.
 
     A data worker lies on one node and holds a whole CPU, or a part where there are too few: what
@@ -55,11 +73,13 @@ def reading_cpus(nodes: Iterable[Node], need: Mapping[str, float], workers: int)
         nodes: of the cluster; those that are going count for nothing.
         need: resource -> what one worker holds.
         workers: as many as `fitting_workers` finds room for.
+        spare: as it was given there; its CPUs lie on one node where one has as many left.
 
     Returns:
         A whole number, or less than one.
     """
     left = _left([node.available for node in nodes if node.going_at is None], need, workers)
+    _keep_free(left, spare.get("CPU", 0.0))
 
     def pieces(size: float) -> int:
         return sum(int((cpus + _ROUNDING) // size) for cpus in left)
@@ -80,6 +100,15 @@ def _left(
         workers -= here
         left.append(node.get("CPU", 0.0) - here * need.get("CPU", 0.0))
     return left
+
+
+def _keep_free(left: list[float], spare: float) -> None:
+    """Takes CPUs off the node with the most, and off others where it has too few."""
+    while spare > _ROUNDING:
+        at = max(range(len(left)), key=left.__getitem__)
+        taken = min(spare, left[at])
+        left[at] -= taken
+        spare -= taken
 
 
 def _places(available: Mapping[str, float], need: Mapping[str, float]) -> int:

@@ -12,6 +12,8 @@ One line of events.jsonl for each event, written by the driver:
     resumed    from `step` after a failure; `steps`, `seconds` of work are done again
     warning    of a rank: `warning`; a checkpoint that could not be written, for one
     damaged    a checkpoint that is passed over
+    validated  the checkpoint at `step`: `metric`, `value`, whether it is the `best`
+    not_validated  it could not be: `reason`; `last` where it is not tried again
     finished   at `step`
 """
 

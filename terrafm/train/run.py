@@ -7,7 +7,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from terrafm.config import Config
@@ -26,6 +27,7 @@ from terrafm.storage import (
     remove,
     write_bytes,
 )
+from terrafm.train.checkpoints.best import Best, read_best
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
     DamagedCheckpointError,
@@ -34,12 +36,21 @@ from terrafm.train.checkpoints.store import (
     read_record,
     step_name,
 )
+from terrafm.train.events import EventLog
 from terrafm.train.loggers import read_metrics
 from terrafm.train.loop import FAILURE_FILE
 from terrafm.train.notices import Notices
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.supervisor import Supervisor, logical_cpus
-from terrafm.train.trackers import check_trackers
+from terrafm.train.trackers import TrackedRun, check_trackers
+from terrafm.train.validations import (
+    Validate,
+    Validation,
+    ValidationLog,
+    ValidationTask,
+    open_validation,
+)
+from terrafm.train.validator import Validator
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +73,7 @@ class RunResult:
         steps: finished steps.
         resumed_from: step this call went on from; equal to `steps` where all was done before.
         metrics: newest line of metrics.jsonl.
+        best: the best checkpoint by validation; None where nothing was validated.
     """
 
     output: str
@@ -69,6 +81,7 @@ class RunResult:
     steps: int
     resumed_from: int
     metrics: dict[str, Any]
+    best: Best | None = None
 
 
 def pretrain(
@@ -77,6 +90,7 @@ def pretrain(
     output: str,
     progress: Progress | None = None,
     cancelled: threading.Event | None = None,
+    validate: Validate | None = None,
 ) -> RunResult:
     """Pretrains, or goes on with the run that lies in `output`.
 
@@ -86,10 +100,12 @@ def pretrain(
         output: URI of the run's folder; object storage or a disk that all nodes share.
         progress: told about finished steps while the run goes.
         cancelled: once another thread sets it, the run ends within seconds.
+        validate: scores checkpoints while the run trains, where `validation.every_steps` asks for
+            it: `terrafm.eval.validation.CheckpointValidation`.
 
     Raises:
-        UsageError: configuration, dataset and run folder do not fit together; nothing was
-            written.
+        UsageError: configuration, dataset, labelled set and run folder do not fit together;
+            nothing was written.
         RunCancelledError: it was cancelled.
         TerraFMError: the run failed.
     """
@@ -98,17 +114,24 @@ def pretrain(
     setup = _open_setup(config, data, output)
     resumed_from = _check_output(setup, output)
     total = setup.total_steps
-    if resumed_from >= total:
+    validation = open_validation(ValidationTask(config, data, setup.dataset.fingerprint), validate)
+    log = None if validation is None else ValidationLog(output, config.validation, total)
+    trained = resumed_from >= total
+    if trained and (log is None or log.due() is None):
         return _result(output, total, resumed_from)
     _check_init(config)
     check_trackers(config.train.trackers)
-    ensure_ray(logical_cpus(config.train))
-    supervisor = Supervisor(setup, output, cancelled)
-    supervisor.check_possible()
+    ensure_ray(logical_cpus(config))
+    cancelled = cancelled or threading.Event()
+    validator = _validator(setup, output, validation, log, cancelled, resumed_from)
+    supervisor = Supervisor(setup, output, cancelled, validator)
+    if not trained:
+        supervisor.check_possible()
     remove(join(output, FAILURE_FILE))
     _write_config(setup, output)
-    with _Watch(output, total, progress):
-        supervisor.run()
+    with _Watch(output, total, progress), nullcontext() if validator is None else validator:
+        if not trained:
+            supervisor.run()
     return _result(output, total, resumed_from)
 
 
@@ -125,6 +148,28 @@ def check_runs(config: Config, data: str) -> int:
     _check_init(config)
     check_trackers(config.train.trackers)
     return setup.total_steps
+
+
+def _validator(
+    setup: TrainingSetup,
+    output: str,
+    validation: Validation | None,
+    log: ValidationLog | None,
+    cancelled: threading.Event,
+    resumed_from: int,
+) -> Validator | None:
+    if validation is None or log is None:
+        return None
+    config = setup.config
+    return Validator(
+        validation,
+        log,
+        EventLog(output),
+        TrackedRun(output, resumed_from, config.model_dump(mode="json"), "validation"),
+        config.validation,
+        trackers=config.train.trackers,
+        cancelled=cancelled,
+    )
 
 
 def _open_setup(config: Config, data: str, output: str) -> TrainingSetup:
@@ -188,10 +233,11 @@ def _write_config(setup: TrainingSetup, output: str) -> None:
 
 def _result(output: str, total: int, resumed_from: int) -> RunResult:
     lines = read_metrics(output)
+    best = read_best(join(output, CHECKPOINTS))
     checkpoint = join(output, CHECKPOINTS, step_name(total))
     if not any(uri == checkpoint for _, uri in list_checkpoints(join(output, CHECKPOINTS))):
         raise TerraFMError(f"the run ended without its last checkpoint {checkpoint}")
-    return RunResult(output, checkpoint, total, resumed_from, lines[-1] if lines else {})
+    return RunResult(output, checkpoint, total, resumed_from, lines[-1] if lines else {}, best)
 
 
 class _Watch:
@@ -225,7 +271,9 @@ class _Watch:
         for notice in self._notices.new(lines[-1]) if lines else ():
             logger.warning("%s", notice)
         if lines and self._progress is not None:
-            self._progress(step, self._total, lines[-1])
+            best = read_best(join(self._output, CHECKPOINTS))
+            shown = {} if best is None else {"best": asdict(best)}
+            self._progress(step, self._total, lines[-1] | shown)
 
 
 def dry_run(config: Config, data: str, measure: bool = True) -> dict[str, Any]:
@@ -244,11 +292,16 @@ def dry_run(config: Config, data: str, measure: bool = True) -> dict[str, Any]:
 
 
 def describe(result: RunResult) -> str:
-    """One line that says how a run ended."""
+    """One line that says how a run ended, and one on its best checkpoint."""
+    best = result.best
+    choice = ""
+    if best is not None:
+        uri = join(result.checkpoint.rpartition("/")[0], best.checkpoint)
+        choice = f"\nbest checkpoint {uri}: {best.metric} {best.value:.4g}"
     if result.resumed_from >= result.steps:
-        return f"nothing to do: {result.checkpoint} is the last of {result.steps} steps"
+        return f"nothing to do: {result.checkpoint} is the last of {result.steps} steps{choice}"
     # A step whose samples were all damaged and left out has none, one not finite has null.
     last = result.metrics.get("loss")
     loss = "" if last is None else f", loss {last:.4f}"
     resumed = f", resumed at {result.resumed_from}" if result.resumed_from else ""
-    return f"{result.steps} steps{resumed}{loss}, checkpoint {result.checkpoint}"
+    return f"{result.steps} steps{resumed}{loss}, checkpoint {result.checkpoint}{choice}"

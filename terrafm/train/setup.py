@@ -63,6 +63,7 @@ RESUMABLE_KEYS = (
     "data.prefetch_batches",
     "data.cpus_per_worker",
     "ingest",
+    "validation",
     "tune",
 )
 """Settings that may differ between a run's start and its continuation."""

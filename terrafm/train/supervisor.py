@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_cli
 )
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
-from terrafm.config import TrainConfig
+from terrafm.config import Config, TrainConfig
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.ray_runtime import (
     cluster_nodes,
@@ -41,13 +42,14 @@ from terrafm.ray_runtime import (
 )
 from terrafm.standby import helper_environment, rank_environment
 from terrafm.storage import arrow_filesystem, is_local, join
-from terrafm.train.capacity import fitting_workers, reading_cpus
+from terrafm.train.capacity import Node, fitting_workers, reading_cpus
 from terrafm.train.checkpoints.staging import remove_staging
 from terrafm.train.checkpoints.store import CHECKPOINTS, newest_intact, read_record
 from terrafm.train.control import start_control
 from terrafm.train.events import EventLog
 from terrafm.train.loop import read_failure, task_arguments, train_worker
 from terrafm.train.setup import TrainingSetup
+from terrafm.train.validator import Validator
 from terrafm.train.watch import Limits, Watch
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ _SETTLE_SECONDS = 2.0
 _LOOK_SECONDS = 0.25
 _REPEAT_SECONDS = 60.0
 _LONGEST_PAUSE = 30.0
+_ROUNDING = 1e-6
 _RAY_SETTINGS = {
     # Between two looks at the workers, 2 s by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -95,12 +98,18 @@ class Supervisor:
         setup: configuration and dataset.
         output: URI of the run's folder.
         cancelled: once another thread sets it, `run` ends within seconds.
+        validator: of its checkpoints, if there is one; it lives on what the workers leave.
     """
 
     def __init__(
-        self, setup: TrainingSetup, output: str, cancelled: threading.Event | None = None
+        self,
+        setup: TrainingSetup,
+        output: str,
+        cancelled: threading.Event | None = None,
+        validator: Validator | None = None,
     ) -> None:
         self._cancelled = cancelled or threading.Event()
+        self._validator = validator
         self._setup = setup
         self._output = output
         self._train = setup.config.train
@@ -164,12 +173,25 @@ class Supervisor:
             UsageError: it never will.
         """
         fewest, cpus = self._train.fewest_workers, self._train.cpus_per_worker
-        has = ray.cluster_resources().get("CPU", 0.0)
-        if not is_autoscaled() and has <= fewest * cpus:
+        has = ray.cluster_resources()
+        spare = {} if self._validator is None else self._validator.need
+        taken = fewest * cpus + spare.get("CPU", 0.0)
+        if not is_autoscaled() and has.get("CPU", 0.0) <= taken:
+            validation = f" and validation.cpus={spare['CPU']:g}" if spare else ""
             raise UsageError(
-                f"the Ray cluster has {has:g} CPUs, and train.workers={fewest} with "
-                f"train.cpus_per_worker={cpus:g} leave none to read data: "
-                "lower one of the two, or add CPUs"
+                f"the Ray cluster has {has.get('CPU', 0.0):g} CPUs, and train.workers={fewest} "
+                f"with train.cpus_per_worker={cpus:g}{validation} leave none to read data: "
+                f"lower one of {'them' if spare else 'the two'}, or add CPUs"
+            )
+        gpus = fewest * self._limits.need.get("GPU", 0.0)
+        if (
+            "GPU" in spare
+            and not is_autoscaled()
+            and has.get("GPU", 0.0) < gpus + spare["GPU"] - _ROUNDING
+        ):
+            raise UsageError(
+                f"the Ray cluster has {has.get('GPU', 0.0):g} GPUs, of which training holds "
+                f"{gpus:g}: too few are left for validation.gpus={spare['GPU']:g}"
             )
 
     def _choose_checkpoint(self) -> Checkpoint:
@@ -178,7 +200,10 @@ class Supervisor:
         uri, complaints = newest_intact(join(self._output, CHECKPOINTS))
         for complaint in complaints:
             self._events.add("damaged", f"{complaint}; going on from the one before")
-        return Checkpoint(uri, 0 if uri is None else int(read_record(uri)["step"]))
+        step = 0 if uri is None else int(read_record(uri)["step"])
+        if self._validator is not None:
+            self._validator.going_on_from(step)
+        return Checkpoint(uri, step)
 
     def _train_group(self, resume: Checkpoint, scratch: str) -> _Ending:
         workers, fair_cpus = self._await_machines()
@@ -196,6 +221,7 @@ class Supervisor:
                 first_step=resume.step,
                 training=lambda: self._tell_of_training(workers),
                 cancelled=self._cancelled,
+                nodes=self._nodes_without_validation,
             ) as watch,
         ):
             try:
@@ -207,7 +233,8 @@ class Supervisor:
         if renew:
             # A local Ray may not get back what the failed group held. Not before the hook is out
             # of this process's environment, which a new Ray would inherit.
-            renew_ray(logical_cpus(self._train))
+            with nullcontext() if self._validator is None else self._validator.renewal():
+                renew_ray(logical_cpus(self._setup.config))
             keep_data_actors_here()
         return _Ending(failure, silent, watch)
 
@@ -219,24 +246,38 @@ class Supervisor:
         fewest, most = self._train.fewest_workers, self._train.most_workers
         told = -math.inf
         fitting, since = -1, time.monotonic()
+        if self._validator is not None:
+            self._validator.hold_back()
         while True:
             self._check_cancelled()
             # What failed groups have left would be counted as taken.
             free_orphans()
             nodes = cluster_nodes()
             now = time.monotonic()
-            found = fitting_workers(nodes, self._limits.need, most)
+            spare = self._spare(nodes)
+            found = fitting_workers(nodes, self._limits.need, most, spare)
             if found != fitting:
                 fitting, since = found, now
             enough = fitting == most or now - since >= _SETTLE_SECONDS
             if fitting >= fewest and enough:
-                return fitting, reading_cpus(nodes, self._limits.need, fitting)
+                return fitting, reading_cpus(nodes, self._limits.need, fitting, spare)
             if enough and now - told >= _REPEAT_SECONDS:
                 told = now
                 reason = f"{fitting} of at least {fewest} workers fit on the cluster"
                 self._events.add("waiting", f"waiting for machines: {reason}", reason=reason)
             self._ask_for(most)
             time.sleep(_LOOK_SECONDS)
+
+    def _spare(self, nodes: list[Node]) -> Mapping[str, float]:
+        """What the workers leave for a validation; one that is in their way ends."""
+        if self._validator is None:
+            return {}
+        self._validator.make_way(nodes, self._limits.need, self._train.most_workers)
+        return self._validator.spare(nodes)
+
+    def _nodes_without_validation(self) -> list[Node]:
+        nodes = cluster_nodes()
+        return nodes if self._validator is None else self._validator.freed(nodes)
 
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
@@ -303,6 +344,8 @@ class Supervisor:
         )
 
     def _tell_of_training(self, workers: int) -> None:
+        if self._validator is not None:
+            self._validator.go_on()
         if self._interrupted_at is None:
             self._events.add("training", workers=workers)
             return
@@ -312,9 +355,15 @@ class Supervisor:
         self._interrupted_at = None
 
 
-def logical_cpus(train: TrainConfig) -> int:
-    """Of a local Ray: one more per worker than the workers hold, or reading would wait for ever."""
-    return max(os.cpu_count() or 1, math.ceil(train.most_workers * (train.cpus_per_worker + 1)))
+def logical_cpus(config: Config) -> int:
+    """Of a local Ray: one more per worker than the workers hold, or reading would wait for ever.
+
+    Those of a validation come on top.
+    """
+    train, validation = config.train, config.validation
+    spare = validation.cpus if validation.every_steps else 0.0
+    training = train.most_workers * (train.cpus_per_worker + 1)
+    return max(os.cpu_count() or 1, math.ceil(training + spare))
 
 
 def uses_gpu(train: TrainConfig) -> bool:

@@ -31,11 +31,12 @@ _MLFLOW_VALUE = 500  # characters of a parameter that every MLflow server takes
 class TensorBoard(Tracker):
     """Event files in the run's `tensorboard/`; object stores get whole files at each flush.
 
+    A part of a run is a folder in it, which TensorBoard shows as a curve of its own.
     A disk that fails costs it points, not the run: after a failure it begins another file.
     """
 
     def __init__(self, run: TrackedRun) -> None:
-        self._folder = join(run.folder, "tensorboard")
+        self._folder = join(run.folder, "tensorboard", *filter(None, [run.part]))
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         if is_local(run.folder):
             self._where = resolve(self._folder)[1]
@@ -139,13 +140,15 @@ def _mlflow_uri(folder: str) -> str:
 class WandB(Tracker):
     """A run of Weights & Biases, set up by its own variables (WANDB_API_KEY, WANDB_MODE, ...).
 
-    The project is WANDB_PROJECT, by default "terrafm".
+    The project is WANDB_PROJECT, by default "terrafm". A part of a run is a run of its own beside
+    it: only one process at a time may write to one.
     """
 
     def __init__(self, run: TrackedRun) -> None:
         import wandb
 
-        known = run.known_id("wandb")
+        key = "-".join(filter(None, ["wandb", run.part]))
+        known = run.known_id(key)
         folder = resolve(run.folder)[1] if is_local(run.folder) else tempfile.gettempdir()
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
@@ -157,7 +160,7 @@ class WandB(Tracker):
             settings=wandb.Settings(silent=True, console="off"),
         )
         if known is None:
-            run.remember_id("wandb", str(self._run.id))
+            run.remember_id(key, str(self._run.id))
         # Our own axis: W&B's must rise, and a run that resumes does some steps again.
         self._run.define_metric("*", step_metric="step")
 

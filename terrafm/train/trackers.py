@@ -52,16 +52,19 @@ class TrackedRun:
         folder: URI of the run.
         start_step: finished steps of the state it goes on from.
         config: the configuration tree as plain values.
+        part: of what is written by another process than the ranks', such as "validation".
     """
 
     folder: str
     start_step: int = 0
     config: dict[str, Any] = field(default_factory=dict)
+    part: str = ""
 
     @property
     def name(self) -> str:
-        """The last part of the folder's URI."""
-        return self.folder.rstrip("/").rpartition("/")[2]
+        """The last part of the folder's URI, and the part."""
+        last = self.folder.rstrip("/").rpartition("/")[2]
+        return f"{last} {self.part}" if self.part else last
 
     def parameters(self) -> dict[str, Any]:
         """Dotted key -> value of the configuration."""

@@ -59,6 +59,7 @@ class Watch:
         first_step: finished steps when it starts.
         training: called once, when its first step is done.
         cancelled: once set, the ranks end at once.
+        nodes: of the cluster now, with what the group may count on.
 
     Attributes:
         stopping: why the ranks were asked to save and stop, or None.
@@ -74,6 +75,7 @@ class Watch:
         first_step: int,
         training: Callable[[], None],
         cancelled: threading.Event,
+        nodes: Callable[[], Sequence[Node]] = cluster_nodes,
     ) -> None:
         self.stopping: str | None = None
         self._control = control
@@ -83,6 +85,7 @@ class Watch:
         self._first_step = first_step
         self._training = training
         self._cancelled = cancelled
+        self._nodes = nodes
         self._began = time.monotonic()
         self._beats: list[Beat] = []
         self._progress: deque[tuple[float, int]] = deque(maxlen=_MOMENTS)
@@ -122,7 +125,7 @@ class Watch:
                 if self._cancelled.is_set():
                     self._control.order.remote(END)
                 self._hear()
-                self._look(cluster_nodes())
+                self._look(self._nodes())
             except RayError as error:
                 # It comes back, or the worker group fails for the same reason.
                 logger.debug("cannot look at the cluster: %s", error)

@@ -14,6 +14,7 @@ from rich.text import Text
 from terrafm.config import TrainConfig
 from terrafm.errors import UsageError
 from terrafm.storage import file_size, join, list_names
+from terrafm.train.checkpoints.best import find_checkpoint, held_reasons, read_best
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
@@ -24,6 +25,7 @@ from terrafm.train.checkpoints.store import (
     read_marker,
     read_record,
 )
+from terrafm.train.validations import read_validations
 from terrafm.units import human_bytes
 
 _LOSS = "loss"
@@ -37,9 +39,10 @@ def list_run(uri: str) -> dict[str, Any]:
 
     Returns:
         JSON-able: uri; keep, the rules in words; best, the metric that decides which checkpoint
-        is the best, or None; and checkpoints, oldest first: step, uri, bytes, saved_at (ISO 8601,
-        UTC; None where a version before format 2 wrote it), metrics, kept (why it stays) and
-        damage ("" where file sizes and state.json are right).
+        is the best, or None; validated, the metric of validation that does, or None; and
+        checkpoints, oldest first: step, uri, bytes, saved_at (ISO 8601, UTC; None where a version
+        before format 2 wrote it), metrics, validation (the value of `validated`, or None), kept
+        (why it stays) and damage ("" where file sizes and state.json are right).
 
     Raises:
         UsageError: there are none, or a newer version of this library wrote them.
@@ -50,11 +53,22 @@ def list_run(uri: str) -> dict[str, Any]:
     # The newest knows the rules that hold now.
     rules = next((r["rules"] for r in reversed(rows) if r["rules"] is not None), None)
     why = {} if rules is None else rules.reasons({row["step"]: row["metrics"] for row in rows})
+    folder = found[0][1].rpartition("/")[0]
+    held, chosen = held_reasons(folder), read_best(folder)
+    scores = read_validations(folder.rpartition("/")[0] or ".") if chosen is not None else []
+    values = {line["step"]: line["metrics"].get(chosen.metric) for line in scores if chosen}
     for row in rows:
         del row["rules"]
-        row["kept"] = why.get(row["step"], [])
-    best = None if rules is None else rules.best
-    return {"uri": uri, "keep": _words(rules), "best": best, "checkpoints": rows}
+        reason = held.get(row["step"])
+        row["kept"] = [*why.get(row["step"], []), *([reason] if reason else [])]
+        row["validation"] = values.get(row["step"])
+    return {
+        "uri": uri,
+        "keep": _words(rules),
+        "best": None if rules is None else rules.best,
+        "validated": None if chosen is None else chosen.metric,
+        "checkpoints": rows,
+    }
 
 
 def render_list(result: dict[str, Any]) -> RenderableType:
@@ -65,12 +79,17 @@ def render_list(result: dict[str, Any]) -> RenderableType:
     table.add_column("step", justify="right", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("saved", no_wrap=True)
+    validated = [result["validated"]] if result["validated"] else []
     for name in metrics:
         table.add_column(name, justify="right", no_wrap=True)
+    for name in validated:
+        # A long name breaks where its parts do.
+        table.add_column(name.replace("/", "/\n"), justify="right")
     table.add_column("kept as")
     table.add_column("state")
     for row in rows:
-        values = (row["metrics"].get(name) for name in metrics)
+        values = [row["metrics"].get(name) for name in metrics]
+        values += [row["validation"] for _ in validated]
         table.add_row(
             f"{row['step']:,}",
             human_bytes(row["bytes"]),
@@ -90,7 +109,8 @@ def verify(uri: str, progress: Callable[[int, int], None] | None = None) -> dict
     """Reads every file of one checkpoint, or of all of a run, and compares it with its SHA-256.
 
     Args:
-        uri: a checkpoint, a run's folder, or its `checkpoints`.
+        uri: a checkpoint, a run's folder, or its `checkpoints`; `checkpoints/best` is the best
+            one by the run's validation.
         progress: called with (checkpoints done, checkpoints in all).
 
     Returns:
@@ -100,7 +120,7 @@ def verify(uri: str, progress: Callable[[int, int], None] | None = None) -> dict
         UsageError: there is no checkpoint, or a newer version of this library wrote it.
         StoreRefusedError, StoreFailedError: the store does not answer.
     """
-    uri = uri.rstrip("/")
+    uri = find_checkpoint(uri.rstrip("/"))
     single = MARKER in list_names(uri)
     found = [uri] if single else [checkpoint for _, checkpoint in _checkpoints_in(uri)]
     faults = []

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from terrafm.config import TrainConfig
 from terrafm.storage import join, remove
+from terrafm.train.checkpoints.best import held_reasons
 from terrafm.train.checkpoints.store import (
     MARKER,
     DamagedCheckpointError,
@@ -80,6 +81,8 @@ def prune_checkpoints(
 ) -> None:
     """Removes the checkpoints that no rule keeps, marker first.
 
+    The best one by validation, and those that a validation still needs, always stay.
+
     Checkpoints past `newest` are no part of the run's history: the run went on from before them
     because they were damaged. They neither count nor go, and are written anew in their turn.
 
@@ -91,13 +94,14 @@ def prune_checkpoints(
 
     Raises:
         StoreRefusedError, StoreFailedError: the store does not remove them.
+        TerraFMError: what names the best one is not readable.
     """
     found = {step: uri for step, uri in list_checkpoints(folder) if step <= newest}
     if retention.best is not None:
         for step in found.keys() - known.keys():
             known[step] = metrics_of(found[step])
     kept = retention.reasons({step: known.get(step, {}) for step in found})
-    for step in found.keys() - kept.keys():
+    for step in found.keys() - kept.keys() - held_reasons(folder).keys():
         remove(join(found[step], MARKER))
         remove(found[step])
 

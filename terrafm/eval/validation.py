@@ -1,0 +1,228 @@
+"""What a run is validated by: the EMA teacher's features on labelled images, without training.
+
+For each modality alone and all fused: kNN with k 20 and 5 as `terrafm evaluate knn` computes it,
+each class by itself and the rarest together, effective rank, uniformity, and between modalities
+alignment. By default the images are tiles of the run's own dataset with their land cover: the
+encoder has seen their pixels, but no label. A set with splits is scored on its validation split
+with its training split as neighbours; the test split stays unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from terrafm.errors import UsageError
+from terrafm.eval.compatibility import modality_choices, normalisation_for
+from terrafm.eval.datasets import open_labelled
+from terrafm.eval.features import cls_features
+from terrafm.eval.geometry import alignment, uniformity
+from terrafm.eval.knn import TEMPERATURE, nearest_in, vote
+from terrafm.eval.labelled import LabelledSet
+from terrafm.eval.sample import Sample, draw_sample
+from terrafm.eval.sets.shard_tiles import ShardTiles
+from terrafm.models.contract import WeightsContract
+from terrafm.models.encoder import Encoder
+from terrafm.models.weights import encoder_from_state
+from terrafm.train.checkpoints.store import load_network, read_record
+from terrafm.train.collapse import effective_rank
+from terrafm.train.validations import ValidationTask
+
+_FUSED = "fused"
+_BATCH = 32
+_VOTES: tuple[tuple[str, int, float | None], ...] = (("knn20", 20, TEMPERATURE), ("knn5", 5, None))
+_SHARES = ("accuracy", "balanced_accuracy", "tail_accuracy")
+
+
+@dataclass(frozen=True)
+class CheckpointValidation:
+    """The validation of a run; give the class to `pretrain` as `validate`.
+
+    Attributes:
+        task: the run.
+    """
+
+    task: ValidationTask
+
+    def check(self) -> tuple[str, ...]:
+        """Names of the metrics that every score will have.
+
+        Raises:
+            UsageError: the labelled set does not exist, has fewer than two classes, several
+                labels an image, masks, or no modality of the run.
+        """
+        return tuple(_names(self._choices(self._open())))
+
+    def score(self, checkpoint: str) -> dict[str, Any]:
+        """Scores the teacher of a checkpoint.
+
+        Args:
+            checkpoint: URI of its folder.
+
+        Returns:
+            JSON-able: metrics by name (a number, or None where features are not finite),
+            per_class (choice of modalities -> class -> n, knn20, knn5), tail (names of the
+            rarest classes), samples and data.
+
+        Raises:
+            UsageError, DamagedCheckpointError: the checkpoint is gone, or not what was written.
+            TerraFMError: an image cannot be read.
+        """
+        encoder = load_teacher(checkpoint)
+        sample = draw_sample(self._open(), self.task.config.validation.samples)
+        choices = modality_choices(encoder, sample.images, None, [])
+        used = [name for choice in choices for name in choice]
+        normalisation, _ = normalisation_for(encoder, sample.images, list(dict.fromkeys(used)), [])
+        found = cls_features(
+            [encoder],
+            sample.images,
+            choices,
+            normalisation,
+            size=self.task.config.validation.size or self.task.config.data.global_size,
+            batch=_BATCH,
+            device=self._device(),
+        )
+        features = {_title(c): rows for c, (rows,) in zip(choices, found, strict=True)}
+        return measure(features, sample) | {
+            "samples": len(sample.images.names),
+            "data": sample.images.uri,
+        }
+
+    def _open(self) -> LabelledSet:
+        wanted, own = self.task.config.validation.data, self.task.data
+        images: LabelledSet
+        if wanted is None or wanted.rstrip("/") == own.rstrip("/"):
+            # The version that the run trains on: a set that grows would move the scores.
+            images = ShardTiles(own, self.task.fingerprint)
+            if len(images.classes) < 2:
+                raise UsageError(
+                    f"dataset {own} has one land-cover class: give another labelled set as "
+                    "validation.data, or set validation.every_steps=0"
+                )
+        else:
+            images = open_labelled(wanted)
+        if images.labels.ndim > 1:
+            raise UsageError(
+                f"validation.data={images.uri} has several labels per image: validation takes "
+                "one; terrafm evaluate compare scores such sets"
+            )
+        return images
+
+    def _choices(self, images: LabelledSet) -> list[tuple[str, ...]]:
+        trained = self.task.config.data.modalities
+        both = tuple(name for name in images.modalities if name in trained)
+        if not both:
+            raise UsageError(
+                f"validation.data={images.uri} has {', '.join(images.modalities)}, the run "
+                f"trains on {', '.join(trained)}: nothing to validate"
+            )
+        return [*((name,) for name in both), *([both] if len(both) > 1 else [])]
+
+    def _device(self) -> torch.device:
+        # Without a GPU of its own it would see, and disturb, those of the ranks.
+        own = self.task.config.validation.gpus > 0 and torch.cuda.is_available()
+        return torch.device("cuda" if own else "cpu")
+
+
+def load_teacher(checkpoint: str) -> Encoder:
+    """The encoder of a checkpoint's teacher, in eval mode, with its contract.
+
+    Raises:
+        UsageError, DamagedCheckpointError: it is gone, or not what was written.
+    """
+    record = read_record(checkpoint)
+    prefix = "encoder."
+    state = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in load_network(checkpoint, "teacher").items()
+        if name.startswith(prefix)
+    }
+    encoder = encoder_from_state(state, checkpoint)
+    encoder.contract = WeightsContract.model_validate(record["contract"])
+    return encoder
+
+
+def measure(features: Mapping[str, NDArray[np.float32]], sample: Sample) -> dict[str, Any]:
+    """The metrics of a sample's features.
+
+    Args:
+        features: choice of modalities -> (N, D) rows of unit length, of zeros for an image that
+            has none of them.
+        sample: the images.
+
+    Returns:
+        metrics, per_class and tail, as `CheckpointValidation.score` has them.
+    """
+    classes = sample.images.classes
+    metrics: dict[str, float | None] = {}
+    per_class: dict[str, dict[str, dict[str, float]]] = {}
+    for title, rows in features.items():
+        there = np.abs(rows).sum(1) > 0
+        by_class: dict[int, dict[str, float]] = {}
+        for name, (labels, right) in _neighbours(rows, there, sample).items():
+            for c in np.unique(labels).tolist():
+                row = by_class.setdefault(c, {"n": int((labels == c).sum())})
+                row[name] = round(float(right[labels == c].mean()), 6)
+            tail = [by_class[c][name] for c in sample.tail if c in by_class]
+            parts = (right.tolist(), [row[name] for row in by_class.values()], tail)
+            for share, part in zip(_SHARES, parts, strict=True):
+                metrics[f"{name}/{title}/{share}"] = fmean(part) if part else None
+        per_class[title] = {classes[c]: row for c, row in by_class.items()}
+        metrics[f"effective_rank/{title}"] = effective_rank(torch.from_numpy(rows[there]))
+        metrics[f"uniformity/{title}"] = uniformity(rows[there])
+    for one, other in combinations([title for title in features if title != _FUSED], 2):
+        both = (np.abs(features[one]).sum(1) > 0) & (np.abs(features[other]).sum(1) > 0)
+        metrics[f"alignment/{one}-{other}"] = alignment(features[one][both], features[other][both])
+    rounded = {name: None if v is None else round(v, 6) for name, v in metrics.items()}
+    return {
+        "metrics": rounded,
+        "per_class": per_class,
+        "tail": [classes[c] for c in sample.tail],
+    }
+
+
+def _neighbours(
+    features: NDArray[np.float32], there: NDArray[np.bool_], sample: Sample
+) -> dict[str, tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+    """For each kNN: labels of the images it was asked about, and whether it was right."""
+    labels, groups = sample.images.labels, sample.images.groups
+    scored, bank = sample.scored[there[sample.scored]], sample.bank[there[sample.bank]]
+    if not len(bank):
+        nothing = (np.zeros(0, np.int64), np.zeros(0, np.bool_))
+        return {name: nothing for name, _, _ in _VOTES}
+    apart = sample.images.splits is None
+    neighbours, similarities = nearest_in(
+        features[scored],
+        features[bank],
+        max(k for _, k, _ in _VOTES),
+        groups[scored] if apart else None,
+        groups[bank] if apart else None,
+    )
+    right = {}
+    for name, k, temperature in _VOTES:
+        classes = len(sample.images.classes)
+        nearest = (neighbours[:, :k], similarities[:, :k])
+        found = vote(*nearest, labels[bank], classes, temperature)
+        right[name] = (labels[scored], found == labels[scored])
+    return right
+
+
+def _title(choice: Sequence[str]) -> str:
+    return choice[0] if len(choice) == 1 else _FUSED
+
+
+def _names(choices: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    titles = [_title(choice) for choice in choices]
+    for title in titles:
+        yield from (f"{name}/{title}/{share}" for name, _, _ in _VOTES for share in _SHARES)
+        yield f"effective_rank/{title}"
+        yield f"uniformity/{title}"
+    alone = [title for title in titles if title != _FUSED]
+    yield from (f"alignment/{one}-{other}" for one, other in combinations(alone, 2))

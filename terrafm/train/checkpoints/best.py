@@ -1,0 +1,159 @@
+"""The best checkpoint by a metric of validation, and those that a validation still needs.
+
+Two small files of a run's `checkpoints/`, written whole by the driver and read by whoever prunes:
+
+    best.json  step, checkpoint, metric, mode, value of the best one
+    held.json  steps that are being validated, or will be next
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from terrafm.errors import TerraFMError, UsageError
+from terrafm.storage import exists, join, read_bytes, remove, write_bytes
+from terrafm.train.checkpoints.store import MARKER, step_name
+
+BEST = "best"
+BEST_FILE = "best.json"
+HELD_FILE = "held.json"
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best checkpoint of a run so far.
+
+    Attributes:
+        step: finished steps.
+        metric: name of the metric that decides.
+        mode: whether the largest or the smallest value is the best.
+        value: of the metric.
+    """
+
+    step: int
+    metric: str
+    mode: Literal["max", "min"]
+    value: float
+
+    @property
+    def checkpoint(self) -> str:
+        """Name of its folder."""
+        return step_name(self.step)
+
+
+def choose_best(
+    scores: Iterable[tuple[int, Mapping[str, Any]]], metric: str, mode: Literal["max", "min"]
+) -> Best | None:
+    """The best of some checkpoints; the earliest of equals, so that it does not move in vain.
+
+    Args:
+        scores: step and metrics of each; one whose metric is missing or not finite never wins.
+        metric: name of the metric.
+        mode: whether the largest or the smallest value is the best.
+    """
+    sign = 1 if mode == "max" else -1
+    ranked = [
+        (sign * value, -step)
+        for step, metrics in scores
+        if isinstance(value := metrics.get(metric), int | float) and math.isfinite(value)
+    ]
+    if not ranked:
+        return None
+    value, step = max(ranked)
+    return Best(-step, metric, mode, sign * value)
+
+
+def read_best(folder: str) -> Best | None:
+    """The best checkpoint of a run; None where none is known.
+
+    Args:
+        folder: URI of the run's `checkpoints`.
+
+    Raises:
+        TerraFMError: best.json is not readable.
+    """
+    document = _read(join(folder, BEST_FILE))
+    if document is None:
+        return None
+    try:
+        return Best(**{key: document[key] for key in ("step", "metric", "mode", "value")})
+    except KeyError as error:
+        raise TerraFMError(f"{join(folder, BEST_FILE)} has no {error}: remove it") from None
+
+
+def write_best(folder: str, best: Best | None) -> None:
+    """Replaces best.json; without a best there is none.
+
+    Raises:
+        StoreRefusedError, StoreFailedError: disk or store do not take it.
+    """
+    uri = join(folder, BEST_FILE)
+    if best is None:
+        remove(uri)
+        return
+    document = {
+        "step": best.step,
+        "checkpoint": best.checkpoint,
+        "metric": best.metric,
+        "mode": best.mode,
+        "value": best.value,
+    }
+    write_bytes(uri, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def hold(folder: str, steps: Collection[int]) -> None:
+    """Says which checkpoints a validation still needs.
+
+    Raises:
+        StoreRefusedError, StoreFailedError: disk or store do not take it.
+    """
+    uri = join(folder, HELD_FILE)
+    if not steps:
+        remove(uri)
+        return
+    write_bytes(uri, (json.dumps({"steps": sorted(steps)}) + "\n").encode())
+
+
+def held_reasons(folder: str) -> dict[int, str]:
+    """Step -> why its checkpoint must stay, whatever the rules of retention say.
+
+    Raises:
+        TerraFMError: one of the two files is not readable.
+    """
+    # In this order: a validation that ends meanwhile names the best before it lets go of it.
+    document = _read(join(folder, HELD_FILE)) or {}
+    best = read_best(folder)
+    reasons = dict.fromkeys(document.get("steps", ()), "validation")
+    return reasons if best is None else reasons | {best.step: f"best {best.metric}"}
+
+
+def find_checkpoint(uri: str) -> str:
+    """A checkpoint's URI, where `RUN/checkpoints/best` stands for the best one of a run.
+
+    Raises:
+        UsageError: the run has no best checkpoint.
+    """
+    folder, _, name = uri.rstrip("/").rpartition("/")
+    if name != BEST or exists(join(uri, MARKER)):
+        return uri
+    best = read_best(folder or ".")
+    if best is None:
+        raise UsageError(
+            f"{uri}: there is no {BEST_FILE}, the run was trained without validation "
+            "(validation.every_steps), or none has ended yet"
+        )
+    return join(folder or ".", best.checkpoint)
+
+
+def _read(uri: str) -> dict[str, Any] | None:
+    try:
+        document: dict[str, Any] = json.loads(read_bytes(uri))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        raise TerraFMError(f"{uri} is not readable: remove it") from None
+    return document
