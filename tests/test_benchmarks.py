@@ -63,6 +63,7 @@ def test_every_figure_has_its_file():
         "step",
         "stream",
         "sweep_overhead",
+        "validation",
     ]
 
 

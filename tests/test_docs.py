@@ -83,6 +83,28 @@ def run_pages_shell(script, folder, **environment):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_code_of_the_validation_page_runs(small_dataset, tmp_path):
+    page = "docs/validation.md"
+    (script,) = blocks(page, "bash")
+    run_pages_shell(script, tmp_path, TILES=small_dataset)
+    assert (tmp_path / "weights" / "terrafm_tiny.safetensors").exists()
+    (code,) = blocks(page, "python")
+    (tmp_path / "python").mkdir()
+    given = f"tiles = {small_dataset!r}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", given + code],
+        cwd=tmp_path / "python",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Best(step=" in done.stdout
+    assert (tmp_path / "python" / "validation.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["plain", "onnx", "terratorch"])
 def test_the_code_of_the_export_page_runs(part, checkpoint, tmp_path):
     if part != "plain":

@@ -12,6 +12,7 @@ from terrafm.config import load_config
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
+from terrafm.report_validation import validation_curve
 
 CONFIG = load_config(None, ["data.global_size=64", "data.local_size=32", "data.local_crops=3"])
 
@@ -56,6 +57,23 @@ def test_every_picture_is_written_and_reproducible(dataset: Dataset, tmp_path: P
         first = tmp_path / "first" / f"{name}.png"
         assert inked(first) > least, name
         assert first.read_bytes() == (tmp_path / "second" / f"{name}.png").read_bytes(), name
+
+
+def test_the_picture_of_a_validation(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"validation\.jsonl does not exist"):
+        validation_curve(tmp_path, tmp_path / "none.png")
+    for count, name in ((1, "one"), (30, "many")):
+        lines = [
+            {"step": 10 * s, "tail": ["bog"], "metrics": {
+                "knn20/s1/accuracy": s / 40, "knn20/s1/tail_accuracy": None,
+                "effective_rank/s1": 3.0 + s, "uniformity/s1": -s / 10,
+            }}
+            for s in range(1, count + 1)
+        ]  # fmt: skip
+        content = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / "validation.jsonl").write_text(content)
+        validation_curve(tmp_path, tmp_path / f"{name}.png")
+        assert inked(tmp_path / f"{name}.png") > 0.005
 
 
 def test_another_sample_has_other_crops(dataset: Dataset, tmp_path: Path) -> None:

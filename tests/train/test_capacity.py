@@ -14,9 +14,14 @@ nodes = st.lists(
 )
 
 
-@given(nodes, st.sampled_from([0.5, 1.0, 1.5]), st.sampled_from([0.0, 1.0]), st.integers(0, 9))
-def test_workers_fit_each_on_one_node_and_leave_something_to_read_with(found, cpu, gpu, most):
-    workers = fitting_workers(found, {"CPU": cpu, "GPU": gpu}, most)
+spares = st.sampled_from([{}, {"CPU": 0.5}, {"CPU": 1.0}, {"CPU": 2.0}, {"CPU": 0.5, "GPU": 1.0}])
+
+
+@given(
+    nodes, st.sampled_from([0.5, 1.0, 1.5]), st.sampled_from([0.0, 1.0]), st.integers(0, 9), spares
+)
+def test_workers_fit_each_on_one_node_and_leave_room_for_others(found, cpu, gpu, most, spare):
+    workers = fitting_workers(found, {"CPU": cpu, "GPU": gpu}, most, spare)
     staying = [node.available for node in found if node.going_at is None]
 
     def possible(number):
@@ -28,7 +33,9 @@ def test_workers_fit_each_on_one_node_and_leave_something_to_read_with(found, cp
                 return False
             place["CPU"] -= cpu
             place["GPU"] -= gpu
-        return number == 0 or sum(node["CPU"] for node in left) > 0
+        gpus = sum(node["GPU"] for node in left) - spare.get("GPU", 0)
+        cpus = sum(node["CPU"] for node in left) - spare.get("CPU", 0)
+        return number == 0 or (cpus > 0 and gpus >= 0)
 
     assert 0 <= workers <= most
     assert possible(workers)
@@ -63,6 +70,25 @@ def test_every_worker_finds_a_place_to_read_on_one_node(found, cpu, gpu, most):
     if each >= 1:
         # No worker could have another whole CPU.
         assert sum(int(n["CPU"] + 1e-6) for n in left) < workers
+
+
+@given(nodes, st.sampled_from([0.5, 1.0, 1.5]), st.integers(1, 9), spares)
+def test_who_reads_leaves_room_for_a_validation(found, cpu, most, spare):
+    need = {"CPU": cpu}
+    workers = fitting_workers(found, need, most, spare)
+    if not workers:
+        return
+    each = reading_cpus(found, need, workers, spare)
+    assert 0 < each <= reading_cpus(found, need, workers)
+    staying = sum(node.available["CPU"] for node in found if node.going_at is None)
+    assert staying - workers * (cpu + each) >= spare.get("CPU", 0) - 1e-6
+
+
+def test_a_validation_takes_of_the_node_with_the_most():
+    found = [Node("id", "name", {"CPU": cpus}) for cpus in (2.0, 5.0)]
+    assert reading_cpus(found, {"CPU": 1.0}, 1) == 6
+    # Left are 4 and 2, of which 2 and 2 stay.
+    assert reading_cpus(found, {"CPU": 1.0}, 1, {"CPU": 2.0}) == 4
 
 
 def test_halves_on_two_nodes_are_no_whole():

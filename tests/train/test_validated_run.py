@@ -1,0 +1,105 @@
+"""A run that validates: its lines, its best checkpoint, and what a user does with that."""
+
+import json
+import sys
+
+import pytest
+import ray
+from ray import cloudpickle
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import terrafm
+from terrafm.config import load_config
+from terrafm.errors import UsageError
+from terrafm.eval.validation import CheckpointValidation
+from terrafm.train.events import read_events
+from terrafm.train.run import describe, pretrain
+from terrafm.train.validations import read_validations
+
+SETTINGS = [
+    "train.global_batch=4",
+    "train.micro_batch=2",
+    "head.num_prototypes=32",
+    "train.checkpoint_every=2",
+    "train.keep_checkpoints=1",
+    "data.local_crops=1",
+    "validation.every_steps=2",
+    "validation.samples=9",
+    "validation.metric=uniformity/fused",
+]
+
+
+class Falling(CheckpointValidation):
+    """The real one, whose deciding metric falls from checkpoint to checkpoint."""
+
+    def score(self, checkpoint):
+        """As it is, but for one value."""
+        score = super().score(checkpoint)
+        score["metrics"]["uniformity/fused"] = -float(checkpoint.rpartition("_")[2])
+        return score
+
+
+@pytest.fixture(autouse=True)
+def own_ray():
+    ray.shutdown()
+    # The workers cannot import a module of the tests.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    ray.shutdown()
+
+
+def test_a_run_names_its_best_checkpoint_and_keeps_it(run, small_dataset, tmp_path):
+    output = tmp_path / "run"
+
+    def train(steps):
+        config = load_config("demo", [*SETTINGS, f"train.steps={steps}"])
+        return pretrain(config, small_dataset, str(output), validate=Falling)
+
+    first = train(2)
+    assert first.best.step == 2
+    # Interrupted after its training, before its last validation.
+    lines = read_validations(str(output))
+    (output / "validation.jsonl").unlink()
+    (output / "checkpoints" / "best.json").unlink()
+    assert train(2).best == first.best
+    assert read_validations(str(output))[0]["metrics"] == lines[0]["metrics"]
+    second = train(4)
+    assert [line["step"] for line in read_validations(str(output))] == [2, 4]
+    assert (second.steps, second.resumed_from, second.best.step) == (4, 2, 2)
+    # With train.keep_checkpoints=1 only the last would be left.
+    folder = output / "checkpoints"
+    names = ["best.json", "step_00000002", "step_00000004"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert describe(second).splitlines()[1] == (
+        f"best checkpoint {folder}/step_00000002: uniformity/fused -2"
+    )
+    assert "best checkpoint" in describe(train(4))
+    line = read_validations(str(output))[1]
+    assert line["checkpoint"] == "checkpoints/step_00000004"
+    assert (line["samples"], line["tail"]) == (9, ["class 40", "class 50"])
+    assert 0 <= line["per_class"]["fused"]["class 10"]["knn20"] <= 1
+    told = [event for event in read_events(str(output)) if event["event"] == "validated"]
+    assert [(event["step"], event["best"]) for event in told] == [(2, True), (2, True), (4, False)]
+    board = EventAccumulator(str(output / "tensorboard" / "validation"))
+    board.Reload()
+    assert board.Scalars("validation/uniformity/fused")[-1].value == -4
+
+    code, out, _ = run("checkpoint", "list", output, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["validated"] == "uniformity/fused"
+    assert [row["validation"] for row in found["checkpoints"]] == [-2, -4]
+    assert found["checkpoints"][0]["kept"] == ["best uniformity/fused"]
+    where = ("--output", tmp_path / "w", "--format", "safetensors")
+    code, _, errors = run("export", "--checkpoint", folder / "best", *where)
+    assert code == 0, errors
+    assert terrafm.load_model("terrafm_tiny", tmp_path / "w").contract is not None
+
+
+def test_a_cluster_too_small_for_both_is_refused(small_dataset, tmp_path):
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
+    config = load_config("demo", [*SETTINGS, "train.steps=2"])
+    with pytest.raises(UsageError, match=r"has 2 CPUs.* and validation.cpus=1 leave none to read"):
+        pretrain(config, small_dataset, str(tmp_path / "run"), validate=CheckpointValidation)
+    assert not (tmp_path / "run").exists()
