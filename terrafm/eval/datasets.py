@@ -13,7 +13,7 @@ from terrafm.eval.sets.class_folder import ClassFolder
 from terrafm.eval.sets.copernicus import PREFIX, open_copernicus
 from terrafm.eval.sets.geobench_v1 import TASK_FILE, open_geobench
 from terrafm.eval.sets.shard_tiles import ShardTiles
-from terrafm.storage import exists, join
+from terrafm.storage import absolute, exists, join
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,14 @@ def open_labelled(uri: str | os.PathLike[str], options: OpenOptions | None = Non
         UsageError: it does not exist, holds no images, fewer than two classes, or masks.
     """
     return check_labelled(open_set(uri, options))
+
+
+def absolute_uri(uri: str) -> str:
+    """A set's URI that means the same in every process."""
+    if not uri.startswith(PREFIX):
+        return absolute(uri)
+    name, at, folder = uri.partition("@")
+    return f"{name}{at}{absolute(folder)}" if folder else uri
 
 
 def check_labelled(opened: Any) -> LabelledSet:

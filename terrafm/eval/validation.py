@@ -10,7 +10,6 @@ with its training split as neighbours; the test split stays unseen.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from terrafm.errors import UsageError
 from terrafm.eval.compatibility import modality_choices, normalisation_for
-from terrafm.eval.datasets import open_labelled
+from terrafm.eval.datasets import absolute_uri, open_labelled
 from terrafm.eval.features import cls_features
 from terrafm.eval.geometry import alignment, uniformity
 from terrafm.eval.knn import TEMPERATURE, nearest_in, vote
@@ -41,15 +40,19 @@ _VOTES: tuple[tuple[str, int, float | None], ...] = (("knn20", 20, TEMPERATURE),
 _SHARES = ("accuracy", "balanced_accuracy", "tail_accuracy")
 
 
-@dataclass(frozen=True)
 class CheckpointValidation:
     """The validation of a run; give the class to `pretrain` as `validate`.
 
-    Attributes:
+    Args:
         task: the run.
     """
 
-    task: ValidationTask
+    def __init__(self, task: ValidationTask) -> None:
+        self.task = task
+        own, wanted = task.data.rstrip("/"), task.config.validation.data
+        # It is read in another process, perhaps on another machine.
+        uri = own if wanted is None else absolute_uri(wanted).rstrip("/")
+        self._labelled = None if uri == own else uri
 
     def check(self) -> tuple[str, ...]:
         """Names of the metrics that every score will have.
@@ -96,18 +99,17 @@ class CheckpointValidation:
         }
 
     def _open(self) -> LabelledSet:
-        wanted, own = self.task.config.validation.data, self.task.data
         images: LabelledSet
-        if wanted is None or wanted.rstrip("/") == own.rstrip("/"):
+        if self._labelled is None:
             # The version that the run trains on: a set that grows would move the scores.
-            images = ShardTiles(own, self.task.fingerprint)
+            images = ShardTiles(self.task.data, self.task.fingerprint)
             if len(images.classes) < 2:
                 raise UsageError(
-                    f"dataset {own} has one land-cover class: give another labelled set as "
-                    "validation.data, or set validation.every_steps=0"
+                    f"dataset {images.uri} has one land-cover class: give another labelled set "
+                    "as validation.data, or set validation.every_steps=0"
                 )
         else:
-            images = open_labelled(wanted)
+            images = open_labelled(self._labelled)
         if images.labels.ndim > 1:
             raise UsageError(
                 f"validation.data={images.uri} has several labels per image: validation takes "

@@ -139,7 +139,8 @@ def test_a_checkpoint_scores_as_its_exported_weights_do(checkpoint, small_datase
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["data=nowhere"], "labelled set nowhere does not exist"),
+        (["data=nowhere"], "labelled set /.*nowhere does not exist"),
+        (["data=copernicus:nothing@here"], "copernicus:nothing@/.*here: expected copernicus:NAME"),
         (["metric=knn20/s2/accuracy"], "metric=knn20/s2/accuracy is no metric .* are knn20/s1"),
     ],
 )
