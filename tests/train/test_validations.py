@@ -2,12 +2,14 @@
 
 import json
 import math
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from terrafm.config import load_config
 from terrafm.errors import TerraFMError, UsageError
@@ -18,7 +20,7 @@ from terrafm.train.checkpoints.best import (
     held_reasons,
     read_best,
 )
-from terrafm.train.checkpoints.inventory import list_run
+from terrafm.train.checkpoints.inventory import list_run, render_list
 from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
 from terrafm.train.checkpoints.store import TrainingState, list_checkpoints, save_checkpoint
 from terrafm.train.engine import EngineState
@@ -128,6 +130,12 @@ def test_pruning_keeps_the_best_and_what_a_validation_still_needs(tmp_path):
     assert there(tmp_path) == [40, 80]
 
 
+def shown(renderable):
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(renderable)
+    return console.export_text()
+
+
 def test_the_list_marks_the_best(tmp_path):
     save(tmp_path, 20, 40)
     log = ValidationLog(str(tmp_path), CONFIG, total_steps=40)
@@ -137,6 +145,7 @@ def test_the_list_marks_the_best(tmp_path):
     assert found["validated"] == "knn"
     assert [row["validation"] for row in found["checkpoints"]] == [0.7, 0.6]
     assert found["checkpoints"][0]["kept"] == ["best knn"]
+    assert "0.7000" in shown(render_list(found))
 
 
 def test_best_stands_for_a_checkpoint(tmp_path):

@@ -14,7 +14,7 @@ from rich.text import Text
 from terrafm.config import TrainConfig
 from terrafm.errors import UsageError
 from terrafm.storage import file_size, join, list_names
-from terrafm.train.checkpoints.best import find_checkpoint, held_reasons, read_best
+from terrafm.train.checkpoints.best import Best, find_checkpoint, held_reasons, read_best
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
@@ -64,7 +64,7 @@ def list_run(uri: str) -> dict[str, Any]:
         row["validation"] = values.get(row["step"])
     return {
         "uri": uri,
-        "keep": _words(rules),
+        "keep": _words(rules, chosen),
         "best": None if rules is None else rules.best,
         "validated": None if chosen is None else chosen.metric,
         "checkpoints": rows,
@@ -200,7 +200,7 @@ def _wrong_size(uri: str, files: dict[str, Any]) -> str:
     return ""
 
 
-def _words(rules: Retention | None) -> str:
+def _words(rules: Retention | None, chosen: Best | None) -> str:
     if rules is None:
         return ""
     parts = ["the newest" if rules.last == 1 else f"the newest {rules.last}"]
@@ -209,6 +209,8 @@ def _words(rules: Retention | None) -> str:
     if rules.best is not None:
         extreme = "smallest" if rules.best_mode == "min" else "largest"
         parts.append(f"the {extreme} {rules.best}")
+    if chosen is not None:
+        parts.append(f"the best {chosen.metric}")
     return ", ".join(parts)
 
 
