@@ -25,7 +25,7 @@ from terrafm.train.trackers import TrackedRun
 from terrafm.train.validations import ValidationLog, read_validations
 from terrafm.train.validator import Validator
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CPUS = 3
 CONFIG = load_config(
@@ -83,7 +83,7 @@ def starts(run):
     return [tuple(map(int, line.split())) for line in lines]
 
 
-def until(condition, what, seconds=90):
+def until(condition, what, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what
@@ -127,7 +127,7 @@ def test_the_newest_is_next_and_the_last_is_waited_for(tmp_path):
     told = [(e["step"], e["value"], e["best"]) for e in read_events(str(tmp_path))]
     assert told == [(10, 0.1, True), (40, 0.025, False)]
     assert list((tmp_path / "tensorboard" / "validation").iterdir())
-    until(lambda: free_cpus() == CPUS, "its CPU is not free again", 20)
+    until(lambda: free_cpus() == CPUS, "its CPU is not free again", 120)
 
 
 def test_a_process_that_dies_is_started_again_and_a_fault_that_stays_is_told_once(tmp_path):
@@ -160,7 +160,7 @@ def test_what_is_under_way_when_a_run_fails_ends_and_is_done_by_the_next_command
     with pytest.raises(RuntimeError, match="training failed"):
         train()
     assert steps_of(tmp_path) == []
-    until(lambda: free_cpus() == CPUS, "its CPU is not free again", 20)
+    until(lambda: free_cpus() == CPUS, "its CPU is not free again", 120)
     allow(tmp_path, 10)
     with new_validator(tmp_path, 20):
         pass
@@ -190,7 +190,7 @@ def test_it_lives_on_what_is_left_and_makes_way(tmp_path):
         assert validator.spare(nodes) == {"CPU": 1.0}
         assert fitting_workers(nodes, need, 9, validator.spare(nodes)) == 1
         until(lambda: len(starts(tmp_path)) == 1, "never started")
-        until(lambda: not validator.spare(cluster_nodes()), "not seen on the cluster", 20)
+        until(lambda: not validator.spare(cluster_nodes()), "not seen on the cluster", 120)
         nodes = cluster_nodes()
         # What it holds is in no count of what is free, so that it counts once.
         assert sum(node.available.get("CPU", 0) for node in nodes) == CPUS - 1
@@ -209,7 +209,7 @@ def test_workers_that_fit_only_without_it_come_first(tmp_path):
     small = CONFIG.model_copy(update={"cpus": 0.5})
     with new_validator(tmp_path, 20, small) as validator:
         until(lambda: len(starts(tmp_path)) == 1, "never started")
-        until(lambda: not validator.spare(cluster_nodes()), "not seen on the cluster", 20)
+        until(lambda: not validator.spare(cluster_nodes()), "not seen on the cluster", 120)
         # Of two nodes this would be the one that the validation lies on: worker 2 has no place.
         (node,) = cluster_nodes()
         halves = [
@@ -218,7 +218,7 @@ def test_workers_that_fit_only_without_it_come_first(tmp_path):
         ]
         assert fitting_workers(halves, {"CPU": 1.25}, 2, validator.spare(halves)) == 1
         assert validator.make_way(halves, {"CPU": 1.25}, 2)
-        until(lambda: free_cpus() == CPUS, "it has not made way", 20)
+        until(lambda: free_cpus() == CPUS, "it has not made way", 120)
         validator.go_on()
         until(lambda: len(starts(tmp_path)) == 2, "it was not done again")
         allow(tmp_path, 10)
