@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from terrafm.progress import Advance, progress_bar
 from terrafm.terminal import JsonOption, console, report
@@ -40,7 +41,7 @@ def knn_command(
     from terrafm.eval.feature_job import FeatureWorkers
     from terrafm.eval.knn import evaluate_knn, render
 
-    with _shown(workers, as_json) as advance:
+    with _shown(workers, as_json) as (advance, _):
         many = None if workers is None else FeatureWorkers(workers, progress=advance)
         result = evaluate_knn(weights, data, workers=many)
     report(result, as_json, render)
@@ -62,7 +63,11 @@ def compare_command(
     ] = None,
     protocol: Annotated[
         list[str] | None,
-        typer.Option("--protocol", help="knn20, knn5 or linear; repeatable. By default all."),
+        typer.Option(
+            "--protocol",
+            help="knn20, knn5, linear or finetune; for masks linear, upernet or finetune; "
+            "repeatable. By default those that do not train for long.",
+        ),
     ] = None,
     modality: Annotated[
         list[str] | None,
@@ -89,20 +94,22 @@ def compare_command(
     seed: Annotated[int, typer.Option(min=0, help="Of folds and bootstrap.")] = 0,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap draws.")] = 1000,
     workers: WorkersOption = None,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Of UPerNet and, at most, of fine-tuning.")
+    ] = 30,
     as_json: JsonOption = False,
 ) -> None:
-    """One table of encoders, each score with its 95 % interval: neighbours and linear probe.
+    """One table of encoders, each score with its 95 % interval: neighbours, probes, fine-tuning.
 
     Mean spectrum, other encoders, an untrained one, and the weights.
     """
     from terrafm.eval.compare import compare
     from terrafm.eval.datasets import OpenOptions
-    from terrafm.eval.protocols import PROTOCOLS
     from terrafm.eval.table import CompareOptions, render
 
     options = CompareOptions(
         modalities=modality,
-        protocols=tuple(protocol or PROTOCOLS),
+        protocols=tuple(protocol) if protocol else None,
         features=features,
         size=size,
         batch=batch,
@@ -110,6 +117,7 @@ def compare_command(
         seed=seed,
         resamples=resamples,
         workers=workers,
+        epochs=epochs,
         open=OpenOptions(
             modality=modality[0] if modality and len(modality) == 1 else None,
             bands=band_names(bands),
@@ -118,23 +126,25 @@ def compare_command(
             check_units=normalise is not Normalise.SET,
         ),
     )
-    with _shown(workers, as_json) as advance:
+    with _shown(workers, as_json) as (advance, tell):
         options = replace(options, progress=advance)
-        result = compare(data, weights or (), baseline or (), options)
+        result = compare(data, weights or (), baseline or (), options, tell)
     report(result, as_json, render)
 
 
 @contextmanager
-def _shown(workers: int | None, as_json: bool) -> Iterator[Advance | None]:
-    """A bar of the images that workers have done, or that features are being computed."""
+def _shown(
+    workers: int | None, as_json: bool
+) -> Iterator[tuple[Advance | None, Callable[[str], None]]]:
+    """A bar of the images that workers have done, or what is being done, in words."""
     if as_json:
-        yield None
+        yield None, lambda _: None
     elif workers is None:
-        with console.status("computing features"):
-            yield None
+        with console.status("computing features") as status:
+            yield None, lambda text: status.update(escape(text))
     else:
         with progress_bar(console, "images") as advance:
-            yield advance
+            yield advance, lambda _: None
 
 
 def band_names(text: str | None) -> tuple[str, ...] | None:

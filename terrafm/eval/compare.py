@@ -15,12 +15,20 @@ from terrafm.errors import UsageError
 from terrafm.eval.datasets import check_labelled, open_set
 from terrafm.eval.feature_cache import cached_features, parts_uri
 from terrafm.eval.feature_job import forget_parts
+from terrafm.eval.finetune.classes import finetune_classes
+from terrafm.eval.finetune.training import Tell, prefixed
 from terrafm.eval.labelled import LabelledSet
 from terrafm.eval.metrics import as_dicts, multi_label_scores, single_label_scores
-from terrafm.eval.protocols import FOLDS, PROTOCOLS, Outcome, Task, predict
+from terrafm.eval.protocols import CLASS_PROTOCOLS, FOLDS, PROTOCOLS, Outcome, Task, predict
 from terrafm.eval.rows import Row
-from terrafm.eval.segmentation import compare_masks
-from terrafm.eval.table import CompareOptions, provenance, table_rows
+from terrafm.eval.segmentation.table import compare_masks
+from terrafm.eval.table import (
+    CompareOptions,
+    check_protocols,
+    provenance,
+    table_rows,
+    with_scores,
+)
 
 
 def compare(
@@ -28,32 +36,33 @@ def compare(
     weights: Sequence[str | os.PathLike[str]] = (),
     baselines: Sequence[str] = (),
     options: CompareOptions | None = None,
+    tell: Tell = lambda _: None,
 ) -> dict[str, Any]:
     """Scores encoders on a labelled set, all by the same protocols.
 
     Args:
-        data: URI of the set; one with masks is scored by the linear probe on patches.
+        data: URI of the set, with classes or with masks.
         weights: URIs of exported or released TerraFM weights.
         baselines: other encoders, `timm:NAME` or `timm:NAME@URI`.
         options: how.
+        tell: receives, in a few words, what is being done.
 
     Returns:
         JSON-able: "rows" of {"title", "seen", "features", "protocols": protocol -> {"scores":
         metric -> {"value", "low", "high"}, ...}}, and how they came about.
 
     Raises:
-        UsageError: an unreadable or unfit encoder, an unknown protocol, or a labelled set that
-            does not exist, has no images or one class.
+        UsageError: an unreadable or unfit encoder, a protocol that does not fit, or a labelled set
+            that does not exist, has no images or one class.
     """
     options = options or CompareOptions()
-    for protocol in options.protocols:
-        if protocol not in PROTOCOLS:
-            raise UsageError(f"unknown protocol {protocol!r}: one of {', '.join(PROTOCOLS)}")
+    check_protocols(options)
     opened = open_set(data, options.open)
     if hasattr(opened, "mask"):
         if options.workers is not None:
             raise UsageError(f"{opened.uri} has masks: it is scored in one process, not --workers")
-        return compare_masks(opened, weights, baselines, options)
+        return compare_masks(opened, weights, baselines, options, tell)
+    protocols = options.chosen(PROTOCOLS, CLASS_PROTOCOLS, f"{opened.uri} has classes")
     images = check_labelled(opened)
     notes: list[str] = []
     look = options.look(images)
@@ -75,20 +84,23 @@ def compare(
         options.seed,
     )
     _check(images, task)
-    shown = [
-        {
-            "title": row.title,
-            "seen": row.seen,
-            "features": kept,
-            "protocols": {
-                protocol: _scored(
-                    predict(protocol, features[usable], task, look.device), task, options
-                )
-                for protocol in options.protocols
-            },
-        }
-        for row, (features, kept) in zip(rows, found, strict=True)
-    ]
+    kept_rows = np.flatnonzero(usable)
+    shown = []
+    for row, (features, file) in zip(rows, found, strict=True):
+        scored = {}
+        for protocol in protocols:
+            tell(f"{row.title}: {protocol}")
+            if protocol != "finetune":
+                outcome = predict(protocol, features[usable], task)
+            elif row.encoder is not None:
+                outcome = finetune_classes(
+                    row, images, kept_rows, task, look, options.epochs,
+                    prefixed(tell, f"{row.title}: fine-tuning, "),
+                )  # fmt: skip
+            else:
+                continue
+            scored[protocol] = _scored(outcome, task, options)
+        shown.append({"title": row.title, "seen": row.seen, "features": file, "protocols": scored})
     multi = task.labels.ndim == 2
     if multi and (absent := _absent(images, task)):
         notes.append(f"no scored image has {', '.join(absent)}: no part in mAP")
@@ -97,7 +109,7 @@ def compare(
         "task": "several labels" if multi else "one label",
         "n": _scored_count(task),
         "split": _split_text(task),
-        "rows": shown,
+        "rows": with_scores(shown, protocols, notes),
         "notes": list(dict.fromkeys(notes)),
     }
 
@@ -153,6 +165,6 @@ def _split_text(task: Task) -> str:
     places = len(np.unique(task.groups))
     out = "image" if places == len(task.labels) else "place"
     return (
-        f"neighbours leave one {out} out; linear probe cross-validated in {min(FOLDS, places)} "
-        "folds"
+        f"neighbours leave one {out} out; what is fitted is cross-validated in "
+        f"{min(FOLDS, places)} folds"
     )

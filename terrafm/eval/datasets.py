@@ -56,13 +56,15 @@ def check_labelled(opened: Any) -> LabelledSet:
     """An open set as one with classes.
 
     Raises:
-        UsageError: it has masks, or fewer than two classes.
+        UsageError: it has masks, fewer than two classes, or no label at all.
     """
     if hasattr(opened, "mask"):
         raise UsageError(
             f"{opened.uri} has masks, not classes: terrafm evaluate compare scores them"
         )
     labelled: LabelledSet = opened
+    if labelled.labels.ndim == 2 and not labelled.labels.any():
+        raise UsageError(f"no image of the labelled set {labelled.uri} has a label")
     present = len(np.unique(labelled.labels))
     if present < 2:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Protocols on cached features: nearest neighbours and the linear probe.
+"""Protocols by name; those on cached features: nearest neighbours and the linear probe.
 
 A set with splits is fitted on its training split, tuned on its validation split and scored on its
 test split. A set without is scored as a whole: neighbours leave out the image (and its place);
@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
@@ -19,7 +18,11 @@ from terrafm.eval.knn import TEMPERATURE, nearest_in, vote, vote_weights
 from terrafm.eval.linear_probe import LinearProbe, fit, fit_best
 
 KNN = {"knn20": (20, TEMPERATURE), "knn5": (5, None)}
+# On cached features; what is run when none is named.
 PROTOCOLS = ("knn20", "knn5", "linear")
+CLASS_PROTOCOLS = (*PROTOCOLS, "finetune")
+MASK_DEFAULTS = ("linear",)
+MASK_PROTOCOLS = ("linear", "upernet", "finetune")
 FOLDS = 5
 
 
@@ -69,20 +72,17 @@ class Outcome:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def predict(
-    protocol: str, features: NDArray[np.float32], task: Task, device: torch.device | None = None
-) -> Outcome:
+def predict(protocol: str, features: NDArray[np.float32], task: Task) -> Outcome:
     """Runs one protocol.
 
     Args:
         protocol: one of `PROTOCOLS`.
         features: (N, D) rows of unit length.
         task: the labels.
-        device: where the linear probe is fitted; by default the CPU.
     """
     if protocol in KNN:
         return _neighbours(features, task, *KNN[protocol])
-    return _linear(features, task, device)
+    return _linear(features, task)
 
 
 def _neighbours(
@@ -105,25 +105,20 @@ def _neighbours(
     return Outcome(rows, np.clip(shares, 0.0, 1.0), used)
 
 
-def _linear(features: NDArray[np.float32], task: Task, device: torch.device | None) -> Outcome:
+def _linear(features: NDArray[np.float32], task: Task) -> Outcome:
     if task.splits is not None:
         rows = task.rows("test")
-        probe = fit_best(
-            features, task.labels, task.rows("train"), task.rows("valid"), task.classes,
-            device=device,
-        )  # fmt: skip
+        probe = fit_best(features, task.labels, task.rows("train"), task.rows("valid"))
         predictions = _predict(probe, features[rows], task.labels)
         return Outcome(rows, predictions, {"weight_decay": [probe.weight_decay]})
     every = np.arange(len(features))
     shape = (len(features),) if task.labels.ndim == 1 else (len(features), task.classes)
     predicted = np.zeros(shape, np.int64 if task.labels.ndim == 1 else np.float64)
     chosen = []
-    for train, valid, test in _folds(task):
-        best = fit_best(features, task.labels, train, valid, task.classes, device=device)
+    for train, valid, test in folds(task):
+        best = fit_best(features, task.labels, train, valid)
         rest = np.concatenate([train, valid])
-        probe = fit(
-            features[rest], task.labels[rest], task.classes, best.weight_decay, device=device
-        )
+        probe = fit(features[rest], task.labels[rest], best.weight_decay)
         predicted[test] = _predict(probe, features[test], task.labels)
         chosen.append(best.weight_decay)
     return Outcome(every, predicted, {"weight_decay": chosen, "folds": len(chosen)})
@@ -135,14 +130,18 @@ def _predict(
     return probe.classes(features) if labels.ndim == 1 else probe.probabilities(features)
 
 
-def _folds(
+def folds(
     task: Task,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
-    """Training, validation and test rows of each fold; the next fold's test rows validate."""
+    """Training, validation and test rows of each fold; the next fold's test rows validate.
+
+    Raises:
+        UsageError: fewer than three places.
+    """
     count = min(FOLDS, len(np.unique(task.groups)))
     if count < 3:
         raise UsageError(
-            f"the labelled set has {count} places: cross-validation of the linear probe needs "
+            f"the labelled set has {count} places: cross-validation needs "
             "three or more (--protocol knn20 does not)"
         )
     everyone = np.arange(len(task.labels))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from rich.markup import escape
 from rich.table import Table
@@ -15,15 +16,18 @@ from terrafm.eval.datasets import OpenOptions
 from terrafm.eval.feature_job import FeatureWorkers
 from terrafm.eval.labelled import ImageSet
 from terrafm.eval.metrics import RESAMPLES
-from terrafm.eval.protocols import PROTOCOLS
+from terrafm.eval.protocols import CLASS_PROTOCOLS, MASK_PROTOCOLS
 from terrafm.eval.rows import Look, Row, mean_spectrum_row, weights_rows
 from terrafm.eval.timm_rows import PREFIX, timm_row
 from terrafm.modalities import MODALITIES
 
+EPOCHS = 30
 _NAMES = {
     "knn20": "kNN k=20",
     "knn5": "kNN k=5",
     "linear": "linear probe",
+    "upernet": "UPerNet",
+    "finetune": "fine-tuned",
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced",
     "f1_macro": "macro F1",
@@ -42,7 +46,7 @@ class CompareOptions:
     Attributes:
         modalities: those to use, fused if they are several; by default one, L2A before L1C before
             radar.
-        protocols: some of `PROTOCOLS`.
+        protocols: some of `CLASS_PROTOCOLS` or `MASK_PROTOCOLS`; by default the fast ones.
         features: URI of the folder that keeps features; None keeps none.
         size: side to which images are resized, pixels.
         batch: images at once.
@@ -50,13 +54,14 @@ class CompareOptions:
         by_set: normalise by the set's own statistics, not by those that weights state.
         seed: of folds and bootstrap.
         resamples: bootstrap draws.
+        epochs: of UPerNet and, at most, of fine-tuning.
         open: what the set does not say of itself.
         workers: Ray actors that make the features; None for this process.
         progress: called with (images done, images in all) for every encoder, with workers.
     """
 
     modalities: Sequence[str] | None = None
-    protocols: Sequence[str] = PROTOCOLS
+    protocols: Sequence[str] | None = None
     features: str | None = None
     size: int = 224
     batch: int = 32
@@ -64,6 +69,7 @@ class CompareOptions:
     by_set: bool = False
     seed: int = 0
     resamples: int = RESAMPLES
+    epochs: int = EPOCHS
     open: OpenOptions = field(default_factory=OpenOptions)
     workers: int | None = None
     progress: Callable[[int, int], None] | None = None
@@ -85,6 +91,34 @@ class CompareOptions:
             if self.workers is None
             else FeatureWorkers(self.workers, self.open, self.device, self.progress),
         )
+
+    def chosen(self, usual: Sequence[str], fit: Sequence[str], what: str) -> tuple[str, ...]:
+        """The protocols to run, each once.
+
+        Args:
+            usual: where none is named.
+            fit: those that can be run.
+            what: says what the set is, for the message.
+
+        Raises:
+            UsageError: one that cannot.
+        """
+        for protocol in self.protocols or ():
+            if protocol not in fit:
+                raise UsageError(f"{what}: its protocols are {', '.join(fit)}, not {protocol}")
+        return tuple(dict.fromkeys(self.protocols or usual))
+
+
+def check_protocols(options: CompareOptions) -> None:
+    """Refuses a protocol that is for no set at all, before one is opened.
+
+    Raises:
+        UsageError: it names it.
+    """
+    known = tuple(dict.fromkeys((*CLASS_PROTOCOLS, *MASK_PROTOCOLS)))
+    for protocol in options.protocols or ():
+        if protocol not in known:
+            raise UsageError(f"unknown protocol {protocol!r}: one of {', '.join(known)}")
 
 
 def table_rows(
@@ -126,6 +160,28 @@ def provenance(images: ImageSet, look: Look, options: CompareOptions) -> dict[st
     }
 
 
+def with_scores(
+    rows: Sequence[dict[str, Any]], protocols: Sequence[str], notes: list[str]
+) -> list[dict[str, Any]]:
+    """Rows that have a score: what has no encoder of ours cannot be fine-tuned.
+
+    Args:
+        rows: all of the table.
+        protocols: those that were run.
+        notes: receives what was not.
+
+    Raises:
+        UsageError: none has.
+    """
+    if "finetune" in protocols:
+        without = [row["title"] for row in rows if "finetune" not in row["protocols"]]
+        notes.append(f"only TerraFM's encoders are fine-tuned, not: {', '.join(without)}")
+    kept = [row for row in rows if row["protocols"]]
+    if not kept:
+        raise UsageError("fine-tuning needs an encoder: --weights URI")
+    return kept
+
+
 def render(result: dict[str, Any]) -> Table:
     """The result as a table for the terminal."""
     table = Table(
@@ -139,6 +195,7 @@ def render(result: dict[str, Any]) -> Table:
                     f"{result['resamples']} draws, seed {result['seed']}",
                     *(f"{name}: {text}" for name, text in result["bands"].items()),
                     *(f"{row['title']}: {row['seen']}" for row in result["rows"]),
+                    *(text for row in result["rows"] for text in _chosen(row)),
                     *result["notes"],
                 ]
             )
@@ -158,6 +215,19 @@ def render(result: dict[str, Any]) -> Table:
             )
         table.add_section()
     return table
+
+
+def _chosen(row: dict[str, Any]) -> list[str]:
+    """What training chose, of protocols that train for long."""
+    lines = []
+    for protocol, scored in row["protocols"].items():
+        if "epochs" in scored:
+            rates = ", ".join(f"{rate:g}" for rate in np.atleast_1d(scored["learning_rate"]))
+            best = ", ".join(str(epoch) for epoch in np.atleast_1d(scored.get("epoch", [])))
+            epochs = f"{scored['epochs']} epochs"
+            spent = f"best after epoch {best} of {epochs}" if best else epochs
+            lines.append(f"{row['title']}, {_NAMES[protocol]}: learning rate {rates}, {spent}")
+    return lines
 
 
 def _cell(score: dict[str, float]) -> str:

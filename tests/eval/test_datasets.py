@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from terrafm.errors import UsageError
-from terrafm.eval.datasets import open_labelled
+from terrafm.eval.datasets import check_labelled, open_labelled
 from terrafm.eval.sets.class_folder import ClassFolder
 from terrafm.eval.sets.geotiff import EUROSAT_BANDS
 from terrafm.modalities import MODALITIES
@@ -66,6 +67,20 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "Forest" / "notes.txt").write_text("nothing")
     with pytest.raises(UsageError, match="no images under"):
         open_labelled(tmp_path)
+
+
+def test_images_without_labels_are_refused_in_one_line(
+    tmp_path: Path, write_image: WriteImage, refused: Callable[..., str]
+) -> None:
+    write_image(tmp_path / "a.tif", np.ones((13, 8, 8), np.uint16))
+    line = refused("evaluate", "compare", "--data", tmp_path)
+    assert f"no images under {tmp_path}: expected a folder per class with GeoTIFFs" in line
+
+
+def test_a_set_of_several_labels_in_which_nobody_has_any_is_refused() -> None:
+    images = SimpleNamespace(uri="nowhere", labels=np.zeros((4, 3), np.int64))
+    with pytest.raises(UsageError, match="no image of the labelled set nowhere has a label"):
+        check_labelled(images)
 
 
 def test_one_class_is_refused(folder: Path) -> None:

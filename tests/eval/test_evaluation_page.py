@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,13 +14,11 @@ import pytest
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
 
 
-def block(language):
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.M | re.S)
-    return found
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.M | re.S)
 
 
-@pytest.mark.slow
-def test_the_commands_run(tmp_path, shared_folder, weights):
+def run_shell(script, tmp_path, shared_folder, weights):
     # Where the page has them.
     shutil.copytree(Path(weights).parent, tmp_path / "weights")
     environment = os.environ | {
@@ -27,17 +26,42 @@ def test_the_commands_run(tmp_path, shared_folder, weights):
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block("bash")],
+        ["bash", "-euo", "pipefail", "-c", script],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "mean spectrum" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_run(tmp_path, shared_folder, weights):
+    assert "mean spectrum" in run_shell(blocks("bash")[0], tmp_path, shared_folder, weights)
     result = json.loads((tmp_path / "table.json").read_text())
     assert result["n"] == 100
     assert len(list((tmp_path / "features").glob("*.parquet"))) == 3
 
 
+@pytest.mark.slow
+def test_the_command_of_fine_tuning_runs(tmp_path, shared_folder, weights):
+    printed = run_shell(blocks("bash")[2], tmp_path, shared_folder, weights)
+    assert "best after epoch" in " ".join(printed.split())
+
+
+def test_the_command_of_masks_runs(fields, weights, run, monkeypatch):
+    monkeypatch.setattr("terrafm.eval.compare.open_set", lambda *_: fields())
+    monkeypatch.setattr("terrafm.eval.segmentation.upernet.WIDTH", 8)
+    (command,) = blocks("bash")[1].splitlines()
+    program, *arguments = shlex.split(command)
+    assert program == "terrafm"
+    given = [weights if argument == "weights" else argument for argument in arguments]
+    code, printed, errors = run(*given, "--size", "64", "--epochs", "1", "--resamples", "20")
+    assert code == 0, errors
+    words = " ".join(printed.split())
+    assert "linear probe" in words
+    assert "UPerNet: learning rate" in words
+
+
 def test_the_python_runs(small_dataset, weights, capsys):
     names = {"data": small_dataset, "weights": weights}
-    exec(compile(block("python"), str(PAGE), "exec"), names)
+    exec(compile(blocks("python")[0], str(PAGE), "exec"), names)
     assert "untrained" in capsys.readouterr().out

@@ -2,53 +2,20 @@
 
 import numpy as np
 import pytest
+import torch
+from sklearn.metrics import confusion_matrix
 
 from terrafm.errors import UsageError
 from terrafm.eval.labelled import Grid
-from terrafm.eval.segmentation import compare_masks
+from terrafm.eval.segmentation.table import compare_masks
+from terrafm.eval.segmentation.task import MaskTask
 from terrafm.eval.table import CompareOptions, render
-
-
-class Fields:
-    """Images of four fields, each of two crops with a spectrum of its own; a strip is nodata."""
-
-    uri = "fields"
-    classes = ("no data", "wheat", "maize")
-    modalities = ("s2_l2a",)
-    bands = {"s2_l2a": "made here"}  # noqa: RUF012
-    fingerprint = "fields"
-    ignore: int | None = 0
-
-    def __init__(self, noise=0.0, count=20):
-        self.names = [f"field {i}" for i in range(count)]
-        self.groups = np.arange(count)
-        self.splits = np.array((["train"] * 3 + ["valid", "test"]) * (count // 5))
-        generator = np.random.default_rng(0)
-        self.crops = generator.integers(1, 3, size=(count, 2, 2))
-        self.noise = noise * generator.normal(size=(count, 12, 64, 64))
-        self.reads = 0
-
-    def mask(self, row):
-        mask = np.kron(self.crops[row], np.ones((32, 32), int))
-        mask[:, :8] = 0
-        return mask
-
-    def read(self, row, modalities):
-        self.reads += 1
-        crops = np.kron(self.crops[row], np.ones((32, 32)))
-        spectrum = np.linspace(-0.05, 0.05, 12)[:, None, None]
-        pixels = 0.14 + spectrum * (2 * crops - 3) + self.noise[row]
-        return {"s2_l2a": [Grid(tuple(range(12)), pixels.astype(np.float32))]}
-
-    def statistics(self):
-        return {"s2_l2a": {"mean": [0.14] * 12, "std": [0.05] * 12}}
-
 
 FAST = CompareOptions(size=64, resamples=20)
 
 
-def test_patches_that_tell_the_crop_are_segmented(weights):
-    result = compare_masks(Fields(), [weights], (), FAST)
+def test_patches_that_tell_the_crop_are_segmented(fields, weights):
+    result = compare_masks(fields(), [weights], (), FAST)
     assert result["task"] == "segmentation"
     assert result["n"] == 4
     assert [row["title"].split()[0] for row in result["rows"]][:2] == ["mean", "untrained"]
@@ -57,12 +24,12 @@ def test_patches_that_tell_the_crop_are_segmented(weights):
     assert spectrum["miou"]["low"] <= spectrum["miou"]["value"] <= spectrum["miou"]["high"]
     assert "pixels of label 0 do not count" in result["notes"]
     render(result)
-    again = compare_masks(Fields(), [weights], (), FAST)
+    again = compare_masks(fields(), [weights], (), FAST)
     assert again == result
 
 
-def test_noise_is_not_segmented():
-    images = Fields()
+def test_noise_is_not_segmented(fields):
+    images = fields()
 
     def noise(row, modalities):
         pixels = 0.14 + 0.05 * np.random.default_rng(row).normal(size=(12, 64, 64))
@@ -73,8 +40,8 @@ def test_noise_is_not_segmented():
     assert result["rows"][0]["protocols"]["linear"]["scores"]["miou"]["value"] < 0.6
 
 
-def test_labels_of_the_test_split_and_nodata_teach_nothing():
-    images, changed = Fields(noise=0.05), Fields(noise=0.05)
+def test_labels_of_the_test_split_and_nodata_teach_nothing(fields):
+    images, changed = fields(noise=0.05), fields(noise=0.05)
     test = changed.splits == "test"
     changed.crops = np.where(test[:, None, None], 3 - changed.crops, changed.crops)
     # The pixels stay those of the first.
@@ -85,9 +52,9 @@ def test_labels_of_the_test_split_and_nodata_teach_nothing():
     assert right + wrong == pytest.approx(1.0)
 
 
-def test_patch_maps_are_computed_once(tmp_path, weights):
+def test_patch_maps_are_computed_once(fields, tmp_path, weights):
     options = CompareOptions(size=64, resamples=20, features=str(tmp_path))
-    images = Fields()
+    images = fields()
     first = compare_masks(images, [weights], (), options)
     reads = images.reads
     assert reads > 0
@@ -95,18 +62,51 @@ def test_patch_maps_are_computed_once(tmp_path, weights):
     assert images.reads == reads
 
 
-def test_what_cannot_be_scored_is_refused():
+def test_what_cannot_be_scored_is_refused(fields):
     with pytest.raises(UsageError, match="TerraFM weights only"):
-        compare_masks(Fields(), (), ("timm:resnet18",), FAST)
-    with pytest.raises(UsageError, match="its protocol is linear"):
-        compare_masks(Fields(), (), (), CompareOptions(protocols=["knn5"]))
-    images = Fields()
+        compare_masks(fields(), (), ("timm:resnet18",), FAST)
+    with pytest.raises(UsageError, match="its protocols are linear, upernet, finetune, not knn5"):
+        compare_masks(fields(), (), (), CompareOptions(protocols=["knn5"]))
+    images = fields()
     images.splits = None
     with pytest.raises(UsageError, match="has no splits"):
         compare_masks(images, (), (), FAST)
-    images = Fields()
+    images = fields()
     images.crops[3] = 7
     with pytest.raises(
         UsageError, match="mask of field 3 in fields holds 7, its classes are 0 to 2"
     ):
+        compare_masks(images, (), (), FAST)
+
+
+@pytest.mark.parametrize("ignore", [0, 255, None])
+def test_confusions_are_those_of_scikit_learn_without_nodata(fields, ignore):
+    images = fields()
+    images.ignore = ignore
+    if ignore == 255:
+        images.mask = lambda row, mask=images.mask: np.where(mask(row) == 0, 255, mask(row))
+    task = MaskTask.of(images, torch.device("cpu"), 0)
+    generator = np.random.default_rng(1)
+    predicted = generator.integers(3, size=(20, 64, 64))
+
+    def logits(rows, shape):
+        assert shape == (64, 64)
+        return torch.nn.functional.one_hot(torch.from_numpy(predicted[rows])).movedim(-1, 1).float()
+
+    rows = np.arange(20)
+    confusions, loss = task.evaluate(logits, rows)
+    for row in rows:
+        truth = images.mask(row)
+        counts = truth != ignore if ignore is not None else np.ones_like(truth, bool)
+        expected = confusion_matrix(truth[counts], predicted[row][counts], labels=range(3))
+        np.testing.assert_array_equal(confusions[row], expected)
+    # Of logits 0 and 1: the same two losses wherever right and wrong.
+    right = confusions.diagonal(axis1=1, axis2=2).sum() / confusions.sum()
+    assert loss == pytest.approx(np.log(2 + np.e) - right, abs=1e-5)
+
+
+def test_a_set_whose_validation_pixels_all_are_nodata_is_refused(fields):
+    images = fields()
+    images.mask = lambda row, mask=images.mask: mask(row) * (images.splits[row] != "valid")
+    with pytest.raises(UsageError, match="no pixel of the set's valid split counts"):
         compare_masks(images, (), (), FAST)

@@ -1,0 +1,1 @@
+"""Encoders scored on masks: probes of frozen patch maps."""
