@@ -8,6 +8,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -15,6 +16,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "s3"))
 
 from s3_servers import moto_server, proxied, real_bucket, real_server, s3_bucket  # noqa: F401
+
+# A busy machine is no fault of an example.
+hypothesis.settings.register_profile("terrafm", deadline=None)
+hypothesis.settings.load_profile("terrafm")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -126,7 +126,7 @@ def cell_bytes(folder):
     return sum(path.stat().st_size for path in Path(folder).glob("*/??/*"))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 3 * UNIT)), max_size=60))
 def test_the_cache_keeps_its_limit_and_never_lies(tmp_path_factory, uses):
     folder = tmp_path_factory.mktemp("cache")

@@ -35,7 +35,7 @@ def world(tmp_path_factory):
 
 
 @given(st.floats(-89.99, 89.99), st.floats(-179.99, 179.99), st.sampled_from([-360, 0, 360]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_code_is_that_of_the_pixel_that_holds_the_place(world, latitude, longitude, turn):
     zones = ClimateZones(world)
     (code,) = zones.codes(np.array([latitude]), np.array([longitude]))

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -87,7 +87,6 @@ def test_the_bytes_are_the_same_on_every_machine(codec, dtype):
 
 
 @pytest.mark.parametrize("codec", ALL)
-@settings(deadline=None)
 @given(data=st.data())
 def test_damage_is_a_value_error_or_seen_by_the_checksum(codec, data):
     pixels = ground("uint16")

@@ -107,7 +107,7 @@ def test_resizing_takes_nothing_from_behind_the_box():
     assert (weights[:, 30] == 0).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_resizing_keeps_the_mean_of_the_ground(data):
     length = data.draw(st.integers(1, 40))

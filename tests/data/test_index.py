@@ -67,7 +67,7 @@ def test_parts_equal_the_whole(opened):
     assert index.column_names == table.column_names
     assert sum(chunk.num_rows for chunk in index.chunks(["crs"])) == 1000
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.lists(st.integers(0, 999), max_size=60))
     def check(rows):
         assert index.take(rows, NAMES).equals(table.select(NAMES).take(pa.array(rows, pa.int64())))

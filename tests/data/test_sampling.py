@@ -209,7 +209,7 @@ def test_copies_of_a_tile_are_spread_apart():
     assert all(len(np.unique(b)) >= 60 for b in batches)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 1000))
 def test_distance_of_copies(seed):
     plan = Plan(tiles([900, 100], seed), seed=seed, exponent=1)

@@ -57,7 +57,7 @@ def test_on_a_grid_the_last_window_sticks_out_by_less_than_a_patch(windows, leng
         assert end - length < windows.step
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(windows=on_a_grid(), length=st.integers(1, 400))
 def test_every_patch_is_taken_once_from_where_it_is_most_central(windows, length):
     starts = [start // windows.step for start in windows.starts(length)]

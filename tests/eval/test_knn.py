@@ -43,7 +43,7 @@ def naive(features, labels, classes, groups, k, temperature):
     return predicted
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     n=st.integers(2, 60),

@@ -116,7 +116,7 @@ def test_the_reference_is_sensitive_to_fusion(encoder):
     assert stacked.max() > 0.6
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     sets=st.lists(st.sets(st.sampled_from(NAMES), min_size=1), min_size=1, max_size=6),
     seed=st.integers(0, 2**31),

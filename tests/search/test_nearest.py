@@ -41,7 +41,7 @@ def searches(draw):
     return query, ids, vectors, draw(st.integers(1, 45)), cuts
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(searches())
 def test_any_batches_give_what_all_at_once_give(search):
     query, ids, vectors, count, cuts = search
