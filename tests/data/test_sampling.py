@@ -223,18 +223,6 @@ def test_distance_of_copies(seed):
         assert gaps.min() > expected - 5 * math.sqrt(expected)
 
 
-@pytest.mark.slow
-def test_plan_of_the_whole_archive_is_fast():
-    import time
-
-    shares = np.array([0.28, 0.06, 0.2, 0.14, 0.01, 0.08, 0.03, 0.16, 0.02, 0.005, 0.015])
-    land_cover = np.random.default_rng(0).choice(WORLDCOVER, 6_100_000, p=shares)
-    start = time.perf_counter()
-    rows = Plan(land_cover.astype(np.int32), seed=0, exponent=0.5).epoch(0)
-    assert time.perf_counter() - start < 10
-    assert len(rows) == 6_100_000
-
-
 @given(plans(), st.data())
 def test_tiles_that_are_not_kept_are_as_if_they_were_not_there(plan, data):
     sizes, settings, length = plan
