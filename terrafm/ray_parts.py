@@ -4,10 +4,15 @@ What a part is depends on the plan alone, never on the number of workers. A part
 twice, after a lost actor for one: what it writes has to be a function of the part.
 """
 
+import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+# Ray's core would say of every pool of actors that they could not be restarted if what Ray Data
+# holds for them were lost. Read when Ray starts, and may be set otherwise from outside.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 import ray.data

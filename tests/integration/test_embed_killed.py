@@ -1,7 +1,5 @@
 """An embedding that is killed: given again, it has every row once."""
 
-import os
-import signal
 from collections import Counter
 
 import numpy as np
@@ -14,7 +12,7 @@ from commands import kill_session, start
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_safetensors
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 STATISTICS = {"s1": {"bands": ["VV", "VH"], "mean": [-14.0, -14.0], "std": [7.0, 7.0]}}
 
@@ -71,7 +69,7 @@ def finished_parts(output):
 
 def kill_driver(process):
     """kill -9 of the command alone: its workers may be writing still."""
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
 
 
@@ -87,8 +85,12 @@ def test_killed_in_the_middle_of_2000_tiles_and_repeated_every_row_is_there_once
     for kill in (kill_driver, kill_session):
         process = start(*arguments, log=log)
         aim = reached + 8
-        wait_until(lambda n=aim: len(finished_parts(output)) >= n, "some parts", process, log=log)
-        kill(process)
+        try:
+            wait_until(
+                lambda n=aim: len(finished_parts(output)) >= n, "some parts", process, 500, log
+            )
+        finally:
+            kill(process)
         reached = len(finished_parts(output))
         assert reached < 63
         assert not (output / "embedding.json").exists()
@@ -98,7 +100,9 @@ def test_killed_in_the_middle_of_2000_tiles_and_repeated_every_row_is_there_once
     (output / "tiles" / ".part-00001.parquet.0123").write_bytes(b"PAR1")
     process = start(*arguments, log=log)
     assert process.wait(timeout=600) == 0, log.read_text()
-    printed = " ".join(log.read_text().split())
+    printed = log.read_text()
+    # Nothing of Ray's own.
+    assert len(printed.strip().splitlines()) == 2, printed
     assert "2,000 embeddings of length 96" in printed
     assert "rows were there from before" in printed
     assert {name: file.stat().st_mtime_ns for name, file in files.items()} == before
