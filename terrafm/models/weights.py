@@ -217,6 +217,9 @@ def _find(uri: str) -> str:
     if not filesystem.isdir(path):
         return uri
     files = [name for name in list_names(uri) if name.endswith(_SUFFIXES)]
+    # One model in two formats, as the demo leaves it.
+    if {name.rpartition(".")[0] + ".safetensors" for name in files} < set(files):
+        files = [name for name in files if name.endswith(".safetensors")]
     if len(files) != 1:
         held = ", ".join(files) or "none"
         raise UsageError(

@@ -204,6 +204,14 @@ def test_a_flipped_byte_in_the_head_never_escapes_as_another_error(tmp_path, pos
             assert "\n" not in str(error)  # noqa: PT017 - a harmless flip raises nothing
 
 
+def test_a_folder_with_one_model_in_two_formats_will_do(tmp_path, state, contract):
+    uri = save_safetensors(str(tmp_path / "tiny.safetensors"), state, contract)[0]
+    save_released(str(tmp_path / "tiny.pth"), state, contract)
+    assert load_weights(tmp_path)[0].keys() == load_weights(uri)[0].keys()
+    save_released(str(tmp_path / "other.pth"), state, contract)
+    refused(tmp_path, "it holds other.pth, tiny.pth, tiny.safetensors")
+
+
 def test_files_that_are_not_there_are_named(tmp_path):
     refused(tmp_path / "missing.pth", "do not exist")
     refused("memory://nowhere/missing.safetensors", "do not exist")
