@@ -4,27 +4,26 @@ What a part is depends on the plan alone, never on the number of workers. A part
 twice, after a lost actor for one: what it writes has to be a function of the part.
 """
 
-import os
+import logging
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Ray's core would say of every pool of actors that they could not be restarted if what Ray Data
-# holds for them were lost. Read when Ray starts, and may be set otherwise from outside.
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-
 import ray
 import ray.data
+from ray.util.annotations import RayDeprecationWarning
 
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.ray_runtime import ensure_ray, is_autoscaled
-from terrafm.storage.faults import explain
+from terrafm.storage.faults import explain, one_line
 
 # One to work on and one at the door.
 _PARTS_AT_A_WORKER = 2
 # Ray counts CPUs in ten-thousandths.
 _LEAST_CPUS = 0.01
+_LOSSES_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def run_parts(
         Parts with their answers, as they are done.
 
     Raises:
-        UsageError, TerraFMError: what a part raised first.
+        UsageError, TerraFMError: what a part raised first; or workers die again and again.
     """
     if not parts:
         return
@@ -87,17 +86,47 @@ def run_parts(
             yield part, work(part)
         return
     ensure_ray(workers)
+    # A lost worker is reported by us, where it is one too many.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    left, losses = {part.number: part for part in parts}, 0
+    while left:
+        try:
+            for part, answer in _stream(open_work, list(left.values()), workers, device):
+                del left[part.number]
+                losses = 0
+                yield part, answer
+        except ray.exceptions.RayTaskError:
+            # A fault of the code, which would be the same again.
+            raise
+        except ray.exceptions.RayError as error:
+            losses += 1
+            if losses == _LOSSES_IN_A_ROW:
+                raise TerraFMError(
+                    f"workers died {losses} times in a row without finishing a part: "
+                    f"{one_line(error)}; give them more memory, or a smaller --batch"
+                ) from None
+
+
+def _stream(
+    open_work: OpenWork, parts: Sequence[Part], workers: int | None, device: str | None
+) -> Iterator[tuple[Part, Any]]:
+    """One execution of Ray Data; a worker that dies ends it."""
     pool = _Pool.of_cluster(workers, device, len(parts))
     rows = [{"number": p.number, "first": p.first, "stop": p.stop} for p in parts]
-    done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        _Worker,
-        fn_constructor_args=(pickle.dumps(open_work), pool.device),
-        compute=ray.data.ActorPoolStrategy(
-            size=pool.workers, max_tasks_in_flight_per_actor=_PARTS_AT_A_WORKER
-        ),
-        num_cpus=pool.cpus,
-        num_gpus=pool.gpus,
-    )
+    with warnings.catch_warnings():
+        # Of max_restarts, for which Ray 2.60 has no other place.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _Worker,
+            fn_constructor_args=(pickle.dumps(open_work), pool.device),
+            compute=ray.data.ActorPoolStrategy(
+                size=pool.workers, max_tasks_in_flight_per_actor=_PARTS_AT_A_WORKER
+            ),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+            # Ray warns of each pool whose actors it may restart: parts left over are begun anew.
+            max_restarts=0,
+        )
     for row in done.iter_rows():
         if row["error"]:
             raise (UsageError if row["usage"] else TerraFMError)(row["error"])

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -106,3 +107,25 @@ def test_an_error_of_a_worker_is_one_line_and_what_is_done_stays(
     assert report.resumed in (4, 8)
     names, _ = rows_of(tmp_path / "out")
     assert names == [f"tile_{i:02d}" for i in range(11)]
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_costs_nothing_but_time(
+    local_ray, parts_of_four, small_dataset, tiny_weights, tmp_path
+):
+    killed = []
+
+    def kill_one(done, total):
+        if killed or not done:
+            return
+        for process in psutil.Process().children(recursive=True):
+            if "MapWorker" in " ".join(process.cmdline()):
+                process.kill()
+                killed.append(process.pid)
+                return
+
+    embed(tiny_weights, small_dataset, tmp_path / "process", FUSED)
+    options = replace(FUSED, workers=1)
+    embed(tiny_weights, small_dataset, tmp_path / "out", options, progress=kill_one)
+    assert len(killed) == 1
+    assert largest_difference(tmp_path / "out", tmp_path / "process") <= 1e-5
