@@ -13,20 +13,21 @@ from terrafm.train.checkpoints.best import read_best
 from terrafm.train.events import read_events
 from terrafm.train.validations import read_validations
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-STEPS = 120
+STEPS, EVERY = 200, 20
 SETTINGS = [
     f"train.steps={STEPS}",
-    "train.global_batch=6",
+    "train.global_batch=4",
     "train.workers=2",
-    "train.checkpoint_every=10",
+    f"train.checkpoint_every={EVERY}",
     "train.keep_checkpoints=2",
     "head.num_prototypes=32",
     "data.local_crops=2",
     "data.rows_per_block=5",
-    "validation.every_steps=10",
-    # So that a validation takes longer than the steps between two.
+    f"validation.every_steps={EVERY}",
+    # Steps that are long enough to be disturbed, and a validation that is longer than 20 of them.
+    "data.global_size=160",
     "validation.size=320",
 ]
 
@@ -46,12 +47,12 @@ def processes(process, name):
     return found
 
 
-def validation_process(process, output, seconds=300):
-    """Of a validation that is under way, once one was finished."""
+def validation_process(process, output, seconds=1200):
+    """Of a validation that is under way."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert process.poll() is None, "ended before it could be disturbed"
-        if read_validations(str(output)) and (found := processes(process, "ray::_score")):
+        if found := processes(process, "ray::_score"):
             return found[0]
         time.sleep(0.05)
     raise AssertionError("no validation was seen")
@@ -61,14 +62,14 @@ def assert_whole(output):
     steps = [line["step"] for line in read_validations(str(output))]
     assert steps == sorted(set(steps))
     assert steps[-1] == STEPS
-    assert all(step % 10 == 0 for step in steps)
+    assert all(step % EVERY == 0 for step in steps)
     scores = {line["step"]: line["metrics"]["knn20/s2_l2a/accuracy"]
               for line in read_validations(str(output))}  # fmt: skip
     best = read_best(str(output / "checkpoints"))
     assert best.step == min(s for s, v in scores.items() if v == max(scores.values()))
     assert best.value == max(scores.values())
     kept = {path.name for path in (output / "checkpoints").iterdir()}
-    last_two = {f"step_{STEPS:08d}", f"step_{STEPS - 10:08d}"}
+    last_two = {f"step_{STEPS:08d}", f"step_{STEPS - EVERY:08d}"}
     assert kept == {"best.json", best.checkpoint, *last_two}
 
 
@@ -82,7 +83,7 @@ def test_a_process_is_killed_during_a_validation(victim, small_dataset, tmp_path
             os.kill(validating.pid, signal.SIGKILL)
         else:
             os.kill(processes(process, "RayTrainWorker")[0].pid, signal.SIGKILL)
-        assert process.wait(timeout=900) == 0, (tmp_path / "log").read_text()
+        assert process.wait(timeout=1800) == 0, (tmp_path / "log").read_text()
     finally:
         process.kill()
     assert_whole(output)
@@ -107,6 +108,6 @@ def test_the_killed_command_goes_on_when_it_is_given_again(small_dataset, tmp_pa
     for orphan in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             orphan.kill()
-    again = terrafm(*command(small_dataset, output), timeout=900)
+    again = terrafm(*command(small_dataset, output), timeout=1800)
     assert "best checkpoint" in again.stdout
     assert_whole(output)
