@@ -38,7 +38,12 @@ _ANSWER_SECONDS = 10.0
 
 _TOO_SLOW = "timed out during startup"
 
-_POOL_WARNING = "PYTHON worker processes have been started"
+# What a person need not read: processes that wait or read, as they should; and processes that were
+# lost, which whoever waits for them reports in one line.
+_NOISE = (
+    "PYTHON worker processes have been started",
+    "A worker died or was killed while executing a task",
+)
 
 # Address of the Ray that this module started: another one may have taken its place since.
 _own_address: str | None = None
@@ -72,7 +77,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
                 # Lost workers are reported by those who wait for them, in one line.
                 logging_level=logging.CRITICAL,
             )
-            _silence_pool_warnings()
+            _silence_noise()
             _own_address = None if address else ray.get_runtime_context().gcs_address
         except ConnectionError as error:
             raise UsageError(f"cannot reach the Ray cluster at {address}: {error}") from None
@@ -90,17 +95,17 @@ def ensure_ray(num_cpus: int | None = None) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def _silence_pool_warnings() -> None:
-    """A local Ray warns of more processes than processors: they wait or read, as they should."""
+def _silence_noise() -> None:
+    """Keeps a local Ray from telling the terminal what is no news to us."""
     show = ray._private.worker.print_to_stdstream
-    if getattr(show, "without_pool_warnings", False):
+    if getattr(show, "without_noise", False):
         return
 
     def show_others(data: dict[str, Any], *args: Any, **options: Any) -> None:
-        if not any(_POOL_WARNING in line for line in data["lines"]):
+        if not any(noise in line for noise in _NOISE for line in data["lines"]):
             show(data, *args, **options)
 
-    show_others.without_pool_warnings = True  # type: ignore[attr-defined]
+    show_others.without_noise = True  # type: ignore[attr-defined]
     ray._private.worker.print_to_stdstream = show_others
 
 

@@ -27,7 +27,9 @@ from terrafm.storage import (
     remove,
     write_bytes,
 )
+from terrafm.storage.faults import one_line
 from terrafm.train.checkpoints.best import Best, read_best
+from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
     DamagedCheckpointError,
@@ -132,6 +134,8 @@ def pretrain(
     with _Watch(output, total, progress), nullcontext() if validator is None else validator:
         if not trained:
             supervisor.run()
+    if validation is not None:
+        _prune(setup, output)
     return _result(output, total, resumed_from)
 
 
@@ -170,6 +174,15 @@ def _validator(
         trackers=config.train.trackers,
         cancelled=cancelled,
     )
+
+
+def _prune(setup: TrainingSetup, output: str) -> None:
+    """Removes what was kept for a validation only: no rank writes, and prunes, any more."""
+    rules = Retention.of(setup.config.train)
+    try:
+        prune_checkpoints(join(output, CHECKPOINTS), rules, setup.total_steps, {})
+    except (TerraFMError, OSError) as error:
+        logger.warning("older checkpoints stay: %s", one_line(error))
 
 
 def _open_setup(config: Config, data: str, output: str) -> TrainingSetup:
