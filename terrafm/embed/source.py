@@ -81,7 +81,7 @@ class DatasetTiles(ShardTiles):
     def place(self, row: int) -> Place:
         """As the index has it."""
         tile = self.dataset.tile(row)
-        times = {m: parse_time(product["time"]) for m, product in tile["products"].items()}
+        times = {m: parse_time(product.get("time", "")) for m, product in tile["products"].items()}
         code, side = int(tile["land_cover"]), self.dataset.tile_size
         return Place(
             tile_id=tile["tile_id"],

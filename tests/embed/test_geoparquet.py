@@ -18,7 +18,7 @@ from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
 from terrafm.embed.rows import footprint, part_bytes
 from terrafm.embed.schema import embedding_schema, part_uris, read_manifest
-from terrafm.embed.source import Place
+from terrafm.embed.source import DatasetTiles, Place
 from terrafm.errors import UsageError
 from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.models.weights import load_encoder, state_fingerprint
@@ -101,6 +101,14 @@ def test_rows_say_what_the_dataset_and_the_weights_say(written, small_dataset, t
         assert row["data_fingerprint"] == dataset.fingerprint
         assert row["model_fingerprint"] == state_fingerprint(encoder)
         assert row["window"] is None
+
+
+@pytest.mark.parametrize("product", [{}, {"time": ""}, {"time": "last summer"}])
+def test_a_time_that_is_not_known_is_none(small_dataset, monkeypatch, product):
+    tiles = DatasetTiles(small_dataset)
+    tile = tiles.dataset.tile(0)
+    monkeypatch.setattr(tiles.dataset, "tile", lambda _: tile | {"products": {"s1": product}})
+    assert tiles.place(0).times == {}
 
 
 def test_the_metadata_is_geoparquet(written):
