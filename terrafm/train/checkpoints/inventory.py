@@ -95,7 +95,10 @@ def render_list(result: dict[str, Any]) -> RenderableType:
             human_bytes(row["bytes"]),
             _local_time(row["saved_at"]),
             *("" if value is None else f"{value:#.4g}" for value in values),
-            ", ".join(row["kept"]),
+            # The column beside it names the metric.
+            ", ".join(
+                "best" if why == f"best {result['validated']}" else why for why in row["kept"]
+            ),
             Text(row["damage"], style="red") if row["damage"] else "whole",
         )
     total = human_bytes(sum(row["bytes"] for row in rows))
