@@ -120,6 +120,7 @@ def test_plan_is_measured_in_processes_of_its_own():
     assert small < large < 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_saved_both_ways(tmp_path):
     found = figures("checkpoint_stall", "--work", str(tmp_path), "--step-seconds", "0.5")
     shares = [name for name in found if name.startswith("time lost to saving every 100 steps")]
@@ -135,6 +136,7 @@ FOREIGN = (
 )
 
 
+@pytest.mark.slow
 def test_the_step_needs_neither_ray_nor_deepspeed():
     script = """
 import json, runpy, sys

@@ -77,6 +77,7 @@ def test_a_token_that_must_be_used_where_none_is_asked_is_one_line(without_token
     assert line.startswith(f"refused: the cluster at {without_tokens} was started without a token")
 
 
+@pytest.mark.slow
 def test_a_cluster_with_tokens_takes_the_right_one(clean, home, tmp_path_factory):
     with_token = {**clean, "HOME": str(home), "RAY_AUTH_MODE": "token"}
     nobody = tmp_path_factory.mktemp("nobody")

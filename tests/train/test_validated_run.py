@@ -54,6 +54,7 @@ def train(data, output, steps):
     return pretrain(config, data, str(output), validate=Falling)
 
 
+@pytest.mark.slow
 def test_a_run_names_its_best_checkpoint_and_keeps_it(run, small_dataset, tmp_path):
     output = tmp_path / "run"
     assert train(small_dataset, output, 2).best.step == 2
