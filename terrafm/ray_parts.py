@@ -24,6 +24,8 @@ _PARTS_AT_A_WORKER = 2
 # Ray counts CPUs in ten-thousandths.
 _LEAST_CPUS = 0.01
 _LOSSES_IN_A_ROW = 3
+# A part is lost work when a worker dies, and an object or a file to be read again.
+_MOST_ROWS, _LEAST_ROWS, _WANTED_PARTS = 1024, 16, 64
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ Work = Callable[[Part], Any]
 
 OpenWork = Callable[[str], Work]
 """Makes it in a worker, for a device; pickled, so that it holds no model but how to get one."""
+
+
+def rows_per_part(total: int) -> int:
+    """Rows of a part: of the total alone, so that any number of workers goes on with a plan."""
+    return min(_MOST_ROWS, max(_LEAST_ROWS, -(-total // _WANTED_PARTS)))
 
 
 def divide(total: int, rows: int) -> list[Part]:

@@ -18,14 +18,13 @@ from terrafm.eval.compatibility import (
 )
 from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE
 from terrafm.models.weights import infer_model_name, load_encoder, state_fingerprint
+from terrafm.ray_parts import rows_per_part
 from terrafm.storage import absolute, exists, join, list_names, read_bytes, write_bytes
 
 # Raise it when the same encoder on the same pixels gives other numbers.
 _VERSION = 1
-# A part is lost work when a worker dies, and a file for readers to open.
-_MOST_ROWS, _LEAST_ROWS, _WANTED_PARTS = 1024, 16, 64
 # A worker holds a part's patches: 0.6 MB each of terrafm_base.
-_MOST_DENSE_ROWS = 128
+_DENSE_ROWS = 128
 # Images whose statistics are held against the weights', where the data states none.
 _SAMPLED = 8
 
@@ -98,8 +97,9 @@ class Request:
 
     @property
     def rows_per_part(self) -> int:
-        """As `rows_per_part`."""
-        return rows_per_part(len(self.source), self.dense)
+        """Rows of a part of the plan, and of its file."""
+        rows = rows_per_part(len(self.source))
+        return min(rows, _DENSE_ROWS) if self.dense else rows
 
     def tags(self) -> dict[str, str]:
         """What a GeoTIFF of patch embeddings says of itself."""
@@ -162,15 +162,6 @@ def make_request(
         dense=options.dense,
         notes=tuple(notes),
     )
-
-
-def rows_per_part(total: int, dense: bool = False) -> int:
-    """Rows of a part: enough parts for many workers, and no files of a few rows.
-
-    A function of the plan alone, so that a job goes on with any number of workers.
-    """
-    most = _MOST_DENSE_ROWS if dense else _MOST_ROWS
-    return min(most, max(_LEAST_ROWS, -(-total // _WANTED_PARTS)))
 
 
 def open_source(data: str, options: EmbedOptions, size: int) -> TileSource:

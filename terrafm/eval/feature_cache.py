@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from terrafm.errors import UsageError
 from terrafm.eval.labelled import ImageSet
 from terrafm.storage import exists, join, read_bytes, write_bytes
+from terrafm.storage.faults import one_line
 
 _METADATA_KEY = b"terrafm_features"
 # Raise it when the same encoder on the same images gives other features.
@@ -86,8 +87,7 @@ def read_features(uri: str) -> NDArray[np.float32]:
         values = flat.flatten().to_numpy(zero_copy_only=False)
     except (pa.ArrowException, OSError, AttributeError, KeyError) as error:
         raise UsageError(
-            f"cannot read features {uri}: {str(error).splitlines()[0]}; delete it to have it "
-            "computed anew"
+            f"cannot read features {uri}: {one_line(error)}; delete it to have it computed anew"
         ) from None
     return np.ascontiguousarray(values.reshape(-1, width), np.float32)
 

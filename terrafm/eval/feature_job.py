@@ -11,16 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from terrafm.errors import UsageError
-from terrafm.eval.datasets import OpenOptions, open_set
+from terrafm.eval.datasets import OpenOptions, absolute_uri, open_set
 from terrafm.eval.features import Normalisation, cls_features, untrained_like
 from terrafm.eval.labelled import ImageSet
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import load_encoder, state_fingerprint
-from terrafm.ray_parts import Part, Work, divide, run_parts
-from terrafm.storage import absolute, join, list_names, read_bytes, remove, write_bytes
+from terrafm.ray_parts import Part, Work, divide, rows_per_part, run_parts
+from terrafm.storage import join, list_names, read_bytes, remove, write_bytes
 
-# Images of a part: a function of the set alone, so that any number of workers goes on with it.
-_MOST_ROWS, _LEAST_ROWS, _WANTED_PARTS = 1024, 16, 64
 _THREADS = 16
 
 Features = NDArray[np.float32]
@@ -122,11 +120,10 @@ def make_features(
     total = len(images.names)
     if workers is None:
         return maker.open(device)(images, range(total))
-    rows = min(_MOST_ROWS, max(_LEAST_ROWS, -(-total // _WANTED_PARTS)))
-    parts = divide(total, rows)
+    parts = divide(total, rows_per_part(total))
     found = {} if parts_uri is None else _read_parts(parts_uri, parts)
     work = OpenFeatureWork(
-        maker, _everywhere(images.uri), workers.open, images.fingerprint, parts_uri
+        maker, absolute_uri(images.uri), workers.open, images.fingerprint, parts_uri
     )
     missing = [part for part in parts if part.number not in found]
     done = total - sum(part.rows for part in missing)
@@ -209,9 +206,3 @@ def _load(name: str) -> Encoder:
     from terrafm.models.encoder import ARCHITECTURES
 
     return untrained_like(name) if name in ARCHITECTURES else load_encoder(name)
-
-
-def _everywhere(uri: str) -> str:
-    """A set's URI for workers in other folders; `copernicus:NAME@FOLDER` names no file."""
-    head, at, folder = uri.rpartition("@")
-    return f"{head}@{absolute(folder)}" if at and head.startswith("copernicus:") else absolute(uri)

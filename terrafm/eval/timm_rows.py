@@ -26,6 +26,7 @@ from terrafm.eval.rows import Look, Row
 from terrafm.modalities import MODALITIES
 from terrafm.models.weights import state_fingerprint
 from terrafm.storage import absolute, download, exists
+from terrafm.storage.faults import one_line
 
 PREFIX = "timm:"
 PICTURE_BANDS = ("B04", "B03", "B02")
@@ -190,7 +191,7 @@ def _published(architecture: str) -> tuple[nn.Module, int]:
     try:
         model = timm.create_model(architecture, pretrained=True, num_classes=0)
     except (RuntimeError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = one_line(error)
         raise UsageError(
             f"timm cannot give the weights of {architecture}: {reason}; name a checkpoint with "
             f"{PREFIX}{architecture}@URI"
@@ -244,6 +245,6 @@ def _read_state(uri: str) -> dict[str, Tensor]:
                 str(local), use_ema=False, weights_only=True
             )
         except Exception as error:  # noqa: BLE001 - a damaged file can fail anywhere in the parser
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            reason = one_line(error)
             raise UsageError(f"cannot read checkpoint {uri}: {reason}") from None
     return state

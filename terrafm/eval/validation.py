@@ -30,7 +30,7 @@ from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.models.contract import WeightsContract
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import encoder_from_state
-from terrafm.train.checkpoints.store import load_network, read_record
+from terrafm.train.checkpoints.store import load_encoder_state, read_record
 from terrafm.train.collapse import effective_rank
 from terrafm.train.validations import ValidationTask
 
@@ -140,13 +140,7 @@ def load_teacher(checkpoint: str) -> Encoder:
         UsageError, DamagedCheckpointError: it is gone, or not what was written.
     """
     record = read_record(checkpoint)
-    prefix = "encoder."
-    state = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in load_network(checkpoint, "teacher").items()
-        if name.startswith(prefix)
-    }
-    encoder = encoder_from_state(state, checkpoint)
+    encoder = encoder_from_state(load_encoder_state(checkpoint, "teacher"), checkpoint)
     encoder.contract = WeightsContract.model_validate(record["contract"])
     return encoder
 

@@ -23,7 +23,7 @@ from terrafm.export.snippets import loading_snippet
 from terrafm.export.terratorch_folder import write_terratorch_folder
 from terrafm.models.weights import WeightsContract, save_released, save_safetensors
 from terrafm.train.checkpoints.best import find_checkpoint
-from terrafm.train.checkpoints.store import load_network, read_record
+from terrafm.train.checkpoints.store import load_encoder_state, read_record
 
 _NOTHING = ExportOptions()
 _WRITERS: dict[ExportFormat, Callable[[Export], list[str]]] = {
@@ -102,11 +102,6 @@ def export_checkpoint(
     contract = WeightsContract.model_validate({**record["contract"], "network": network})
     # What is wrong should be said before gigabytes are read.
     snippet = loading_snippet(output_uri, format, contract, options)
-    prefix = "encoder."
-    encoder = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in load_network(checkpoint_uri, network).items()
-        if name.startswith(prefix)
-    }
+    encoder = load_encoder_state(checkpoint_uri, network)
     written = export_weights(encoder, contract, output_uri, format, options, record)
     return written, snippet

@@ -23,6 +23,7 @@ from terrafm.errors import UsageError
 from terrafm.models.contract import WeightsContract as WeightsContract
 from terrafm.models.encoder import ARCHITECTURES, Encoder, build_encoder
 from terrafm.storage import exists, join, list_names, read_bytes, resolve, write_bytes
+from terrafm.storage.faults import one_line
 
 TRAINING_ONLY = "patch_embed.fusion."
 _QUERIES = TRAINING_ONLY + "queries"
@@ -81,7 +82,7 @@ def load_weights(
     try:
         content = read_bytes(uri)
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read weights {uri}: {_first_line(error)}") from None
+        raise UsageError(f"cannot read weights {uri}: {one_line(error)}") from None
     if content.startswith((b"PK", b"\x80")):
         state = _unpickle(uri, content)
         beside = _contract_uri(uri)
@@ -246,7 +247,7 @@ def _unpickle(uri: str, content: bytes) -> dict[str, Tensor]:
             "damaged; nothing in them was run. Save a plain state dict"
         ) from None
     except Exception as error:  # noqa: BLE001 - a damaged file can fail anywhere in the parser
-        raise UsageError(f"weights {uri} are damaged: {_first_line(error)}") from None
+        raise UsageError(f"weights {uri} are damaged: {one_line(error)}") from None
     if not isinstance(state, dict) or not state:
         raise UsageError(f"weights {uri} are not a state dict of tensors")
     return state
@@ -258,7 +259,7 @@ def _read_safetensors(uri: str, content: bytes) -> tuple[dict[str, Tensor], str 
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise UsageError(
             f"weights {uri} are neither safetensors nor a .pth state dict, or are damaged: "
-            f"{_first_line(error)}"
+            f"{one_line(error)}"
         ) from None
     return state, _metadata(content).get(_METADATA_KEY)
 
@@ -281,7 +282,3 @@ def _check_tensors(uri: str, state: dict[str, Tensor]) -> None:
             raise UsageError(f"weights {uri}: parameter {name} is not a dense float tensor")
         if not torch.isfinite(tensor).all():
             raise UsageError(f"weights {uri}: parameter {name} holds NaN or infinite values")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

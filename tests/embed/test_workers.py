@@ -9,11 +9,10 @@ import pytest
 import ray
 import torch
 
-from terrafm.embed import request as requests
+from terrafm import ray_parts
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
 from terrafm.errors import TerraFMError
-from terrafm.eval import feature_job
 from terrafm.eval.feature_job import EncoderFeatures, FeatureWorkers, make_features
 from terrafm.eval.sets.shard_tiles import ShardTiles
 
@@ -29,8 +28,7 @@ def local_ray():
 
 @pytest.fixture
 def parts_of_four(monkeypatch):
-    monkeypatch.setattr(requests, "_LEAST_ROWS", 4)
-    monkeypatch.setattr(feature_job, "_LEAST_ROWS", 4)
+    monkeypatch.setattr(ray_parts, "_LEAST_ROWS", 4)
 
 
 def rows_of(output):

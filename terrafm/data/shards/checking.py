@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from terrafm.data.shards.manifest import CellGroup, StoredFile
 from terrafm.storage import file_size, join, open_file, read_range
+from terrafm.storage.faults import one_line
 
 _BLOCK_BYTES = 16 << 20
 
@@ -138,7 +139,7 @@ def _structure_faults(
             footer = pq.read_metadata(file)
             places = [_places(footer, row) for row in range(footer.num_row_groups)]
     except (pa.ArrowException, OSError) as error:
-        why = str(error).splitlines()[0]
+        why = one_line(error)
         yield Fault(shard.name, "", "", f"its Parquet structure cannot be read: {why}")
         return
     indexed = {row["tile_id"]: row for row in rows.to_pylist()}

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from terrafm.data.shards.manifest import CellGroup, StoredFile
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import download, is_local, join, read_bytes, resolve
+from terrafm.storage.faults import one_line
 
 ROWS_PER_GROUP = 65_536
 # Row groups kept for look-ups: about 12 MB each for all places of a full set of sensors.
@@ -164,7 +165,7 @@ class Index:
             with self._lock:
                 table = self._file.read_row_group(group, columns=list(names))
         except (OSError, pa.ArrowInvalid) as error:
-            why = str(error).splitlines()[0]
+            why = one_line(error)
             raise TerraFMError(
                 f"{self.where} is damaged ({why}): restore it or ingest again"
             ) from None

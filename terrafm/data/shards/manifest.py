@@ -16,6 +16,7 @@ from terrafm.data.shards.codec import CODECS, DEFAULT_CODEC, check_codec
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, join, list_names, read_bytes
+from terrafm.storage.faults import one_line
 
 # 1 named one codec for the whole dataset, 2 names it per cell group.
 FORMAT_VERSION = 2
@@ -186,7 +187,7 @@ def read_manifest(uri: str, version: int | None = None) -> Manifest:
             )
         manifest = Manifest.model_validate(fields)
     except (ValueError, ValidationError, TypeError) as error:
-        first = str(error).splitlines()[0]
+        first = one_line(error)
         raise UsageError(f"{where} is not the manifest of a TerraFM dataset: {first}") from None
     for group in manifest.groups:
         check_codec(group.codec, f"{where}: cell group {group.name}")

@@ -21,6 +21,7 @@ from terrafm.eval.labelled import (
     training_rows,
 )
 from terrafm.storage import exists, is_local, resolve
+from terrafm.storage.faults import one_line
 
 PREFIX = "copernicus:"
 _SPLITS = {"train": "train", "val": "valid", "test": "test"}
@@ -75,7 +76,7 @@ class _Copernicus:
             try:
                 self._parts[split] = dataset(folder, split=split, download=False)
             except Exception as error:  # noqa: BLE001 - torchgeo raises its own and pandas' kinds
-                raise UsageError(f"cannot open {uri}, {split}: {_line(error)}") from None
+                raise UsageError(f"cannot open {uri}, {split}: {one_line(error)}") from None
         self._rows = [(split, i) for split, part in self._parts.items() for i in range(len(part))]
         self.names: Sequence[str] = [f"{split}/{i}" for split, i in self._rows]
         self.splits: NDArray[np.str_] | None = np.array([_SPLITS[s] for s, _ in self._rows])
@@ -116,7 +117,7 @@ class _Copernicus:
             sample: dict[str, Any] = self._parts[split][index]
         except Exception as error:  # noqa: BLE001 - a damaged file can fail anywhere
             raise UsageError(
-                f"cannot read image {index} of {split} of {self.uri}: {_line(error)}"
+                f"cannot read image {index} of {split} of {self.uri}: {one_line(error)}"
             ) from None
         return sample
 
@@ -191,7 +192,3 @@ def _library_class(name: str) -> Any:
             "Copernicus-Bench needs torchgeo: pip install 'terrafm[copernicus]'"
         ) from None
     return getattr(datasets, name)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

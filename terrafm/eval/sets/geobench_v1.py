@@ -32,6 +32,7 @@ from terrafm.eval.labelled import (
 )
 from terrafm.modalities import MODALITIES
 from terrafm.storage import is_local, resolve
+from terrafm.storage.faults import one_line
 
 TASK_FILE = "task_specs.pkl"
 # Names under which the published files keep what is something else.
@@ -140,7 +141,7 @@ class _GeoBench:
         try:
             return self._load(Path(self._file(name)), label_only=label_only)
         except Exception as error:  # noqa: BLE001 - a damaged file can fail anywhere
-            raise UsageError(f"cannot read sample {self._file(name)}: {_line(error)}") from None
+            raise UsageError(f"cannot read sample {self._file(name)}: {one_line(error)}") from None
 
     def _match(self) -> dict[str, BandMatch]:
         first = self._sample(self.names[0])
@@ -283,7 +284,7 @@ def open_geobench(
             dataset = library.GeobenchDataset(resolve(uri)[1], partition_name=partition)
         kind = type(dataset.task_specs.label_type).__name__
     except Exception as error:  # noqa: BLE001 - a broken pickle or JSON can fail anywhere
-        raise UsageError(f"cannot open {uri}: {_line(error)}") from None
+        raise UsageError(f"cannot open {uri}: {one_line(error)}") from None
     opened = GeoBenchMasks if "Segmentation" in kind else GeoBenchImages
     return opened(uri, library, dataset, modality, check_units)
 
@@ -321,7 +322,3 @@ def _class_names(label_type: Any) -> tuple[str, ...]:
     if not count:
         raise UsageError(f"its task has no classes: {type(label_type).__name__}")
     return tuple(f"class {i}" for i in range(int(count)))
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -244,6 +244,20 @@ def load_network(uri: str, name: str) -> dict[str, Tensor]:
     return _tensors(uri, name, read_marker(uri)["files"])
 
 
+def load_encoder_state(uri: str, name: str) -> dict[str, Tensor]:
+    """The encoder's tensors alone, without the head's, under the encoder's own names.
+
+    Raises:
+        UsageError, DamagedCheckpointError: as `read_record`.
+    """
+    prefix = "encoder."
+    return {
+        key.removeprefix(prefix): tensor
+        for key, tensor in load_network(uri, name).items()
+        if key.startswith(prefix)
+    }
+
+
 def damage_of(uri: str) -> Iterator[tuple[str, str]]:
     """Reads every file and compares it with the marker: (file, what is wrong with it).
 
