@@ -53,3 +53,9 @@ MODALITIES: dict[str, Modality] = {
     "s2_l1c": Modality("s2_l1c", _S2_BANDS, _S2_GSD, "uint16", 0, 1e-4, "reflectance"),
     "s2_l2a": Modality("s2_l2a", _S2_BANDS, _S2_GSD, "uint16", 0, 1e-4, "reflectance"),
 }
+
+SENSOR_TITLES = {"s2_l2a": "Sentinel-2 L2A", "s2_l1c": "Sentinel-2 L1C", "s1": "Sentinel-1"}
+"""What people read, and what they look at first comes first."""
+
+FIRST_CHOICE = tuple(SENSOR_TITLES)
+"""Where one modality has to do, the first of these that is there: published scores are of L2A."""

@@ -16,7 +16,7 @@ from terrafm.data.samples.crops import Cropper, Views
 from terrafm.data.samples.plan import resampled_counts
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import MODALITIES, SENSOR_TITLES
 from terrafm.pictures import SAFE_COLOURS, picture
 from terrafm.quicklooks import (
     bare,
@@ -30,7 +30,6 @@ from terrafm.storage import exists, read_bytes
 from terrafm.units import place_name
 
 _MARKERS = "osD^vPX<>*p"
-_TITLES = {"s2_l2a": "Sentinel-2 L2A", "s2_l1c": "Sentinel-2 L1C", "s1": "Sentinel-1 VV, VH"}
 
 
 def tile_map(dataset: Dataset, path: str | os.PathLike[str]) -> None:
@@ -210,7 +209,7 @@ def quicklook(
     have = [dataset.modalities.index(name) for name in cropper.modalities]
     views = cropper.draw(np.array([0]), np.array([position]), dataset.available[[row]][:, have])
     crops = _cut(cropper, pixels, views)
-    shown = [name for name in _TITLES if any(key.startswith(name) for key in pixels)]
+    shown = [name for name in SENSOR_TITLES if any(key.startswith(name) for key in pixels)]
     whole = {name: whole_tile(dataset, pixels, name) for name in shown}
     limits = {name: stretch_limits(image, name) for name, image in whole.items()}
     n_global = views.teacher.shape[1]
@@ -221,9 +220,9 @@ def quicklook(
         parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
         tile = parts[0].subplots(1, 4, width_ratios=(1, 1, 1, 0.46))
         parts[0].subplots_adjust(left=0.012, right=0.985, top=0.84, bottom=0.02, wspace=0.04)
-        for axis, name in zip(tile, _TITLES, strict=False):
+        for axis, name in zip(tile, SENSOR_TITLES, strict=False):
             bare(axis)
-            axis.set_title(_TITLES[name], loc="left")
+            axis.set_title(SENSOR_TITLES[name], loc="left")
             if name not in whole:
                 axis.text(0.5, 0.5, "not available", ha="center", color="#777777")
                 continue
@@ -291,9 +290,9 @@ def _draw_crops(
     for axis, (view, who, names) in zip(axes, panels, strict=False):
         bare(axis)
         # Of fused modalities the first is shown, the others stand in the title.
-        first = next(name for name in _TITLES if name in names)
+        first = next(name for name in SENSOR_TITLES if name in names)
         axis.imshow(stretch(colours(crops[view][first], first), limits[first]))
-        short = " + ".join(n.removeprefix("s2_").upper() for n in _TITLES if n in names)
+        short = " + ".join(n.removeprefix("s2_").upper() for n in SENSOR_TITLES if n in names)
         label = f"{who} {view + 1}" if view < n_global else f"{view - n_global + 1}"
         axis.set_title(f"{label}: {short}", loc="left", fontsize=8, fontweight="normal")
         for spine in axis.spines.values():

@@ -8,18 +8,14 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from terrafm.errors import UsageError
+from terrafm.modalities import SENSOR_TITLES
 from terrafm.pictures import SAFE_COLOURS, picture
 from terrafm.storage import join
 from terrafm.train.checkpoints.best import Best, read_best
 from terrafm.train.checkpoints.store import CHECKPOINTS
 from terrafm.train.validations import VALIDATION_FILE, read_validations
 
-_TITLES = {
-    "s2_l2a": "Sentinel-2 L2A",
-    "s2_l1c": "Sentinel-2 L1C",
-    "s1": "Sentinel-1",
-    "fused": "all fused",
-}
+_CURVES = {**SENSOR_TITLES, "fused": "all fused"}
 _MARKERS = "os^D"
 
 
@@ -66,7 +62,7 @@ def validation_curve(run_folder: str | os.PathLike[str], path: str | os.PathLike
 def _draw(axis: Axes, lines: Sequence[Mapping[str, Any]], key: str, best: Best | None) -> None:
     """A curve for each choice of modalities that the lines have."""
     steps = [line["step"] for line in lines]
-    for number, (name, label) in enumerate(_TITLES.items()):
+    for number, (name, label) in enumerate(_CURVES.items()):
         values = [line["metrics"].get(key.format(name)) for line in lines]
         if all(value is None for value in values):
             continue

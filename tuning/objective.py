@@ -19,6 +19,7 @@ from terrafm.errors import UsageError
 from terrafm.eval.datasets import open_labelled
 from terrafm.eval.knn import evaluate_knn
 from terrafm.export import export_checkpoint
+from terrafm.modalities import FIRST_CHOICE
 from terrafm.storage import join
 
 MEASURES = {
@@ -30,9 +31,6 @@ MEASURES = {
     "teacher_entropy": "of the teacher's distribution, nats",
 }
 """Name of a measure -> what it is; all are better when larger, but the entropy."""
-
-# The one that published scores are of comes first.
-_ONE_SENSOR = ("s2_l2a", "s2_l1c", "s1")
 
 HEADLINES = ("balanced_accuracy", "head_accuracy", "tail_accuracy", "overall_accuracy")
 
@@ -93,7 +91,7 @@ def scored_modalities(config: Config, labelled: str) -> list[str]:
         UsageError: no labelled set there, or it lacks a modality that is wanted.
     """
     present = [m for m in open_labelled(labelled).modalities if m in config.data.modalities]
-    wanted = config.tune.modalities or tuple(m for m in _ONE_SENSOR if m in present)[:1]
+    wanted = config.tune.modalities or tuple(m for m in FIRST_CHOICE if m in present)[:1]
     missing = [m for m in wanted if m not in present]
     if missing or not wanted:
         raise UsageError(

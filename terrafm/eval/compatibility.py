@@ -7,10 +7,9 @@ import numpy as np
 
 from terrafm.errors import UsageError
 from terrafm.eval.labelled import ImageSet
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import FIRST_CHOICE, MODALITIES
 from terrafm.models.encoder import Encoder
 
-FIRST_CHOICE = ("s2_l2a", "s2_l1c", "s1")
 # Normalised data lies within a few units of 0 and has a spread near 1. Statistics of one desert or
 # one ice sheet differ from a planet's by a few units; those in another unit by far more.
 _FARTHEST_MEAN = 20.0

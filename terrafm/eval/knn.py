@@ -20,13 +20,13 @@ from terrafm.eval.datasets import open_labelled
 from terrafm.eval.feature_job import EncoderFeatures, FeatureWorkers, make_features
 from terrafm.eval.features import UNTRAINED_SEED, mean_spectra
 from terrafm.eval.labelled import LabelledSet
+from terrafm.modalities import FIRST_CHOICE
 from terrafm.models.weights import infer_model_name, load_encoder
 from terrafm.storage import absolute
 
 TEMPERATURE = 0.07
 _CHUNK = 512
 _SHOWN = ("knn20", "knn5", "untrained", "mean_spectrum", "n")
-_HEADLINE = ("s2_l2a", "s2_l1c", "s1", "fused")
 
 
 def nearest(
@@ -220,7 +220,7 @@ def evaluate_knn(
         title = choice[0] if len(choice) == 1 else "fused"
         others = {"untrained": vectors[1], "mean_spectrum": spectra[number]} if baselines else {}
         scores[title] = _score(images, groups, rows, vectors[0], others)
-    headline = next(title for title in _HEADLINE if title in scores)
+    headline = next(title for title in (*FIRST_CHOICE, "fused") if title in scores)
     best = scores[headline]
     _note_small_k(best["n"], notes)
     return {

@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from terrafm.errors import UsageError
-from terrafm.eval.compatibility import FIRST_CHOICE
 from terrafm.eval.datasets import OpenOptions
 from terrafm.eval.feature_job import FeatureWorkers
 from terrafm.eval.labelled import ImageSet
@@ -19,7 +18,7 @@ from terrafm.eval.metrics import RESAMPLES
 from terrafm.eval.protocols import CLASS_PROTOCOLS, MASK_PROTOCOLS
 from terrafm.eval.rows import Look, Row, mean_spectrum_row, weights_rows
 from terrafm.eval.timm_rows import PREFIX, timm_row
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import FIRST_CHOICE, MODALITIES
 
 EPOCHS = 30
 _NAMES = {

@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from terrafm.modalities import SENSOR_TITLES
 from terrafm.pictures import picture
 from terrafm.quicklooks import bare, class_colour, stretch, stretch_limits
-from terrafm.search.looks import SENSORS, Look, Looks
+from terrafm.search.looks import Look, Looks
 from terrafm.search.similar import place_of, time_of
 
 # The query takes two columns and two rows of five columns: 16 neighbours fill four rows.
@@ -141,7 +142,7 @@ def _draw_head(figure: Figure, result: dict[str, Any], count: int, sensors: set[
     found = len(result["neighbours"])
     title = f"The {count} most similar tiles" if count > 1 else "The most similar tile"
     note = f"first {count} of {found}, " if found > count else ""
-    names = [SENSORS[name] for name in SENSORS if name in sensors]
+    names = [SENSOR_TITLES[name] for name in SENSOR_TITLES if name in sensors]
     figure.text(left, 1 - 0.2 / height, title, fontsize=13, fontweight="bold", color=_INK, va="top")
     figure.text(
         right, 1 - 0.2 / height,

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from terrafm.data.shards.dataset import Dataset
 from terrafm.embed.schema import EmbeddingManifest
 from terrafm.errors import UsageError
+from terrafm.modalities import SENSOR_TITLES
 from terrafm.quicklooks import whole_tile
 
-# What people read best comes first.
-SENSORS = {"s2_l2a": "Sentinel-2 L2A", "s2_l1c": "Sentinel-2 L1C", "s1": "Sentinel-1"}
 COLOUR_BANDS = {"B04", "B03", "B02", "VV", "VH"}
 
 
@@ -22,7 +21,7 @@ class Look:
     """A tile in colour.
 
     Attributes:
-        modality: key of `SENSORS`.
+        modality: key of `SENSOR_TITLES`.
         image: (H, W, 3) physical values as `terrafm.quicklooks.colours` has them, NaN without data.
     """
 
@@ -89,7 +88,7 @@ class DatasetLooks:
         """See `Looks.look`."""
         dataset = self._dataset
         location = dataset.locations([self._rows[tile["tile_id"]]])
-        for modality in (name for name in SENSORS if name in dataset.modalities):
+        for modality in (name for name in SENSOR_TITLES if name in dataset.modalities):
             groups = [
                 group.name
                 for group in dataset.groups
