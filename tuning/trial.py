@@ -22,7 +22,15 @@ from typing_extensions import override
 
 from terrafm.config import Config, build_config
 from terrafm.errors import TerraFMError
-from terrafm.storage import exists, join, list_names, read_bytes, remove, write_bytes
+from terrafm.storage import (
+    exists,
+    join,
+    list_names,
+    read_bytes,
+    read_json_lines,
+    remove,
+    write_bytes,
+)
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
     DamagedCheckpointError,
@@ -265,12 +273,5 @@ def _began(run: str) -> int:
 
 def read_scores(folder: str) -> list[dict[str, Any]]:
     """The lines of a trial's scores.jsonl, oldest first; empty before the first."""
-    uri = join(folder, SCORES_FILE)
-    if not exists(uri):
-        return []
-    try:
-        return [json.loads(line) for line in read_bytes(uri).decode().splitlines()]
-    except ValueError:
-        raise TerraFMError(
-            f"{uri} is not readable: remove it, and its trial is scored anew"
-        ) from None
+    remedy = "remove it, and its trial is scored anew"
+    return read_json_lines(join(folder, SCORES_FILE), remedy)

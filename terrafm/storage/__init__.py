@@ -20,6 +20,7 @@ from terrafm.storage.files import (
     upload,
     write_bytes,
 )
+from terrafm.storage.json_lines import read_json_lines
 
 __all__ = [
     "StoreFile",
@@ -35,6 +36,7 @@ __all__ = [
     "list_names",
     "open_file",
     "read_bytes",
+    "read_json_lines",
     "read_range",
     "remove",
     "resolve",

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from terrafm.config import Config, ValidationConfig
-from terrafm.errors import TerraFMError, UsageError
-from terrafm.storage import exists, join, read_bytes, write_bytes
+from terrafm.errors import UsageError
+from terrafm.storage import join, read_json_lines, write_bytes
 from terrafm.train.checkpoints.best import Best, choose_best, hold, read_best, write_best
 from terrafm.train.checkpoints.store import CHECKPOINTS, list_checkpoints, step_name
 
@@ -90,15 +90,8 @@ def read_validations(run_folder: str) -> list[dict[str, Any]]:
     Raises:
         TerraFMError: it is not readable.
     """
-    uri = join(run_folder, VALIDATION_FILE)
-    if not exists(uri):
-        return []
-    try:
-        return [json.loads(line) for line in read_bytes(uri).decode().splitlines()]
-    except ValueError:
-        raise TerraFMError(
-            f"{uri} is not readable: remove it, and the run goes on without its past scores"
-        ) from None
+    remedy = "remove it, and the run goes on without its past scores"
+    return read_json_lines(join(run_folder, VALIDATION_FILE), remedy)
 
 
 class ValidationLog:
