@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from terrafm.cli_jobs import render_jobs
+from terrafm.cli.jobs import render_jobs
 
 JOBS = [
     {"id": "pretrain-run-53a42422-12", "status": "SUCCEEDED", "started": 1795714866589,

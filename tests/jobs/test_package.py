@@ -48,7 +48,7 @@ def test_code_and_configuration_travel_and_nothing_else(folder, tmp_path):
 def test_our_packages_travel_whole(folder, tmp_path):
     packed = build(folder[0], tmp_path / "a.zip")
     assert {
-        "terrafm/cli.py", "terrafm/recipes/demo.yaml", "ray_jobs/__main__.py",
+        "terrafm/cli/verbs.py", "terrafm/recipes/demo.yaml", "ray_jobs/__main__.py",
         "tuning/cli.py", "tuning/report.html.j2",
     } <= packed.files  # fmt: skip
     assert not any("__pycache__" in name for name in packed.files)
@@ -71,7 +71,7 @@ def test_a_checkout_does_not_take_the_place_of_what_runs_here(tmp_path):
     (tmp_path / "terrafm").mkdir()
     (tmp_path / "terrafm" / "cli.py").write_text("another")
     packed = build(tmp_path, tmp_path / "a.zip")
-    assert zipfile.ZipFile(packed.path).read("terrafm/cli.py") != b"another"
+    assert zipfile.ZipFile(packed.path).read("terrafm/cli/verbs.py") != b"another"
 
 
 @pytest.mark.parametrize(("limit", "value"), [("LIMIT_BYTES", 10**6), ("_LIMIT_FILES", 200)])

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from terrafm.cli_checkpoint import checkpoint_app
-from terrafm.cli_cluster import cluster_app, doctor
-from terrafm.cli_embed import embed
-from terrafm.cli_evaluate import evaluate_app
-from terrafm.cli_jobs import jobs_app, submit
-from terrafm.cli_search import search
+from terrafm.cli.checkpoint import checkpoint_app
+from terrafm.cli.cluster import cluster_app, doctor
+from terrafm.cli.embed import embed
+from terrafm.cli.evaluate import evaluate_app
+from terrafm.cli.jobs import jobs_app, submit
+from terrafm.cli.search import search
 from terrafm.config import load_config, recipe_names, settings
 from terrafm.data.sources.registry import source_names
 from terrafm.errors import TerraFMError, UsageError

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from terrafm.cli_evaluate import Normalise, band_names
+from terrafm.cli.evaluate import Normalise, band_names
 from terrafm.progress import progress_bar
 from terrafm.terminal import console
 
