@@ -1,4 +1,5 @@
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+import ray
 from rasterio.io import MemoryFile
 
 from terrafm.modalities import MODALITIES
+from terrafm.ray_runtime import ensure_ray
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 L2A_BANDS = MODALITIES["s2_l2a"].bands
 L1C_BANDS = (*L2A_BANDS[:10], "B10", *L2A_BANDS[10:])
@@ -206,3 +211,10 @@ def copy_of(tmp_path):
         return target
 
     return copy
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    ensure_ray(2)
+    yield
+    ray.shutdown()

@@ -1,21 +1,17 @@
 """More tiles are a new version; what was there stays as it was, byte for byte."""
 
-import io
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
-import ray
-from rich.console import Console
+from folders import files_of, rendered
 
-from terrafm.config import IngestConfig, load_config
+from terrafm.config import IngestConfig
 from terrafm.data import append as append_module
 from terrafm.data.append import append
 from terrafm.data.ingest import ingest
-from terrafm.data.inspect import inspect, render
 from terrafm.data.shards.adopt import Adoption, record_of
 from terrafm.data.shards.commit import commit_dataset
 from terrafm.data.shards.dataset import Dataset
@@ -23,30 +19,11 @@ from terrafm.data.shards.entry import ShardEntry
 from terrafm.data.shards.manifest import list_versions
 from terrafm.data.shards.writer import write_shard
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.ray_runtime import ensure_ray
 
 SMALL = {"tile_size": 48, "config": IngestConfig(tiles_per_shard=8)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    ensure_ray(2)
-    yield
-    ray.shutdown()
-
-
-def text_of(description):
-    console = Console(width=120, file=io.StringIO())
-    console.print(render(description))
-    return console.file.getvalue()
-
-
-def files(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file()
-    }
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 def pixels(dataset):
@@ -75,14 +52,14 @@ def test_appending_equals_one_ingest_of_everything(places, tmp_path):
     whole, first, second = places
     out = tmp_path / "out"
     base = ingest("geotiff", str(first), str(out), **SMALL)
-    before, old_pixels = files(out), pixels(Dataset.open(out))
+    before, old_pixels = files_of(out), pixels(Dataset.open(out))
     report = append("geotiff", str(second), str(out), **SMALL)
     together = ingest("geotiff", str(whole), str(tmp_path / "together"), **SMALL)
     # Statistics, class counts, pixels, places: nothing tells them apart but the layout.
     assert report.fingerprint == together.fingerprint != base.fingerprint
     assert report.tiles == together.tiles == 24
     assert list_versions(str(out)) == [1, 2]
-    after = files(out)
+    after = files_of(out)
     changed = {name for name in before if after[name] != before[name]}
     assert changed == {"manifest.json"}
     assert not (out / "appending").exists()
@@ -154,11 +131,11 @@ def test_a_grown_archive_is_given_whole_and_an_equal_one_changes_nothing(places,
     # What was there before is not counted twice.
     counts = Dataset.open(out).report["selection"]
     assert (counts["cells"], counts["tiles_seen"], counts["tiles"]) == (6, 24, 24)
-    assert "version 2" in text_of(inspect(str(out), load_config()))
-    before = files(out)
+    assert "version 2" in rendered(out)
+    before = files_of(out)
     again = append("geotiff", str(whole), str(out), **SMALL)
     assert (again.tiles, again.already_complete) == (24, True)
-    assert files(out) == before
+    assert files_of(out) == before
     # The first ingest is still what it was: complete.
     assert ingest("geotiff", str(first), str(out), **SMALL).already_complete
 
@@ -184,14 +161,14 @@ def test_an_interrupted_append_is_invisible_and_goes_on(places, tmp_path, monkey
             assert list_versions(str(out)) == [1]
     report = append("geotiff", str(second), str(out), **SMALL)
     assert report.fingerprint == Dataset.open(clean).fingerprint
-    assert files(out) == files(clean)
+    assert files_of(out) == files_of(clean)
 
 
 def test_a_tile_of_other_content_is_refused_by_name(places, tmp_path):
     _, first, second = places
     out = tmp_path / "out"
     ingest("geotiff", str(first), str(out), **SMALL)
-    before = files(out)
+    before = files_of(out)
     whole = (second / "S2L2A" / "p3.tif").read_bytes()
     with rasterio.open(second / "S2L2A" / "p3.tif", "r+") as file:
         changed = file.read(3)
@@ -199,12 +176,12 @@ def test_a_tile_of_other_content_is_refused_by_name(places, tmp_path):
         file.write(changed, 3)
     with pytest.raises(TerraFMError, match=r"tile p3_1_0 is in .*another s2_l2a_10m\.checksum"):
         append("geotiff", str(second), str(out), **SMALL)
-    assert {k: v for k, v in files(out).items() if k in before} == before
+    assert {k: v for k, v in files_of(out).items() if k in before} == before
     assert Dataset.open(out).manifest.version == 1
     # Put right, it goes in; nothing of the first attempt is left.
     (second / "S2L2A" / "p3.tif").write_bytes(whole)
     assert append("geotiff", str(second), str(out), **SMALL).tiles == 24
-    assert {k for k in files(out) if "v2-" in k} == {
+    assert {k for k in files_of(out) if "v2-" in k} == {
         f"{folder}/v2-part-{i:05d}.{kind}"
         for folder, kind in (("shards", "parquet"), ("entries", "arrow"))
         for i in (1, 2)
@@ -225,10 +202,10 @@ def test_what_does_not_fit_is_refused_before_any_work(places, tmp_path, change, 
     _, first, second = places
     out = tmp_path / "out"
     ingest("geotiff", str(first), str(out), **SMALL)
-    before = files(out)
+    before = files_of(out)
     with pytest.raises(UsageError, match=message):
         append("geotiff", str(second), str(out), **(SMALL | change))
-    assert files(out) == before
+    assert files_of(out) == before
 
 
 def test_other_bands_and_legends_are_refused(places, place, geotiff_archive, tmp_path):

@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-import ray
 from fault_proxy import Every, FaultProxy, Faults
 from s3_servers import lead_to
 
@@ -20,18 +19,10 @@ from terrafm.data.sources.major_tom import _fault
 from terrafm.data.sources.pairing import MetadataRow
 from terrafm.data.tiles.landcover import WorldCover
 from terrafm.errors import StoreFailedError, TerraFMError
-from terrafm.ray_runtime import ensure_ray
 from terrafm.storage import exists, faults, join, write_bytes
 
 SMALL = {"tile_size": 48, "config": IngestConfig(tiles_per_shard=8)}
 DOWN = Faults(slow_down=Every(1, 1))
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    ensure_ray(2)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Runs the command line as a user does: in a process of its own."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -79,3 +80,27 @@ def kill_session(job):
         except psutil.NoSuchProcess:
             continue
     job.wait()
+
+
+def kill_command(process):
+    """kill -9 of a command alone, and of what Ray has not ended a minute later.
+
+    What Ray leaves behind ends by itself once its driver is gone; it must not write on.
+    """
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=60)
+    for orphan in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            orphan.kill()
+
+
+def children_named(name, process):
+    """Ray's processes of one kind, all of them children of the command."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if name in " ".join(child.cmdline()):
+                found.append(child)
+    return found

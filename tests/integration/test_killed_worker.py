@@ -1,17 +1,15 @@
 """A worker or the whole command is killed mid-epoch: nothing is lost, nothing is doubled."""
 
-import contextlib
 import json
 import os
 import signal
 import time
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from commands import start, terrafm
+from commands import children_named, kill_command, start, terrafm
 
 from terrafm.config import load_config
 from terrafm.train.checkpoints.store import load_checkpoint
@@ -53,12 +51,6 @@ def wait_for_step(output, step, process, seconds=200):
             return
         time.sleep(0.05)
     raise AssertionError(f"step {step} was not reached")
-
-
-def training_workers(process):
-    """Ray's training processes, all of them children of the command."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [c for c in children if "RayTrainWorker" in " ".join(c.cmdline())]
 
 
 def assert_history_is_whole(output, data):
@@ -105,7 +97,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_by_itself(
     process = start(*command(small_dataset, output), log=tmp_path / "log")
     try:
         wait_for_step(output, 17, process)
-        workers = sorted(training_workers(process), key=lambda p: p.create_time())
+        workers = sorted(children_named("RayTrainWorker", process), key=lambda p: p.create_time())
         assert len(workers) == 2
         os.kill(workers[rank].pid, signal.SIGKILL)
         assert process.wait(timeout=900) == 0, (tmp_path / "log").read_text()
@@ -119,14 +111,7 @@ def test_the_killed_command_goes_on_when_it_is_given_again(undisturbed, small_da
     output = tmp_path / "run"
     process = start(*command(small_dataset, output), log=tmp_path / "log")
     wait_for_step(output, 17, process)
-    family = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    # What Ray leaves behind ends by itself once its driver is gone; it must not write on.
-    psutil.wait_procs(family, timeout=60)
-    for orphan in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            orphan.kill()
+    kill_command(process)
     again = terrafm(*command(small_dataset, output), timeout=900)
     assert "resumed at" in again.stdout
     assert_history_is_whole(output, small_dataset)

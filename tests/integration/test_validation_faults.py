@@ -1,13 +1,11 @@
 """A worker, a validation or the command is killed: the run ends whole, each step scored once."""
 
-import contextlib
 import os
 import signal
 import time
 
-import psutil
 import pytest
-from commands import start, terrafm
+from commands import children_named, kill_command, start, terrafm
 
 from terrafm.train.checkpoints.best import read_best
 from terrafm.train.events import read_events
@@ -37,22 +35,12 @@ def command(data, output):
     return ["pretrain", "--config", "demo", "--data", data, "--output", output, *overrides]
 
 
-def processes(process, name):
-    """Ray's processes of one kind, all of them children of the command."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if name in " ".join(child.cmdline()):
-                found.append(child)
-    return found
-
-
 def validation_process(process, output, seconds=1200):
     """Of a validation that is under way."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert process.poll() is None, "ended before it could be disturbed"
-        if found := processes(process, "ray::_score"):
+        if found := children_named("ray::_score", process):
             return found[0]
         time.sleep(0.05)
     raise AssertionError("no validation was seen")
@@ -82,7 +70,7 @@ def test_a_process_is_killed_during_a_validation(victim, small_dataset, tmp_path
         if victim == "validation":
             os.kill(validating.pid, signal.SIGKILL)
         else:
-            os.kill(processes(process, "RayTrainWorker")[0].pid, signal.SIGKILL)
+            os.kill(children_named("RayTrainWorker", process)[0].pid, signal.SIGKILL)
         assert process.wait(timeout=1800) == 0, (tmp_path / "log").read_text()
     finally:
         process.kill()
@@ -101,13 +89,7 @@ def test_the_killed_command_goes_on_when_it_is_given_again(small_dataset, tmp_pa
     output = tmp_path / "run"
     process = start(*command(small_dataset, output), log=tmp_path / "log")
     validation_process(process, output)
-    family = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    psutil.wait_procs(family, timeout=60)
-    for orphan in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            orphan.kill()
+    kill_command(process)
     again = terrafm(*command(small_dataset, output), timeout=1800)
     assert "best checkpoint" in again.stdout
     assert_whole(output)
