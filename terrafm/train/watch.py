@@ -25,7 +25,7 @@ _LOOK_SECONDS = 1.0
 # Machines that have just come stay for so long before they are counted on.
 _SETTLE_SECONDS = 5.0
 # Before a group's first step: imports, the process group, the first blocks of data.
-_START_PATIENCE = 3.0
+_START_PATIENCE, _LEAST_START_SECONDS = 3.0, 180.0
 _SILENT_SECONDS = 10.0
 # Of finished steps: enough to say how long ago the last checkpoint was.
 _MOMENTS = 10_000
@@ -182,9 +182,7 @@ class Watch:
         now = time.monotonic()
         if where != self._moved[1]:
             self._moved = (now, where)
-        patience = self._limits.hang_timeout
-        if self.step == self._first_step:
-            patience *= _START_PATIENCE
+        patience = patience_for(self._limits.hang_timeout, self.step > self._first_step)
         if not self._hung and now - self._moved[0] > patience:
             self._hung = True
             reason = name_the_hanging(self._beats, self._workers, time.time())
@@ -198,6 +196,19 @@ def _going(node: Node) -> str:
     if node.going_at:
         when = f" in {max(0.0, node.going_at - time.time()):.0f} s"
     return f"{node.name} will be taken away{when}"
+
+
+def patience_for(hang_timeout: float, training: bool) -> float:
+    """Seconds without progress after which a group hangs.
+
+    Before its first step imports count, whose length is the machine's and not the model's: who
+    wants hangs found quickly must not have a slow machine's starts ended again and again.
+
+    Args:
+        hang_timeout: as configured.
+        training: whether the group has finished a step.
+    """
+    return hang_timeout if training else max(_START_PATIENCE * hang_timeout, _LEAST_START_SECONDS)
 
 
 def name_the_hanging(beats: Sequence[Beat], workers: int, now: float) -> str:

@@ -14,6 +14,9 @@ PATIENCE = {"TERRAFM_STALL_SECONDS": "2", "TERRAFM_RETRY_SECONDS": "120"}
 SMALL = ["--tile-size", "48", "--set", "ingest.tiles_per_shard=8", "--set", "ingest.workers=2"]
 
 
+_started = []
+
+
 def terrafm(*arguments, timeout=280, check=0, environment=None, folder=None):
     """Runs `terrafm ARGUMENTS` in a folder, checks the exit code, returns what it printed."""
     done = subprocess.run(
@@ -31,14 +34,24 @@ def terrafm(*arguments, timeout=280, check=0, environment=None, folder=None):
 
 
 def start(*arguments, log, environment=None):
-    """Starts `terrafm ARGUMENTS`; its output goes to a file."""
+    """Starts `terrafm ARGUMENTS`; its output goes to a file. It does not outlive the test."""
     with open(log, "w") as file:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "terrafm", *map(str, arguments)],
             stdout=file,
             stderr=subprocess.STDOUT,
             env=clean_environment() | (environment or {}),
         )
+    _started.append(process)
+    return process
+
+
+def end_started():
+    """Kills what `start` has started and the test, having failed, has not waited for."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            kill_session(process)
 
 
 def clean_environment():

@@ -9,6 +9,15 @@ import rasterio
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+@pytest.fixture(autouse=True)
+def nothing_goes_on():
+    """A command that a failed test has left would slow all later ones down."""
+    from commands import end_started
+
+    yield
+    end_started()
+
+
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
     """Ten small places as GeoTIFFs."""

@@ -95,14 +95,11 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_by_itself(
 ):
     output = tmp_path / "run"
     process = start(*command(small_dataset, output), log=tmp_path / "log")
-    try:
-        wait_for_step(output, 17, process)
-        workers = sorted(children_named("RayTrainWorker", process), key=lambda p: p.create_time())
-        assert len(workers) == 2
-        os.kill(workers[rank].pid, signal.SIGKILL)
-        assert process.wait(timeout=900) == 0, (tmp_path / "log").read_text()
-    finally:
-        process.kill()
+    wait_for_step(output, 17, process)
+    workers = sorted(children_named("RayTrainWorker", process), key=lambda p: p.create_time())
+    assert len(workers) == 2
+    os.kill(workers[rank].pid, signal.SIGKILL)
+    assert process.wait(timeout=900) == 0, (tmp_path / "log").read_text()
     assert_history_is_whole(output, small_dataset)
     assert_same_weights(output, undisturbed)
 

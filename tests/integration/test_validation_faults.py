@@ -65,15 +65,12 @@ def assert_whole(output):
 def test_a_process_is_killed_during_a_validation(victim, small_dataset, tmp_path):
     output = tmp_path / "run"
     process = start(*command(small_dataset, output), log=tmp_path / "log")
-    try:
-        validating = validation_process(process, output)
-        if victim == "validation":
-            os.kill(validating.pid, signal.SIGKILL)
-        else:
-            os.kill(children_named("RayTrainWorker", process)[0].pid, signal.SIGKILL)
-        assert process.wait(timeout=1800) == 0, (tmp_path / "log").read_text()
-    finally:
-        process.kill()
+    validating = validation_process(process, output)
+    if victim == "validation":
+        os.kill(validating.pid, signal.SIGKILL)
+    else:
+        os.kill(children_named("RayTrainWorker", process)[0].pid, signal.SIGKILL)
+    assert process.wait(timeout=1800) == 0, (tmp_path / "log").read_text()
     assert_whole(output)
     events = read_events(str(output))
     failed = [event for event in events if event["event"] == "not_validated"]

@@ -1,11 +1,17 @@
 from terrafm.train.control import Beat
-from terrafm.train.watch import name_the_hanging
+from terrafm.train.watch import name_the_hanging, patience_for
 
 NOW = 1000.0
 
 
 def beat(rank, step=5, phase="computing", silent=0.0, busy=300.0):
     return Beat(rank, "node", "host", 100 + rank, step, phase, NOW - busy, NOW - silent)
+
+
+def test_a_start_has_time_for_imports_however_short_the_timeout():
+    assert patience_for(12, training=True) == 12
+    assert patience_for(12, training=False) == 180
+    assert patience_for(600, training=False) == 1800
 
 
 def test_the_rank_that_others_wait_for_is_named():
