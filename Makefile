@@ -19,11 +19,13 @@ install: .venv/.installed
 demo: install
 	$(BIN)/terrafm demo --output demo
 
+# Two processes: half of a fast test's time is one process that starts.
 test: install
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" -n 2 --dist loadfile
 
-test-all: install
-	$(PYTEST) $(LEFT_OUT)
+# The slow ones disturb processes and measure what is disturbed: one after the other.
+test-all: test
+	$(PYTEST) -m slow $(LEFT_OUT)
 
 lint: install
 	$(BIN)/ruff check .

@@ -161,6 +161,7 @@ runpy.run_path(f"{sys.path[0]}/step.py", run_name="__main__")
         assert {f"{option}: time without / with", f"{option}: peak without / with"} <= set(found)
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_matrix_products():
     """One modality, no local crops: the products can be written down."""
     size, dim, depth, batch, k = 32, 96, 3, 2, 256

@@ -22,6 +22,7 @@ def free_cpus():
     return ray.available_resources().get("CPU", 0.0)
 
 
+@pytest.mark.slow
 def test_renewing_frees_what_failed_work_still_holds():
     ensure_ray(2)
     held = placement_group([{"CPU": 2}])

@@ -84,6 +84,7 @@ def waiting():
     return found
 
 
+@pytest.mark.slow
 def test_actors_get_the_processes_that_wait(start_actor):
     first = start_actor()
     assert ray.get(first.facts.remote(), timeout=60)[1] is False
@@ -115,6 +116,7 @@ def test_nothing_waits_without_a_hook(start_actor):
     assert waiting() == []
 
 
+@pytest.mark.slow
 def test_ranks_on_a_cpu_keep_freed_memory(start_actor):
     rank, other = start_actor(rank_environment(gpu=False)), start_actor({})
     kept, mapped = ray.get([a.pages_mapped_again.remote() for a in (rank, other)], timeout=120)

@@ -66,11 +66,13 @@ def without_tokens(clean, tmp_path_factory):
         yield address
 
 
+@pytest.mark.slow
 def test_a_token_that_lies_ready_is_not_used_where_none_is_asked(without_tokens, clean, home):
     done = joined(without_tokens, clean, home)
     assert done.stdout.strip() == "answered", done.stderr
 
 
+@pytest.mark.slow
 def test_a_token_that_must_be_used_where_none_is_asked_is_one_line(without_tokens, clean, home):
     done = joined(without_tokens, clean, home, RAY_AUTH_MODE="token")
     (line,) = done.stderr.strip().splitlines()

@@ -103,6 +103,7 @@ def test_an_outage_is_not_a_damaged_cell(error):
     assert isinstance(_fault(row, error), StoreFailedError)
 
 
+@pytest.mark.slow
 def test_a_failed_ingest_is_repaired_by_mending_the_archive(local_ray, geotiff_archive, tmp_path):
     archive = geotiff_archive({f"p{i}": None for i in range(3)})
     whole = {}

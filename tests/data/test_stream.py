@@ -127,7 +127,12 @@ def test_a_sample_is_the_same_in_any_layout(small_dataset):
 
 @pytest.mark.parametrize(
     ("batch", "world", "micro", "start_step"),
-    [(16, 1, 4, 0), (8, 2, 3, 2), (7, 3, 2, 1), (2, 3, 1, 0)],
+    [
+        (16, 1, 4, 0),
+        (2, 3, 1, 0),
+        pytest.param(8, 2, 3, 2, marks=pytest.mark.slow),
+        pytest.param(7, 3, 2, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_stream_equals_in_process_batches(cluster, small_dataset, batch, world, micro, start_step):
     for rank in range(world):
@@ -150,6 +155,7 @@ def test_tiles_for_the_device_stream_like_crops(cluster, small_dataset):
         assert_equal(first, second)
 
 
+@pytest.mark.slow
 def test_stream_over_several_datasets_and_without_prefetch(cluster, small_dataset, monkeypatch):
     monkeypatch.setattr("terrafm.data.stream._FIRST_SEGMENT_ROWS", 10)
     monkeypatch.setattr("terrafm.data.stream._SEGMENT_ROWS", 20)
@@ -172,6 +178,7 @@ def test_closing_a_stream_ends_its_workers(cluster, small_dataset):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_two_ranks_share_one_spare_cpu(cluster, small_dataset):
     """A data worker keeps its CPU while the stream lives: two must never wait for each other."""
     setups = [options(small_dataset, RankLayout(8, 2, rank, 4), 0, 40) for rank in (0, 1)]
@@ -186,6 +193,7 @@ def test_two_ranks_share_one_spare_cpu(cluster, small_dataset):
     remove_placement_group(holder)
 
 
+@pytest.mark.slow
 def test_a_killed_data_worker_is_replaced(cluster, small_dataset):
     setup = options(small_dataset, RankLayout(8, 1, 0, 8), 0, 120)
     killed = []
@@ -217,6 +225,7 @@ def is_worker(process):
     return False
 
 
+@pytest.mark.slow
 def test_the_scheduling_loop_rests_while_nothing_is_taken(cluster, small_dataset, monkeypatch):
     rounds = []
 
@@ -265,6 +274,7 @@ def test_a_damaged_cell_is_one_clear_error(cluster, small_dataset, tmp_path):
     assert len(arrived) <= good
 
 
+@pytest.mark.slow
 def test_data_workers_leave_the_placement_group_of_their_worker(cluster, small_dataset):
     # As in a training worker: all resources of the group are taken by the worker itself.
     group = placement_group([{"CPU": 1}])

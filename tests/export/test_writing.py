@@ -138,7 +138,14 @@ def test_the_printed_lines_run_in_a_fresh_interpreter(
     assert found == PRINTED[export_format]
 
 
-@pytest.mark.parametrize("export_format", ["hf", "torch-export", "onnx"])
+@pytest.mark.parametrize(
+    "export_format",
+    [
+        "hf",
+        pytest.param("torch-export", marks=pytest.mark.slow),
+        pytest.param("onnx", marks=pytest.mark.slow),
+    ],
+)
 def test_the_lines_for_a_store_run_too(tmp_path, teacher, export_format, fresh_interpreter):
     """With an address that no loader but fsspec knows."""
     need(export_format)

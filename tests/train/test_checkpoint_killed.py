@@ -82,6 +82,7 @@ def look(run_folder):
     return newest
 
 
+@pytest.mark.slow
 def test_on_a_disk(tmp_path):
     newest = kill_and_look(str(tmp_path / "run"), kills=8)
     assert newest == sorted(newest)

@@ -17,7 +17,7 @@ STAGES = (0, 1, 2, 3)
 PARTS = ("student", "optimizer", "teacher", "centers")
 
 
-@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)])
 def world_size(request):
     return request.param
 

@@ -52,13 +52,14 @@ def test_compiled_blocks_agree_with_eager_ones(eager, small_dataset, case):
     assert_same(run(small_dataset, CASES[case]), eager, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
         "plain",
-        pytest.param("checkpointing", marks=pytest.mark.slow),
-        pytest.param("compiled", marks=[needs_compiler, pytest.mark.slow]),
-        pytest.param("both", marks=[needs_compiler, pytest.mark.slow]),
+        "checkpointing",
+        pytest.param("compiled", marks=needs_compiler),
+        pytest.param("both", marks=needs_compiler),
     ],
 )
 def test_every_zero_stage_takes_the_options(eager, small_dataset, case, tmp_path):
