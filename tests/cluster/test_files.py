@@ -167,8 +167,23 @@ def workflow_problems(path):
     return checked.stdout if checked.returncode else ""
 
 
-def test_ci_is_a_workflow():
-    assert workflow_problems(ROOT / ".github" / "workflows" / "ci.yml") == ""
+@pytest.mark.parametrize("name", ["ci.yml", "nightly.yml"])
+def test_ci_and_the_nightly_run_are_workflows(name):
+    assert workflow_problems(ROOT / ".github" / "workflows" / name) == ""
+
+
+def test_the_nightly_run_finds_every_file_with_a_slow_test():
+    steps = load(ROOT / ".github" / "workflows" / "nightly.yml")["jobs"]["list"]["steps"]
+    line = steps[-1]["run"].removeprefix('echo "files=$(').partition(" | jq ")[0]
+    found = subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    slow = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "mark.slow" in path.read_text()
+    ]
+    assert sorted(found) == slow
 
 
 @pytest.mark.parametrize(
