@@ -18,9 +18,11 @@ from terrafm.data.ingest import ingest
 from terrafm.data.shards.dataset import Dataset
 from terrafm.eval.knn import evaluate_knn, render
 from terrafm.export import export_checkpoint
+from terrafm.pictures.dataset import class_histogram, tile_map
+from terrafm.pictures.sample import quicklook
+from terrafm.pictures.training import loss_curve
 from terrafm.progress import progress_bar
 from terrafm.ray_runtime import ensure_ray
-from terrafm.report import class_histogram, loss_curve, quicklook, tile_map
 from terrafm.storage import join, write_bytes
 from terrafm.train.run import describe, pretrain
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from terrafm.pictures import SAFE_COLOURS, picture
+from terrafm.pictures.figure import SAFE_COLOURS, picture
 from tuning.analysis import Findings, is_missing, is_number
 from tuning.objective import titled
 from tuning.trials import COLLAPSED, FAILED, FINISHED, OPEN, STOPPED

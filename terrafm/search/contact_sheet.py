@@ -11,8 +11,8 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from terrafm.modalities import SENSOR_TITLES
-from terrafm.pictures import picture
-from terrafm.quicklooks import bare, class_colour, stretch, stretch_limits
+from terrafm.pictures.colours import bare, class_colour, stretch, stretch_limits
+from terrafm.pictures.figure import picture
 from terrafm.search.looks import Look, Looks
 from terrafm.search.similar import place_of, time_of
 

@@ -12,7 +12,7 @@ from terrafm.embed.schema import EmbeddingManifest
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.eval.sets.geotiff import physical
 from terrafm.modalities import MODALITIES
-from terrafm.quicklooks import colours
+from terrafm.pictures.colours import colours
 from terrafm.search.looks import COLOUR_BANDS, Look
 from terrafm.storage import exists
 

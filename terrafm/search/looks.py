@@ -11,7 +11,7 @@ from terrafm.data.shards.dataset import Dataset
 from terrafm.embed.schema import EmbeddingManifest
 from terrafm.errors import UsageError
 from terrafm.modalities import SENSOR_TITLES
-from terrafm.quicklooks import whole_tile
+from terrafm.pictures.colours import whole_tile
 
 COLOUR_BANDS = {"B04", "B03", "B02", "VV", "VH"}
 
@@ -22,7 +22,8 @@ class Look:
 
     Attributes:
         modality: key of `SENSOR_TITLES`.
-        image: (H, W, 3) physical values as `terrafm.quicklooks.colours` has them, NaN without data.
+        image: (H, W, 3) physical values as `terrafm.pictures.colours` makes them, NaN
+            without data.
     """
 
     modality: str

@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from terrafm import quicklooks, report
 from terrafm.config import load_config
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.report_validation import validation_curve
+from terrafm.pictures.colours import false_colour, true_colour
+from terrafm.pictures.dataset import class_histogram, tile_map
+from terrafm.pictures.sample import quicklook
+from terrafm.pictures.training import loss_curve
+from terrafm.pictures.validation import validation_curve
 
 CONFIG = load_config(None, ["data.global_size=64", "data.local_size=32", "data.local_crops=3"])
 
@@ -49,10 +52,10 @@ def test_every_picture_is_written_and_reproducible(dataset: Dataset, tmp_path: P
     metrics = write_metrics(tmp_path / "metrics.jsonl", 60)
     for folder in ("first", "second"):
         root = tmp_path / folder
-        report.tile_map(dataset, root / "map.png")
-        report.class_histogram(dataset, CONFIG, root / "classes.png")
-        report.quicklook(dataset, 2, CONFIG, root / "tile.png")
-        report.loss_curve(metrics, root / "loss.png")
+        tile_map(dataset, root / "map.png")
+        class_histogram(dataset, CONFIG, root / "classes.png")
+        quicklook(dataset, 2, CONFIG, root / "tile.png")
+        loss_curve(metrics, root / "loss.png")
     for name, least in (("map", 0.3), ("classes", 0.03), ("tile", 0.4), ("loss", 0.01)):
         first = tmp_path / "first" / f"{name}.png"
         assert inked(first) > least, name
@@ -79,28 +82,28 @@ def test_the_picture_of_a_validation(tmp_path: Path) -> None:
 def test_another_sample_has_other_crops(dataset: Dataset, tmp_path: Path) -> None:
     for position in (0, 1):
         path = tmp_path / f"{position}.png"
-        report.quicklook(dataset, 2, CONFIG, path, position=position)
+        quicklook(dataset, 2, CONFIG, path, position=position)
     assert (tmp_path / "0.png").read_bytes() != (tmp_path / "1.png").read_bytes()
 
 
 def test_without_local_crops(dataset: Dataset, tmp_path: Path) -> None:
     config = load_config(None, ["data.global_size=64", "data.local_crops=0"])
-    report.quicklook(dataset, 0, config, tmp_path / "tile.png")
+    quicklook(dataset, 0, config, tmp_path / "tile.png")
     assert inked(tmp_path / "tile.png") > 0.3
 
 
 @pytest.mark.parametrize("steps", [1, 3, 400])
 def test_loss_curves_of_any_length(tmp_path: Path, steps: int) -> None:
-    report.loss_curve(write_metrics(tmp_path / "metrics.jsonl", steps), tmp_path / "loss.png")
+    loss_curve(write_metrics(tmp_path / "metrics.jsonl", steps), tmp_path / "loss.png")
     assert inked(tmp_path / "loss.png") > 0.005
 
 
 def test_missing_or_empty_metrics_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.jsonl do not exist"):
-        report.loss_curve(tmp_path / "none.jsonl", tmp_path / "loss.png")
+        loss_curve(tmp_path / "none.jsonl", tmp_path / "loss.png")
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UsageError, match="hold no step"):
-        report.loss_curve(tmp_path / "empty.jsonl", tmp_path / "loss.png")
+        loss_curve(tmp_path / "empty.jsonl", tmp_path / "loss.png")
     assert not (tmp_path / "loss.png").exists()
 
 
@@ -109,9 +112,9 @@ def test_true_colour_is_red_green_blue() -> None:
     image = np.zeros((12, 4, 4), np.float32)
     for value, band in ((0.3, "B04"), (0.2, "B03"), (0.1, "B02")):
         image[bands.index(band)] = value
-    np.testing.assert_allclose(quicklooks.true_colour(image)[0, 0], [0.3, 0.2, 0.1])
+    np.testing.assert_allclose(true_colour(image)[0, 0], [0.3, 0.2, 0.1])
 
 
 def test_false_colour_is_vv_vh_and_their_difference() -> None:
     image = np.stack([np.full((4, 4), -8.0), np.full((4, 4), -15.0)]).astype(np.float32)
-    np.testing.assert_allclose(quicklooks.false_colour(image)[0, 0], [-8.0, -15.0, 7.0])
+    np.testing.assert_allclose(false_colour(image)[0, 0], [-8.0, -15.0, 7.0])

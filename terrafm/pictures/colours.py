@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from terrafm.data.shards.dataset import Dataset
 from terrafm.modalities import MODALITIES
-from terrafm.pictures import SAFE_COLOURS
+from terrafm.pictures.figure import SAFE_COLOURS
 
 # ESA WorldCover's published colours; two classes differ in more than hue wherever they are drawn.
 WORLDCOVER_COLOURS = {

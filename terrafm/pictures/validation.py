@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from terrafm.errors import UsageError
 from terrafm.modalities import SENSOR_TITLES
-from terrafm.pictures import SAFE_COLOURS, picture
+from terrafm.pictures.figure import SAFE_COLOURS, picture
 from terrafm.storage import join
 from terrafm.train.checkpoints.best import Best, read_best
 from terrafm.train.checkpoints.store import CHECKPOINTS

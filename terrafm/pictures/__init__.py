@@ -1,0 +1,1 @@
+"""Pictures of datasets, samples and runs."""
