@@ -1,6 +1,6 @@
 """How many training workers a cluster has room for; pure, from a list of its nodes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 # Between the sums of Ray's fractional resources and the numbers that a person wrote.
@@ -46,16 +46,33 @@ def fitting_workers(
     staying = [node.available for node in nodes if node.going_at is None]
     places = sum(_places(available, need) for available in staying)
     workers = min(most, places)
-
-    def left(resource: str) -> float:
-        free = sum(available.get(resource, 0.0) for available in staying)
-        return free - workers * need.get(resource, 0.0) - spare.get(resource, 0.0)
-
-    while workers > 0 and (
-        left("CPU") <= _ROUNDING or any(left(resource) < -_ROUNDING for resource in spare)
-    ):
+    while workers > 0 and not _leave_enough(staying, need, workers, spare):
         workers -= 1
     return workers
+
+
+def can_grow(
+    nodes: Iterable[Node],
+    occupied: Container[str],
+    need: Mapping[str, float],
+    reading: float,
+    spare: Mapping[str, float] = _NOTHING,
+) -> bool:
+    """Whether a group of workers would be larger if it ended and started again.
+
+    Args:
+        nodes: of the cluster, with what is free while the group trains; those that are going
+            count for nothing.
+        occupied: ids of the nodes that its workers are on; room on others counts.
+        need: resource -> what one worker holds.
+        reading: CPUs that the group's data workers hold. They may lie on any node, also on one
+            that came after its workers had started, and are free once it ends.
+        spare: as in `fitting_workers`.
+    """
+    staying = [node for node in nodes if node.going_at is None]
+    has_place = any(_places(n.available, need) for n in staying if n.id not in occupied)
+    free = [*(node.available for node in staying), {"CPU": reading}]
+    return has_place and _leave_enough(free, need, 1, spare)
 
 
 def reading_cpus(
@@ -88,6 +105,21 @@ def reading_cpus(
         return float(whole // workers)
     parts = {cpus / count for cpus in left for count in range(1, workers + 1) if cpus > _ROUNDING}
     return max(part for part in parts if part < 1 and pieces(part) >= workers)
+
+
+def _leave_enough(
+    free: Sequence[Mapping[str, float]],
+    need: Mapping[str, float],
+    workers: int,
+    spare: Mapping[str, float],
+) -> bool:
+    """Whether so many workers leave what is to be kept free, and something to read data."""
+
+    def left(resource: str) -> float:
+        there = sum(available.get(resource, 0.0) for available in free)
+        return there - workers * need.get(resource, 0.0) - spare.get(resource, 0.0)
+
+    return left("CPU") > _ROUNDING and all(left(resource) >= -_ROUNDING for resource in spare)
 
 
 def _left(

@@ -118,6 +118,7 @@ class Supervisor:
         need = {"CPU": float(self._train.cpus_per_worker)} | ({"GPU": 1.0} if self._gpu else {})
         self._limits = Limits(
             need,
+            {} if validator is None else validator.need,
             self._train.most_workers,
             self._train.resize_interval,
             self._train.hang_timeout,
@@ -218,6 +219,7 @@ class Supervisor:
                 self._events,
                 self._limits,
                 workers=workers,
+                reading=workers * min(data_cpus, fair_cpus),
                 first_step=resume.step,
                 training=lambda: self._tell_of_training(workers),
                 cancelled=self._cancelled,

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError
 
 from terrafm.ray_runtime import cluster_nodes
-from terrafm.train.capacity import Node, fitting_workers
+from terrafm.train.capacity import Node, can_grow
 from terrafm.train.control import END, STARTING, STOP, Beat
 from terrafm.train.events import EventLog
 
@@ -37,12 +37,14 @@ class Limits:
 
     Attributes:
         need: resource -> what one worker holds.
+        spare: resource -> what is kept free besides the workers, for a validation.
         most: workers wanted.
         resize_interval: seconds that a group trains at least before it is stopped to grow.
         hang_timeout: seconds without any progress after which the group is ended.
     """
 
     need: Mapping[str, float]
+    spare: Mapping[str, float]
     most: int
     resize_interval: float
     hang_timeout: float
@@ -56,6 +58,7 @@ class Watch:
         events: of the run.
         limits: of the worker group.
         workers: in the group.
+        reading: CPUs that its data workers hold.
         first_step: finished steps when it starts.
         training: called once, when its first step is done.
         cancelled: once set, the ranks end at once.
@@ -72,6 +75,7 @@ class Watch:
         limits: Limits,
         *,
         workers: int,
+        reading: float,
         first_step: int,
         training: Callable[[], None],
         cancelled: threading.Event,
@@ -82,6 +86,7 @@ class Watch:
         self._events = events
         self._limits = limits
         self._workers = workers
+        self._reading = reading
         self._first_step = first_step
         self._training = training
         self._cancelled = cancelled
@@ -159,15 +164,19 @@ class Watch:
 
     def _may_grow(self, nodes: Sequence[Node]) -> bool:
         """Room on machines without ranks, for some time, long enough after the last start."""
-        empty = [node for node in nodes if not self._has_ranks(node)]
-        more = self._limits.most - self._workers
-        if len(self._beats) < self._workers or not fitting_workers(empty, self._limits.need, more):
+        limits = self._limits
+        occupied = {beat.node for beat in self._beats}
+        if not (
+            self._workers < limits.most
+            and len(self._beats) == self._workers
+            and can_grow(nodes, occupied, limits.need, self._reading, limits.spare)
+        ):
             self._room_since = None
             return False
         now = time.monotonic()
         self._room_since = self._room_since or now
         settled = now - self._room_since >= _SETTLE_SECONDS
-        return settled and now - self._began >= self._limits.resize_interval
+        return settled and now - self._began >= limits.resize_interval
 
     def _stop(self, reason: str) -> None:
         if self.stopping is None:

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terrafm.train.capacity import Node, fitting_workers, reading_cpus
+from terrafm.train.capacity import Node, can_grow, fitting_workers, reading_cpus
 
 nodes = st.lists(
     st.builds(
@@ -100,3 +100,43 @@ def test_a_single_machine_shares_what_is_left():
     found = [Node("id", "name", {"CPU": 8.0})]
     assert reading_cpus(found, {"CPU": 1.0}, 2) == 3
     assert reading_cpus(found, {"CPU": 3.75}, 2) == 0.25
+
+
+@given(
+    st.lists(st.integers(0, 8).map(lambda n: n / 2), min_size=1, max_size=5),
+    st.sampled_from([0.5, 1.0, 1.5]),
+    st.integers(1, 4),
+    spares,
+    st.data(),
+)
+def test_a_group_that_can_grow_is_larger_when_it_starts_again(totals, cpu, most, spare, data):
+    need, spare = {"CPU": cpu}, {"CPU": spare.get("CPU", 0.0)}
+    old = data.draw(st.integers(1, len(totals)))
+    before = [Node(str(i), "", {"CPU": cpus}) for i, cpus in enumerate(totals[:old])]
+    workers = fitting_workers(before, need, most, spare)
+    if not workers:
+        return
+    each = reading_cpus(before, need, workers, spare)
+    left = dict(enumerate(totals))
+    occupied = set()
+    for _ in range(workers):
+        place = max(range(old), key=left.__getitem__)
+        occupied.add(str(place))
+        left[place] -= cpu
+    # Since then machines have come, and whoever reads lies anywhere.
+    for size in ([1.0] * int(each) if each >= 1 else [each]) * workers:
+        place = data.draw(st.sampled_from([i for i in left if left[i] >= size - 1e-6]))
+        left[place] -= size
+    now = [Node(str(i), "", {"CPU": cpus}) for i, cpus in left.items()]
+    if can_grow(now, occupied, need, workers * each, spare):
+        again = [Node(str(i), "", {"CPU": cpus}) for i, cpus in enumerate(totals)]
+        assert fitting_workers(again, need, workers + 1, spare) == workers + 1
+
+
+def test_who_reads_on_a_new_machine_does_not_keep_the_group_from_it():
+    # One worker on a machine of two CPUs; another came, and the data worker went there.
+    now = [Node("old", "", {"CPU": 0.5}), Node("new", "", {"CPU": 1.5})]
+    assert can_grow(now, {"old"}, {"CPU": 1.5}, reading=0.5)
+    assert not can_grow(now, {"old", "new"}, {"CPU": 1.5}, reading=0.5)
+    assert not can_grow(now, {"old"}, {"CPU": 1.5}, reading=0.5, spare={"CPU": 1.0})
+    assert not can_grow([Node("new", "", {"CPU": 1.5}, 0.0)], {"old"}, {"CPU": 1.5}, reading=0.5)
