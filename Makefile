@@ -25,7 +25,7 @@ test: install
 
 # The slow ones disturb processes and measure what is disturbed: one after the other.
 test-all: test
-	$(PYTEST) -m slow $(LEFT_OUT)
+	$(PYTEST) -m slow
 
 lint: install
 	$(BIN)/ruff check .

@@ -178,12 +178,27 @@ def test_the_nightly_run_finds_every_file_with_a_slow_test():
     found = subprocess.run(
         ["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    slow = [
+    assert sorted(found) == files_with_slow_tests()
+
+
+def files_with_slow_tests():
+    return [
         str(path.relative_to(ROOT))
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
-        if "mark.slow" in path.read_text()
+        if re.search(r"mark[.]slow", path.read_text())
     ]
-    assert sorted(found) == slow
+
+
+def test_every_slow_test_has_its_place_among_those_of_a_change():
+    script = (ROOT / ".ci" / "run").read_text().replace("$IN", "tests/integration")
+    listed = script.partition("<<EOF\n")[2].partition("EOF")[0].split()
+    assert all((ROOT / name).exists() for name in listed)
+    missing = [
+        name
+        for name in files_with_slow_tests()
+        if not any(name == there or name.startswith(f"{there}/") for there in listed)
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize(
