@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from terrafm.modalities import SENSOR_TITLES
 from terrafm.pictures.colours import bare, class_colour, stretch, stretch_limits
 from terrafm.pictures.figure import picture
-from terrafm.search.looks import Look, Looks
+from terrafm.search.look import Look, Looks
 from terrafm.search.similar import place_of, time_of
 
 # The query takes two columns and two rows of five columns: 16 neighbours fill four rows.

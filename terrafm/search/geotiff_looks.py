@@ -13,7 +13,7 @@ from terrafm.errors import TerraFMError, UsageError
 from terrafm.eval.sets.geotiff import physical
 from terrafm.modalities import MODALITIES
 from terrafm.pictures.colours import colours
-from terrafm.search.looks import COLOUR_BANDS, Look
+from terrafm.search.look import COLOUR_BANDS, Look
 from terrafm.storage import exists
 
 

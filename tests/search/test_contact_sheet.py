@@ -11,7 +11,8 @@ from terrafm.data.shards.dataset import Dataset
 from terrafm.embed.schema import read_manifest
 from terrafm.errors import UsageError
 from terrafm.search.contact_sheet import draw_contact_sheet
-from terrafm.search.looks import Look, open_looks
+from terrafm.search.look import Look
+from terrafm.search.looks import open_looks
 from terrafm.search.similar import find_similar
 
 DOTS = 130

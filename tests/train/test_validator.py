@@ -65,6 +65,12 @@ def own_ray():
     ray.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def all_is_free(own_ray):
+    """Ray takes a moment to have back what the test before held."""
+    until(lambda: free_cpus() == CPUS, "something is still held", 120)
+
+
 def save(run, *steps):
     tensors = {"weight": torch.zeros(2)}
     state = EngineState(tensors, tensors)

@@ -1,0 +1,35 @@
+"""A tile in colour, and who gives it."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+COLOUR_BANDS = {"B04", "B03", "B02", "VV", "VH"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """A tile in colour.
+
+    Attributes:
+        modality: key of `SENSOR_TITLES`.
+        image: (H, W, 3) physical values as `terrafm.pictures.colours` makes them, NaN
+            without data.
+    """
+
+    modality: str
+    image: NDArray[np.float32]
+
+
+class Looks(Protocol):
+    """Where pictures of tiles come from."""
+
+    def look(self, tile: dict[str, Any]) -> Look | None:
+        """One tile of what `find_similar` returns; None where it has no sensor to show.
+
+        Raises:
+            TerraFMError: its pixels cannot be read.
+        """
+        ...
