@@ -4,7 +4,7 @@ import json
 import os
 import sys
 
-from terrafm.jobs.versions import VERSIONS_VARIABLE, differences, own_versions
+from terrafm.clusters.versions import VERSIONS_VARIABLE, differences, own_versions
 
 
 def main(words: list[str]) -> None:

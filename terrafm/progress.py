@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from terrafm.jobs.versions import JOB_VARIABLE
+from terrafm.clusters.versions import JOB_VARIABLE
 
 # Between two lines of a job.
 _SECONDS = 10.0

@@ -28,8 +28,8 @@ from ray.data._internal.stats import get_or_create_stats_actor
 from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
 
 from terrafm.clusters.joining import join
+from terrafm.clusters.node import Node
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.train.capacity import Node
 
 # Between two steps of Ray Data's scheduling loop; a block takes far longer to make.
 PAUSE_SECONDS = 0.01

@@ -13,8 +13,8 @@ from terrafm.clusters import state
 from terrafm.clusters.dashboard import Dashboard, is_loopback
 from terrafm.clusters.sockets import Socket, listening, shown_in
 from terrafm.clusters.token import PATH_VARIABLE, Token, find_token
+from terrafm.clusters.versions import differences, own_versions
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.jobs.versions import differences, own_versions
 
 OK, WARNING, FAULT = "ok", "warning", "FAULT"
 # Ways into a cluster, each harmless without a credential: nothing is submitted or stopped.

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from terrafm.clusters.versions import JOB_VARIABLE, VERSIONS_VARIABLE, differences, own_versions
 from terrafm.errors import UsageError
 from terrafm.jobs import package
 from terrafm.jobs.arguments import Command
 from terrafm.jobs.client import RUN_KEY, JobServer
-from terrafm.jobs.versions import JOB_VARIABLE, VERSIONS_VARIABLE, differences, own_versions
 
 # On the head, which is not taken away: the resource that Ray gives it alone. An empty request
 # would leave the choice to a setting of the cluster.

@@ -1,29 +1,12 @@
 """How many training workers a cluster has room for; pure, from a list of its nodes."""
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from terrafm.clusters.node import Node
 
 # Between the sums of Ray's fractional resources and the numbers that a person wrote.
 _ROUNDING = 1e-6
 _NOTHING: Mapping[str, float] = {}
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node of the cluster.
-
-    Attributes:
-        id: Ray's, hexadecimal.
-        name: host name or address, for people.
-        available: resource -> what nobody holds now.
-        going_at: seconds since 1970 when it will be taken away; 0 where only the time is not
-            known, None for a node that stays.
-    """
-
-    id: str
-    name: str
-    available: Mapping[str, float]
-    going_at: float | None = None
 
 
 def fitting_workers(

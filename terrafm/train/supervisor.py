@@ -31,6 +31,7 @@ from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_cli
 )
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
+from terrafm.clusters.node import Node
 from terrafm.config import Config, TrainConfig
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.ray_runtime import (
@@ -42,7 +43,7 @@ from terrafm.ray_runtime import (
 )
 from terrafm.standby import helper_environment, rank_environment
 from terrafm.storage import arrow_filesystem, is_local, join
-from terrafm.train.capacity import Node, fitting_workers, reading_cpus
+from terrafm.train.capacity import fitting_workers, reading_cpus
 from terrafm.train.checkpoints.staging import remove_staging
 from terrafm.train.checkpoints.store import CHECKPOINTS, newest_intact, read_record
 from terrafm.train.control import start_control

@@ -37,11 +37,12 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from terrafm.clusters.node import Node
 from terrafm.config import ValidationConfig
 from terrafm.errors import TerraFMError
 from terrafm.storage import is_local, join, read_bytes
 from terrafm.storage.faults import one_line
-from terrafm.train.capacity import Node, fitting_workers
+from terrafm.train.capacity import fitting_workers
 from terrafm.train.checkpoints.store import MARKER
 from terrafm.train.events import EventLog
 from terrafm.train.tracker_clients import open_trackers

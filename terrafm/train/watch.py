@@ -14,8 +14,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from terrafm.clusters.node import Node
 from terrafm.ray_runtime import cluster_nodes
-from terrafm.train.capacity import Node, can_grow
+from terrafm.train.capacity import can_grow
 from terrafm.train.control import END, STARTING, STOP, Beat
 from terrafm.train.events import EventLog
 

@@ -10,9 +10,9 @@ import pytest
 from typer.main import get_command
 
 from terrafm.cli import app
+from terrafm.clusters.versions import VERSIONS_VARIABLE, differences, own_versions
 from terrafm.errors import UsageError
 from terrafm.jobs.arguments import read_command
-from terrafm.jobs.versions import VERSIONS_VARIABLE, differences, own_versions
 
 
 def read(*words, folder=Path()):

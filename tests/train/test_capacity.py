@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terrafm.train.capacity import Node, can_grow, fitting_workers, reading_cpus
+from terrafm.clusters.node import Node
+from terrafm.train.capacity import can_grow, fitting_workers, reading_cpus
 
 nodes = st.lists(
     st.builds(
