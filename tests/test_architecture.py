@@ -81,6 +81,12 @@ def test_embedding_does_not_train():
     assert importers("terrafm.train", "terrafm/embed") == set()
 
 
+@pytest.mark.parametrize("package", ["terrafm.data", "terrafm.train", "terrafm.jobs"])
+@pytest.mark.parametrize("below", ["terrafm/clusters", "terrafm/ray_runtime.py"])
+def test_what_joins_a_cluster_knows_no_work(package, below):
+    assert importers(package, below) == set()
+
+
 def test_no_file_is_too_long():
     long = {str(p.relative_to(ROOT)): n for p in modules() if (n := _lines(p)) > LINES_LIMIT}
     assert long == {}
