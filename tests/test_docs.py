@@ -48,7 +48,7 @@ def test_the_python_of_the_readme_runs(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_first_real_run_of_the_readme_runs(tmp_path, shared_folder):
     (script,) = blocks("README.md", "bash")
     real = shared_folder / "realdata"
@@ -83,7 +83,7 @@ def run_pages_shell(script, folder, **environment):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_code_of_the_validation_page_runs(small_dataset, tmp_path):
     page = "docs/validation.md"
     (script,) = blocks(page, "bash")
@@ -174,7 +174,7 @@ ROAD = ("datasets", "pretraining", "checkpoints", "sweeps")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_the_code_of_the_road_runs(tmp_path, no_cluster):
     for name in ROAD:
         page = f"docs/{name}.md"
@@ -187,7 +187,7 @@ def test_the_code_of_the_road_runs(tmp_path, no_cluster):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_code_of_the_jobs_page_runs(tmp_path, no_cluster):
     private = {"HOME": str(tmp_path / "home"), "TERRAFM_CLUSTER_DIR": str(tmp_path / "cluster")}
     (tmp_path / "home").mkdir()
@@ -199,7 +199,7 @@ def test_the_code_of_the_jobs_page_runs(tmp_path, no_cluster):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_the_code_of_the_demo_page_runs(tmp_path, no_cluster):
     run_pages_shell(*blocks("docs/demo.md", "bash"), tmp_path)
     for name in re.findall(r"^\| `([^`]+?)/?`[ ,]", (ROOT / "docs/demo.md").read_text(), re.M):

@@ -34,7 +34,7 @@ def run_shell(script, tmp_path, shared_folder, weights):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_commands_run(tmp_path, shared_folder, weights):
     assert "mean spectrum" in run_shell(blocks("bash")[0], tmp_path, shared_folder, weights)
     result = json.loads((tmp_path / "table.json").read_text())
@@ -43,7 +43,7 @@ def test_the_commands_run(tmp_path, shared_folder, weights):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_command_of_fine_tuning_runs(tmp_path, shared_folder, weights):
     script = blocks("bash")[2]
     assert "--epochs 40" in script

@@ -196,7 +196,7 @@ def training_workers(node=None):
     return sorted(found, key=lambda process: process.create_time())
 
 
-def wait_until(condition, what, process=None, seconds=180, log=None):
+def wait_until(condition, what, process=None, seconds=400, log=None):
     """Waits for a condition; fails where the process ends before it, with what it printed."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

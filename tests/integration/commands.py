@@ -17,7 +17,7 @@ SMALL = ["--tile-size", "48", "--set", "ingest.tiles_per_shard=8", "--set", "ing
 _started = []
 
 
-def terrafm(*arguments, timeout=280, check=0, environment=None, folder=None):
+def terrafm(*arguments, timeout=600, check=0, environment=None, folder=None):
     """Runs `terrafm ARGUMENTS` in a folder, checks the exit code, returns what it printed."""
     done = subprocess.run(
         [sys.executable, "-m", "terrafm", *map(str, arguments)],
@@ -59,7 +59,7 @@ def clean_environment():
     return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
 
 
-def ingest(archive, output, environment, *more, check=0, timeout=280):
+def ingest(archive, output, environment, *more, check=0, timeout=600):
     """`terrafm ingest` of a GeoTIFF folder into small shards."""
     return terrafm(
         *ingest_arguments(archive, output, more),

@@ -12,7 +12,7 @@ from test_elastic import STEPS, assert_planned_samples, command, step_of
 
 from terrafm.train.events import read_events
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_from_no_machine_to_two_and_back_with_a_kill_and_a_spot_notice(
         wait(lambda: not raylet.is_running(), "the end of the machine")
         wait(lambda: step_of(output) > noticed, "training after the notice")
 
-        assert process.wait(timeout=600) == 0, log.read_text()
+        assert process.wait(timeout=1200) == 0, log.read_text()
         wait_until(lambda: made.workers() == [], "the end of idle machines", seconds=120)
     assert step_of(output) == STEPS
     assert_planned_samples(output, small_dataset)

@@ -124,7 +124,7 @@ def test_grown_shrunk_killed_and_resumed_at_another_stage(undisturbed, small_dat
         made.remove_node(node)
         wait_until(lambda: not training_workers(), "the end of the killed command's workers")
         process = start_elastic(made, small_dataset, output, log, "train.zero_stage=2")
-        assert process.wait(timeout=600) == 0, log.read_text()
+        assert process.wait(timeout=1200) == 0, log.read_text()
     assert_planned_samples(output, small_dataset)
     events = read_events(str(output))
     assert [e["workers"] for e in events if e["event"] == "started"] == [1, 2, 2, 1, 1]

@@ -12,7 +12,7 @@ from commands import kill_session, start
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_safetensors
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STATISTICS = {"s1": {"bands": ["VV", "VH"], "mean": [-14.0, -14.0], "std": [7.0, 7.0]}}
 
@@ -99,7 +99,7 @@ def test_killed_in_the_middle_of_2000_tiles_and_repeated_every_row_is_there_once
     # What a writer that was killed halfway leaves.
     (output / "tiles" / ".part-00001.parquet.0123").write_bytes(b"PAR1")
     process = start(*arguments, log=log)
-    assert process.wait(timeout=600) == 0, log.read_text()
+    assert process.wait(timeout=1200) == 0, log.read_text()
     printed = log.read_text()
     # Nothing of Ray's own.
     assert len(printed.strip().splitlines()) == 2, printed

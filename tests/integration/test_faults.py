@@ -12,7 +12,7 @@ from test_elastic import assert_planned_samples, command, step_of
 from terrafm.train.checkpoints.store import list_checkpoints
 from terrafm.train.events import read_events
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def events_of(output, name):
@@ -26,7 +26,7 @@ def test_a_lost_node_is_done_without(small_dataset, tmp_path):
         process = start(*arguments, log=log, environment=environment(made))
         wait_until(lambda: step_of(output) >= 17, "step 17", process, log=log)
         lose(made, made.worker_nodes and next(iter(made.worker_nodes)))
-        assert process.wait(timeout=600) == 0, log.read_text()
+        assert process.wait(timeout=1200) == 0, log.read_text()
     assert [event["workers"] for event in events_of(output, "started")] == [2, 1]
     assert_planned_samples(output, small_dataset)
 
@@ -37,7 +37,7 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on(small_dataset, tmp_path)
     process = start(*command(small_dataset, output, *settings), log=log)
     wait_until(lambda: step_of(output) >= 17, "step 17", process, log=log)
     os.kill(training_workers()[1].pid, signal.SIGSTOP)
-    assert process.wait(timeout=600) == 0, log.read_text()
+    assert process.wait(timeout=1200) == 0, log.read_text()
     (hung,) = events_of(output, "hung")
     assert "says nothing since" in hung["reason"]
     assert f"no progress for 12 s: {hung['reason']}" in " ".join(log.read_text().split())
@@ -62,7 +62,7 @@ def test_the_newest_checkpoint_is_damaged(small_dataset, tmp_path):
         file.write(bytes([byte[0] ^ 1]))
     for worker in training_workers():
         os.kill(worker.pid, signal.SIGKILL)
-    assert process.wait(timeout=600) == 0, log.read_text()
+    assert process.wait(timeout=1200) == 0, log.read_text()
     assert events_of(output, "resumed")[0]["step"] < step
     text = " ".join(log.read_text().split())
     assert "teacher.safetensors is not what was written; going on from the one before" in text
@@ -80,7 +80,7 @@ def test_failures_without_progress_end_the_run_with_their_reason(small_dataset, 
         os.kill(training_workers()[0].pid, signal.SIGKILL)
         if number == 1:
             wait_until(lambda: events_of(output, "resumed"), "the next try", process, log=log)
-    assert process.wait(timeout=600) == 1
+    assert process.wait(timeout=1200) == 1
     text = " ".join(log.read_text().split())
     assert "terrafm: error: training failed 2 times without reaching another checkpoint" in text
     assert "Traceback" not in text
@@ -97,7 +97,7 @@ def test_the_controller_of_ray_train_dies(small_dataset, tmp_path):
         if "TrainController" in " ".join(child.cmdline())
     ]
     controller.kill()
-    assert process.wait(timeout=600) == 0, log.read_text()
+    assert process.wait(timeout=1200) == 0, log.read_text()
     (lost,) = events_of(output, "lost")
     assert "controller died" in lost["reason"]
     assert_planned_samples(output, small_dataset)
@@ -111,12 +111,12 @@ def test_the_head_is_lost(small_dataset, tmp_path):
         process = start(*arguments, log=log, environment=environment(made))
         wait_until(lambda: step_of(output) >= 17, "step 17", process, log=log)
         lose(made, made.head_node)
-        assert process.wait(timeout=120) != 0
+        assert process.wait(timeout=300) != 0
     wait_until(lambda: not training_workers(), "the end of its workers")
     saved = list_checkpoints(str(output / "checkpoints"))[-1][0]
     assert saved >= 14
     with cluster(3) as made:
         process = start(*arguments, log=log, environment=environment(made))
-        assert process.wait(timeout=600) == 0, log.read_text()
+        assert process.wait(timeout=1200) == 0, log.read_text()
     assert [event["step"] for event in events_of(output, "started")] == [0, saved]
     assert_planned_samples(output, small_dataset)

@@ -22,7 +22,7 @@ from terrafm.clusters import state
 from terrafm.clusters.sockets import listening
 from terrafm.train.events import read_events
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SMALL = [
     "train.steps=6", "train.checkpoint_every=3", "train.global_batch=6", "train.workers=2",
@@ -55,7 +55,7 @@ class Here:
     def run(self, *arguments, environment=None, check=0, folder=None):
         return terrafm(
             *arguments, "--address", self.url, environment=environment or self.user, check=check,
-            folder=folder, timeout=600,
+            folder=folder, timeout=1200,
         )  # fmt: skip
 
     def jobs(self):

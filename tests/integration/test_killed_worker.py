@@ -42,7 +42,7 @@ def undisturbed(small_dataset, tmp_path_factory):
     return output
 
 
-def wait_for_step(output, step, process, seconds=200):
+def wait_for_step(output, step, process, seconds=400):
     metrics = Path(output) / "metrics.jsonl"
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -99,7 +99,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_by_itself(
     workers = sorted(children_named("RayTrainWorker", process), key=lambda p: p.create_time())
     assert len(workers) == 2
     os.kill(workers[rank].pid, signal.SIGKILL)
-    assert process.wait(timeout=900) == 0, (tmp_path / "log").read_text()
+    assert process.wait(timeout=1200) == 0, (tmp_path / "log").read_text()
     assert_history_is_whole(output, small_dataset)
     assert_same_weights(output, undisturbed)
 

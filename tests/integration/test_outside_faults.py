@@ -18,7 +18,7 @@ from terrafm.train.checkpoints.store import list_checkpoints
 from terrafm.train.events import read_events
 from terrafm.train.loggers import read_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_the_store_is_down_for_a_minute_during_a_checkpoint(
@@ -39,7 +39,7 @@ def test_the_store_is_down_for_a_minute_during_a_checkpoint(
         wait_until(lambda: checkpoints() >= 2, "two checkpoints", process, log=log)
         proxy.plan = Faults(slow_down=Every(1))
         threading.Timer(60, lambda: setattr(proxy, "plan", Faults())).start()
-        assert process.wait(timeout=600) == 0, log.read_text()
+        assert process.wait(timeout=1200) == 0, log.read_text()
     assert list_checkpoints(join(output, "checkpoints"))[-1][0] == 400
     assert len(events_of(output, "started")) == 1
     assert any("no checkpoint after step" in e["warning"] for e in events_of(output, "warning"))
@@ -62,7 +62,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(small_dataset, tmp_path):
         fill(filler)
         wait_until(lambda: events_of(output, "warning"), "a warning", process, log=log)
         filler.unlink()
-        assert process.wait(timeout=600) == 0, log.read_text()
+        assert process.wait(timeout=1200) == 0, log.read_text()
         assert "no space left on device" in log.read_text().lower()
         assert len(events_of(output, "started")) == 1
         assert list_checkpoints(folder)[-1][0] == STEPS
@@ -89,7 +89,7 @@ def test_a_worker_that_runs_out_of_memory_is_started_again(small_dataset, tmp_pa
     worker = psutil.Process(training_workers()[1].pid)
     # No further mapping succeeds, as in a container at its limit.
     worker.rlimit(psutil.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
-    assert process.wait(timeout=600) == 0, log.read_text()
+    assert process.wait(timeout=1200) == 0, log.read_text()
     assert [event["workers"] for event in events_of(output, "started")] == [2, 2]
     (lost,) = events_of(output, "lost")
     assert "rank 1" in lost["reason"], read_events(str(output))

@@ -16,7 +16,7 @@ from s3_servers import forget_clients
 from terrafm.data.shards.dataset import Dataset
 from terrafm.storage import join, list_names, read_bytes, write_bytes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def content(uri):

@@ -11,7 +11,7 @@ from sweeps import ALPHA, STEPS, command, table
 
 from terrafm.config import load_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_points_and_seeds_make_a_table_a_best_point_and_a_report(small_dataset, tmp_path):

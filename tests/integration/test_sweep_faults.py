@@ -12,7 +12,7 @@ from sweeps import ALPHA, command, scores, table
 from terrafm.train.checkpoints.store import list_checkpoints
 from terrafm.train.events import read_events
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def trial_processes(process):
@@ -37,7 +37,7 @@ def test_a_killed_command_goes_on(small_dataset, tmp_path):
     kill_session(first)
     refused = terrafm(*arguments, check=2)
     assert "--resume" in refused.stderr
-    terrafm(*arguments, "--resume", timeout=600)
+    terrafm(*arguments, "--resume", timeout=1500)
     rows = table(output)
     assert rows["state"].tolist() == ["finished"] * 4
     for trial, lines in before.items():
@@ -56,7 +56,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(small_dataset, tmp_path):
     (victim,) = trial_processes(process)
     newest = list_checkpoints(str(output / "trials" / "0000" / "run-0" / "checkpoints"))[-1][0]
     os.kill(victim.pid, signal.SIGKILL)
-    assert process.wait(timeout=500) == 0, log.read_text()
+    assert process.wait(timeout=1200) == 0, log.read_text()
     rows = table(output)
     assert rows["state"].tolist() == ["finished"] * 2
     events = read_events(str(output / "trials/0000/run-0"))
@@ -76,5 +76,5 @@ def test_a_lost_node_costs_its_trials_nothing_but_time(small_dataset, tmp_path):
         wait_until(lambda: scores(output, 0) and scores(output, 1), "scores", process, 400, log=log)
         lose(nodes, other)
         nodes.add_node(num_cpus=2)
-        assert process.wait(timeout=600) == 0, log.read_text()
+        assert process.wait(timeout=1200) == 0, log.read_text()
     assert table(output)["state"].tolist() == ["finished"] * 2

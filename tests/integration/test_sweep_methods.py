@@ -7,13 +7,13 @@ from sweeps import ALPHA, command, table
 
 from terrafm.train.events import read_events
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_asha_ends_trials_early(small_dataset, tmp_path):
     output = tmp_path / "sweep"
     more = [ALPHA, "tune.trials=5", "tune.scheduler=asha", "tune.reduction_factor=2"]
-    terrafm(*command(small_dataset, output, *more), timeout=800)
+    terrafm(*command(small_dataset, output, *more), timeout=1500)
     rows = table(output)
     assert set(rows["state"]) <= {"finished", "stopped"}
     assert len(rows) == 5
@@ -23,7 +23,7 @@ def test_asha_ends_trials_early(small_dataset, tmp_path):
 def test_median_ends_trials_early_or_not_at_all(small_dataset, tmp_path):
     output = tmp_path / "sweep"
     more = [ALPHA, "tune.trials=3", "tune.scheduler=median"]
-    terrafm(*command(small_dataset, output, *more), timeout=800)
+    terrafm(*command(small_dataset, output, *more), timeout=1500)
     rows = table(output)
     assert set(rows["state"]) <= {"finished", "stopped"}
     assert (rows["state"] == "finished").any()
@@ -37,7 +37,7 @@ def test_population_based_training_hands_states_from_trial_to_trial(small_datase
         # No two are equal in it.
         "tune.objectives=[effective_rank]",
     ]  # fmt: skip
-    terrafm(*command(small_dataset, output, *more), timeout=800)
+    terrafm(*command(small_dataset, output, *more), timeout=1500)
     rows = table(output)
     assert rows["state"].tolist() == ["finished"] * 2
     taken = sorted(output.glob("trials/*/run-1"))
@@ -54,7 +54,7 @@ def test_population_based_training_hands_states_from_trial_to_trial(small_datase
 def test_optuna_learns_from_means_over_seeds(small_dataset, tmp_path):
     output = tmp_path / "sweep"
     more = [ALPHA, "tune.search=optuna", "tune.trials=2", "tune.seeds=2"]
-    terrafm(*command(small_dataset, output, *more), timeout=800)
+    terrafm(*command(small_dataset, output, *more), timeout=1500)
     rows = table(output)
     assert rows["state"].tolist() == ["finished"] * 4
     assert rows.groupby("point")["loss.alpha"].nunique().tolist() == [1, 1]
@@ -65,7 +65,7 @@ def test_optuna_weighs_several_objectives(small_dataset, tmp_path):
     output = tmp_path / "sweep"
     objectives = "tune.objectives=[balanced_accuracy, effective_rank]"
     more = [ALPHA, "tune.search=optuna", "tune.trials=3", objectives]
-    terrafm(*command(small_dataset, output, *more), timeout=800)
+    terrafm(*command(small_dataset, output, *more), timeout=1500)
     rows = table(output)
     assert rows["state"].tolist() == ["finished"] * 3
     assert rows["loss.alpha"].nunique() == 3

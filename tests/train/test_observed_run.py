@@ -9,7 +9,7 @@ from terrafm.config import load_config
 from terrafm.errors import TerraFMError
 from terrafm.train.run import pretrain
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SMALL = ["train.global_batch=4", "train.micro_batch=2", "head.num_prototypes=32"]
 

@@ -12,7 +12,7 @@ from terrafm.data.samples.loader import make_batches
 from terrafm.train.metrics import Monitor, metrics_line
 from terrafm.train.setup import TrainingSetup
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SOFT = ["loss.warmup_teacher_temp=1.0", "loss.teacher_temp=1.0"]
 SHARP = ["loss.warmup_teacher_temp=0.01", "loss.teacher_temp=0.01"]

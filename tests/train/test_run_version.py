@@ -94,7 +94,7 @@ def test_workers_open_the_version_of_the_driver(data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_resumed_run_ends_as_if_the_dataset_had_not_grown(data, tmp_path):
     small = [*SETTINGS, "train.checkpoint_every=2", "train.precision=float32"]
     try:

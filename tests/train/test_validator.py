@@ -25,7 +25,7 @@ from terrafm.train.trackers import TrackedRun
 from terrafm.train.validations import ValidationLog, read_validations
 from terrafm.train.validator import Validator
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 CPUS = 3
 CONFIG = load_config(
