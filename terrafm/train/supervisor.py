@@ -60,6 +60,8 @@ _SETTLE_SECONDS = 2.0
 _LOOK_SECONDS = 0.25
 _REPEAT_SECONDS = 60.0
 _LONGEST_PAUSE = 30.0
+# Ray forgets a request after 180 s.
+_ASK_SECONDS = 20.0
 _ROUNDING = 1e-6
 _RAY_SETTINGS = {
     # Between two looks at the workers, 2 s by default.
@@ -125,6 +127,7 @@ class Supervisor:
             self._train.hang_timeout,
         )
         self._demand = TrainAutoscalingCoordinatorClient(f"terrafm-{uuid.uuid4().hex[:8]}")
+        self._asked = (0, -math.inf)
         self._interrupted_at: float | None = None
         for name, value in _RAY_SETTINGS.items():
             os.environ.setdefault(name, value)
@@ -225,6 +228,7 @@ class Supervisor:
                 training=lambda: self._tell_of_training(workers),
                 cancelled=self._cancelled,
                 nodes=self._nodes_without_validation,
+                ask=lambda: self._ask_for(self._train.most_workers - workers),
             ) as watch,
         ):
             try:
@@ -287,9 +291,19 @@ class Supervisor:
             raise RunCancelledError(f"the run in {self._output} was cancelled")
 
     def _ask_for(self, workers: int) -> None:
-        """Tells an autoscaler; the request lapses by itself when this process dies."""
-        if is_autoscaled():
-            self._demand.maybe_send_resource_request(self._scaling(workers), workers)
+        """Tells an autoscaler; the request lapses by itself when this process dies.
+
+        Ray Train asks for the workers that a group has; these come on top.
+        """
+        before, at = self._asked
+        now = time.monotonic()
+        if (workers == before and now - at < _ASK_SECONDS) or not is_autoscaled():
+            return
+        self._asked = (workers, now)
+        if workers:
+            self._demand.send_resource_request(self._scaling(workers), workers)
+        else:
+            self._demand.cancel_resource_request()
 
     def _scaling(self, workers: int) -> ScalingConfig:
         return ScalingConfig(

@@ -64,6 +64,7 @@ class Watch:
         training: called once, when its first step is done.
         cancelled: once set, the ranks end at once.
         nodes: of the cluster now, with what the group may count on.
+        ask: asks an autoscaler for the machines that are missing.
 
     Attributes:
         stopping: why the ranks were asked to save and stop, or None.
@@ -81,6 +82,7 @@ class Watch:
         training: Callable[[], None],
         cancelled: threading.Event,
         nodes: Callable[[], Sequence[Node]] = cluster_nodes,
+        ask: Callable[[], None] = lambda: None,
     ) -> None:
         self.stopping: str | None = None
         self._control = control
@@ -92,6 +94,7 @@ class Watch:
         self._training = training
         self._cancelled = cancelled
         self._nodes = nodes
+        self._ask = ask
         self._began = time.monotonic()
         self._beats: list[Beat] = []
         self._progress: deque[tuple[float, int]] = deque(maxlen=_MOMENTS)
@@ -131,6 +134,7 @@ class Watch:
                 if self._cancelled.is_set():
                     self._control.order.remote(END)
                 self._hear()
+                self._ask()
                 self._look(self._nodes())
             except RayError as error:
                 # It comes back, or the worker group fails for the same reason.

@@ -25,7 +25,7 @@ def test_from_no_machine_to_two_and_back_with_a_kill_and_a_spot_notice(
     small_dataset, tmp_path, short_folder
 ):
     output, log = tmp_path / "run", tmp_path / "log"
-    with autoscaled_cluster(short_folder, cpus=2, most=2) as made:
+    with autoscaled_cluster(short_folder, cpus=2, most=3) as made:
         assert made.workers() == []
         arguments = command(small_dataset, output, "train.workers=[1,2]", "train.standby=false")
         process = start(*arguments, log=log, environment=made.environment)
@@ -41,6 +41,7 @@ def test_from_no_machine_to_two_and_back_with_a_kill_and_a_spot_notice(
             wait_until(condition, what, process, seconds=400, log=log)
 
         wait(lambda: training(2), "training on two machines")
+        # Not the third, which nobody needs.
         assert len(made.workers()) == 2
 
         killed = step_of(output)
