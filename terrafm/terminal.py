@@ -26,7 +26,9 @@ def report(
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")
     else:
-        console.print(render(result))
+        rendered = render(result)
+        # A sentence with a long path stays one line, for those who search a log for it.
+        console.print(rendered, soft_wrap=isinstance(rendered, str), crop=False)
 
 
 def render_figures(figures: dict[str, Any]) -> Table:

@@ -254,9 +254,11 @@ def test_inspect_prints_json_and_a_table(run, small_dataset):
 
 
 def test_verify_says_what_is_wrong_and_ends_with_1(run, make_dataset, tmp_path):
-    data = Path(make_dataset(tmp_path / "data"))
+    # Longer than a line of any terminal.
+    data = Path(make_dataset(tmp_path / ("long_" * 30) / "data"))
     code, out, _ = run("verify", data)
-    assert (code, "is whole" in out) == (0, True)
+    assert code == 0
+    assert any(f"{data} is whole" in line for line in out.splitlines())
     shard = data / "shards" / "part-00002.parquet"
     shard.write_bytes(shard.read_bytes()[:-100])
     code, out, errors = run("verify", data, "--json")

@@ -102,7 +102,8 @@ def render(result: dict[str, Any]) -> RenderableType:
         f"{v['version']} ({v['tiles']:,} tiles, {v['fingerprint'][:12]})"
         for v in result["versions"]
     )
-    parts: list[RenderableType] = [Text(summary(result)), Text(f"versions: {versions}")]
+    lines = (summary(result), f"versions: {versions}")
+    parts: list[RenderableType] = [Text(line, no_wrap=True, overflow="ignore") for line in lines]
     if result["faults"]:
         table = Table("file", "tile", "cell", "what is wrong")
         for fault in result["faults"]:
