@@ -297,9 +297,11 @@ class Supervisor:
         """
         before, at = self._asked
         now = time.monotonic()
-        if (workers == before and now - at < _ASK_SECONDS) or not is_autoscaled():
+        if workers == before and now - at < _ASK_SECONDS:
             return
         self._asked = (workers, now)
+        if not is_autoscaled():
+            return
         if workers:
             self._demand.send_resource_request(self._scaling(workers), workers)
         else:
