@@ -8,9 +8,7 @@ from matplotlib.patches import Patch
 from terrafm.config import Config
 from terrafm.data.samples.plan import resampled_counts
 from terrafm.data.shards.dataset import Dataset
-from terrafm.pictures.colours import (
-    class_colour,
-)
+from terrafm.pictures.colours import class_colour
 from terrafm.pictures.figure import picture
 
 _MARKERS = "osD^vPX<>*p"
