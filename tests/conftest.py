@@ -5,11 +5,13 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import pickle
 import sys
 from pathlib import Path
 
 import hypothesis
 import numpy as np
+import pyarrow as pa
 import pytest
 
 # The servers beside the tests; tests are not a package.
@@ -95,6 +97,36 @@ def refused(run):
         return lines[0]
 
     return check
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.fixture
+def proof(tmp_path):
+    """The folder that is there once the code of `hostile` has run."""
+    return tmp_path / "code-has-run"
+
+
+@pytest.fixture
+def hostile(proof):
+    """(n,) Arrow column that runs code when its values are listed, as a stranger would write it."""
+    # Importing it registers the type that unpickles, as in every process of a run.
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
+
+    def column(count=1):
+        kind = ArrowPythonObjectType()
+        content = [pickle.dumps(Payload(proof))] * count
+        return pa.ExtensionArray.from_storage(kind, pa.array(content, kind.storage_type))
+
+    return column
 
 
 def make_small_dataset(folder, seed=0):

@@ -26,8 +26,9 @@ KNOW_RAY = {
 LINES_LIMIT = 500
 
 
-def modules():
-    return sorted(p for folder in ("terrafm", "ray_jobs") for p in (ROOT / folder).rglob("*.py"))
+def modules(*folders):
+    folders = folders or ("terrafm", "ray_jobs")
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
 def imports(path):
@@ -85,6 +86,20 @@ def test_embedding_does_not_train():
 @pytest.mark.parametrize("below", ["terrafm/clusters", "terrafm/ray_runtime.py"])
 def test_what_joins_a_cluster_knows_no_work(package, below):
     assert importers(package, below) == set()
+
+
+def test_files_of_arrow_are_opened_in_one_place():
+    """Anywhere else a stranger's file could run code: tests/test_hostile_files.py."""
+    opens = {"ParquetFile", "ParquetDataset", "read_table", "read_parquet", "open_file"}
+    found = {
+        f"{path.relative_to(ROOT)}: {ast.unparse(node)}"
+        for path in modules("terrafm", "ray_jobs", "tuning")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in opens
+    }
+    assert {line.partition(":")[0] for line in found} == {"terrafm/storage/parquet.py"}, found
 
 
 def test_no_file_is_too_long():

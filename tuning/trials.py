@@ -13,7 +13,8 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from terrafm.config import settings
 from terrafm.errors import TerraFMError
-from terrafm.storage import join, read_bytes, write_bytes
+from terrafm.storage import join, write_bytes
+from terrafm.storage.parquet import read_parquet
 from terrafm.terminal import console
 from terrafm.train.loop import read_failure
 from tuning.objective import MEASURES
@@ -91,7 +92,7 @@ def write_table(output: str, rows: list[dict[str, Any]]) -> None:
 
 def read_table(output: str) -> pd.DataFrame:
     """trials.parquet of a sweep's folder, with the values of the configuration decoded."""
-    frame = pd.read_parquet(BytesIO(read_bytes(join(output, TABLE_FILE))))
+    frame = pd.DataFrame(read_parquet(join(output, TABLE_FILE)).to_pandas())
     for key in swept_columns(frame):
         values = [None if pd.isna(v) else json.loads(v) for v in frame[key]]
         frame[key] = pd.Series(values, index=frame.index, dtype=object)

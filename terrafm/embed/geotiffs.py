@@ -266,7 +266,7 @@ def open_geotiff(uri: str) -> DatasetReader:
     """
     path = resolve(uri)[1]
     if is_local(uri):
-        return rasterio.open(path)
+        return rasterio.open(path, driver="GTiff")
 
     def opener(name: str, mode: str = "rb") -> Any:
         # GDAL looks for neighbours, masks for one, which would each cost a request.
@@ -274,7 +274,7 @@ def open_geotiff(uri: str) -> DatasetReader:
             raise FileNotFoundError(name)
         return open_file(uri)
 
-    return rasterio.open(path, opener=opener)
+    return rasterio.open(path, driver="GTiff", opener=opener)
 
 
 def _check_names(files: Sequence[GeoTiff]) -> None:

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from terrafm.errors import UsageError
+from terrafm.errors import TerraFMError, UsageError
 from terrafm.eval.labelled import ImageSet
-from terrafm.storage import exists, join, read_bytes, write_bytes
+from terrafm.storage import exists, join, write_bytes
 from terrafm.storage.faults import one_line
+from terrafm.storage.parquet import read_parquet
 
 _METADATA_KEY = b"terrafm_features"
 # Raise it when the same encoder on the same images gives other features.
@@ -81,13 +82,12 @@ def read_features(uri: str) -> NDArray[np.float32]:
         UsageError: it is no file of features, or damaged.
     """
     try:
-        column = pq.read_table(io.BytesIO(read_bytes(uri)), columns=["feature"])["feature"]
-        flat = column.combine_chunks()
+        flat = read_parquet(uri, ["feature"])["feature"].combine_chunks()
         width = flat.type.list_size
         values = flat.flatten().to_numpy(zero_copy_only=False)
-    except (pa.ArrowException, OSError, AttributeError, KeyError) as error:
+    except (TerraFMError, AttributeError) as error:
         raise UsageError(
-            f"cannot read features {uri}: {one_line(error)}; delete it to have it computed anew"
+            f"no features in {uri}: {one_line(error)}; delete it to have it computed anew"
         ) from None
     return np.ascontiguousarray(values.reshape(-1, width), np.float32)
 

@@ -26,6 +26,7 @@ from terrafm.errors import TerraFMError, UsageError
 from terrafm.search.footprints import Footprints, distances
 from terrafm.storage import arrow_filesystem, is_local, open_file
 from terrafm.storage.faults import one_line
+from terrafm.storage.parquet import parquet_file
 
 # Parts are small files; a store answers several requests in the time of one.
 _PARTS_AHEAD = 8
@@ -219,5 +220,5 @@ def _span(file: pq.ParquetFile) -> tuple[str, str] | None:
 def _open(uri: str, stack: ExitStack) -> pq.ParquetFile:
     if is_local(uri):
         filesystem, path = arrow_filesystem(uri)
-        return pq.ParquetFile(path, filesystem=filesystem)
-    return pq.ParquetFile(stack.enter_context(open_file(uri)), pre_buffer=True)
+        return parquet_file(path, filesystem=filesystem)
+    return parquet_file(stack.enter_context(open_file(uri)), pre_buffer=True)

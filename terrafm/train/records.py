@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from terrafm.data.samples.batch import HostBatch
 from terrafm.storage import exists, join, read_bytes, write_bytes
+from terrafm.storage.parquet import read_parquet
 from terrafm.train.loggers import MetricsLog
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def trim_samples(run_folder: str, start_step: int) -> None:
     """Drops rows of samples.parquet that belong to steps not in the restored state."""
     uri = join(run_folder, SAMPLES_FILE)
     if exists(uri):
-        table = pq.read_table(pa.BufferReader(read_bytes(uri)))
+        table = read_parquet(uri)
         _write_samples(uri, table.filter(pc.less(table["step"], start_step)))
 
 
@@ -160,7 +161,7 @@ def append_samples(run_folder: str, rows: Sequence[SampleRow]) -> None:
         schema=_SAMPLES_SCHEMA,
     )
     if exists(uri):
-        before = pq.read_table(pa.BufferReader(read_bytes(uri)))
+        before = read_parquet(uri)
         kept = before.filter(pc.less(before["step"], min(row[0] for row in rows)))
         table = pa.concat_tables([kept, table])
     _write_samples(uri, table)

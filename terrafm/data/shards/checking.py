@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from terrafm.data.shards.manifest import CellGroup, StoredFile
 from terrafm.storage import file_size, join, open_file, read_range
 from terrafm.storage.faults import one_line
+from terrafm.storage.parquet import parquet_file
 
 _BLOCK_BYTES = 16 << 20
 
@@ -135,8 +135,9 @@ def _structure_faults(
     """Whether the Parquet file itself has the tiles and cells of the index, at its offsets."""
     try:
         with open_file(where) as file:
-            ids = pq.read_table(file, columns=["tile_id"], use_threads=False)["tile_id"].to_pylist()
-            footer = pq.read_metadata(file)
+            parquet = parquet_file(file)
+            ids = parquet.read(columns=["tile_id"], use_threads=False)["tile_id"].to_pylist()
+            footer = parquet.metadata
             places = [_places(footer, row) for row in range(footer.num_row_groups)]
     except (pa.ArrowException, OSError) as error:
         why = one_line(error)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from terrafm.data.shards.entry import ShardEntry
@@ -23,6 +22,7 @@ from terrafm.data.shards.manifest import (
 from terrafm.data.shards.scratch import publish, scratch_file
 from terrafm.errors import TerraFMError
 from terrafm.storage import exists, join, list_names, remove, write_bytes
+from terrafm.storage.parquet import parquet_file
 
 
 def commit_dataset(
@@ -66,7 +66,7 @@ def commit_dataset(
     next_version = previous.version + 1 if previous else 1
     with scratch_file(join(dataset_uri, _index_name(next_version))) as scratch:
         write_index(scratch, tables, order)
-        found = fingerprint(Index(pq.ParquetFile(scratch), str(scratch)), head)
+        found = fingerprint(Index(parquet_file(scratch), str(scratch)), head)
         version = next_version
         if previous and previous.fingerprint == found:
             version = previous.version

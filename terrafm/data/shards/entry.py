@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from terrafm.data.shards.manifest import CellGroup
 from terrafm.storage import join, read_bytes, remove, write_bytes
+from terrafm.storage.parquet import read_arrow
 
 TILE_FIELDS = [
     pa.field("tile_id", pa.string(), nullable=False),
@@ -82,7 +83,7 @@ class ShardEntry:
         """What `write` left of a shard; None where there is nothing whole."""
         try:
             content = read_bytes(_entry_uri(dataset_uri, name))
-            table = pa.ipc.open_file(content).read_all()
+            table = read_arrow(content)
             head = json.loads(table.schema.metadata[b"entry"])
             rows = table.replace_schema_metadata(None)
             return cls(head["name"], head["bytes"], head["sha256"], rows, head["extra"])

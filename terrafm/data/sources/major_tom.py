@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Product
 from terrafm.data.sources.folders import WORLDCOVER, content_of, find_folders, is_file, is_missing
 from terrafm.data.sources.pairing import MetadataRow, pair_products, read_metadata
-from terrafm.data.sources.parquet import open_parquet
 from terrafm.data.sources.raster import Grid, decode_geotiff, reference_grid
 from terrafm.data.tiles.selection import ANCHORS
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, is_local, join
 from terrafm.storage.faults import explain, is_passing, patiently
+from terrafm.storage.parquet import open_parquet
 
 PUBLISHED = {"s2_l2a": "Core-S2L2A", "s2_l1c": "Core-S2L1C", "s1": "Core-S1RTC"}
 _SHAPE = (1068, 1068)

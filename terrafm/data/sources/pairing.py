@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from terrafm.data.sources.base import CellRef, Listed
 from terrafm.data.sources.folders import is_file, names_if_listed
-from terrafm.data.sources.parquet import open_parquet
 from terrafm.data.tiles.selection import ANCHORS, days_from_anchor, parse_time
 from terrafm.errors import UsageError
 from terrafm.storage import is_local, join
 from terrafm.storage.faults import explain, is_passing, patiently
+from terrafm.storage.parquet import open_parquet
 
 _REQUIRED = ("grid_cell", "product_id", "parquet_url", "parquet_row")
 _OPTIONAL = ("timestamp", "cloud_cover", "nodata")

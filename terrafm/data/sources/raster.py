@@ -169,7 +169,8 @@ def _opened(content: bytes, where: str) -> Iterator[Any]:
     try:
         with warnings.catch_warnings(), MemoryFile(content) as memory:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with memory.open() as dataset:
+            # GDAL would go by the content: a VRT points at any other file or address.
+            with memory.open(driver="GTiff") as dataset:
                 yield dataset
     except RasterioError:
         raise BadCellError(where, "not a readable GeoTIFF (damaged or cut short)") from None

@@ -157,7 +157,7 @@ class WorldCover:
             # No look-out for files beside it: each would be a request.
             with (
                 rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"),
-                rasterio.open(name, opener=opener) as dataset,
+                rasterio.open(name, driver="GTiff", opener=opener) as dataset,
             ):
                 if dataset.shape != (_TILE_PIXELS, _TILE_PIXELS):
                     raise BadCellError(name, f"not a WorldCover tile: {dataset.shape} pixels")

@@ -85,7 +85,7 @@ def read_whole(file: str) -> tuple[Header, NDArray[Any]]:
         UsageError: it cannot be read.
     """
     try:
-        with MemoryFile(read_bytes(file)) as memory, memory.open() as image:
+        with MemoryFile(read_bytes(file)) as memory, memory.open(driver="GTiff") as image:
             return Header.of(image), image.read()
     except (rasterio.errors.RasterioError, OSError, ValueError) as error:
         raise UsageError(f"cannot read image {file}: {error}") from None
