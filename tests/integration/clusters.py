@@ -52,6 +52,16 @@ class AutoscaledCluster:
     address: str
     environment: dict
     process: psutil.Process
+    config: Path
+
+    def allow(self, most):
+        """Lets it have so many worker nodes from now on, as when machines can be had again."""
+        config = json.loads(self.config.read_text())
+        config["max_workers"] = config["available_node_types"]["spot"]["max_workers"] = most
+        written = self.config.with_suffix(".new")
+        written.write_text(json.dumps(config))
+        # The autoscaler reads it every second.
+        written.replace(self.config)
 
     def workers(self):
         """The raylets of nodes that the autoscaler has started, oldest first."""
@@ -122,7 +132,9 @@ def autoscaled_cluster(folder, cpus, most):
         started = "Ray runtime started"
         log = folder / "head.log"
         wait_until(lambda: started in log.read_text(), started, head, 300, log)
-        yield AutoscaledCluster(address, {"RAY_ADDRESS": address, **joining}, process)
+        yield AutoscaledCluster(
+            address, {"RAY_ADDRESS": address, **joining}, process, folder / "fake.yaml"
+        )
     finally:
         family = [process]
         with suppress(psutil.NoSuchProcess):

@@ -1,4 +1,5 @@
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,13 @@ def nothing_goes_on():
 
     yield
     end_started()
+
+
+@pytest.fixture
+def short_folder():
+    """For sockets: their paths may have 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="fake-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="module")

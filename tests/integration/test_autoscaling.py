@@ -2,8 +2,6 @@
 
 import os
 import signal
-import tempfile
-from pathlib import Path
 
 import pytest
 from clusters import autoscaled_cluster, drain_node, training_workers, wait_until
@@ -13,12 +11,6 @@ from test_elastic import STEPS, assert_planned_samples, command, step_of
 from terrafm.train.events import read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture
-def short_folder():
-    with tempfile.TemporaryDirectory(prefix="fake-") as folder:
-        yield Path(folder)
 
 
 def test_from_no_machine_to_two_and_back_with_a_kill_and_a_spot_notice(
