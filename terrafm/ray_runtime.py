@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from dataclasses import dataclass
 from typing import Any
 
 # Read when Ray is imported or started: no note about future changes, no uv hook, no usage report.
@@ -161,17 +162,36 @@ def free_orphans() -> None:
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
-def is_autoscaled() -> bool:
-    """Whether the cluster can get more nodes by itself.
+@dataclass(frozen=True)
+class Autoscaler:
+    """What the cluster's autoscaler has told of its newest round.
+
+    Attributes:
+        round: number of the look at the cluster that the round began with; 0 where it tells none.
+        refuses: it cannot bring all machines that are asked for, and so brings none of them.
+    """
+
+    round: int
+    refuses: bool
+
+
+def autoscaler() -> Autoscaler | None:
+    """Who can get more nodes for the cluster; None where nobody can.
 
     Ray's own question, for its cluster configuration, is answered by no autoscaler that comes with
     it. The second one tells the GCS each round what it has seen; a cluster without has none of it.
     """
-    if ray_state.get_cluster_config() is not None:
-        return True
     reply = global_worker.gcs_client.get_cluster_status(timeout_s=_ANSWER_SECONDS)
-    status = GetClusterStatusReply.FromString(reply)
-    return bool(status.autoscaling_state.autoscaler_state_version > 0)
+    told = GetClusterStatusReply.FromString(reply).autoscaling_state
+    if told.autoscaler_state_version > 0:
+        refuses = bool(told.infeasible_cluster_resource_constraints)
+        return Autoscaler(told.last_seen_cluster_resource_state_version, refuses)
+    return None if ray_state.get_cluster_config() is None else Autoscaler(0, refuses=False)
+
+
+def is_autoscaled() -> bool:
+    """Whether the cluster can get more nodes by itself."""
+    return autoscaler() is not None
 
 
 class SchedulingPause(ExecutionCallback):  # type: ignore[misc]

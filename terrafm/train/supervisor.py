@@ -35,6 +35,7 @@ from terrafm.clusters.node import Node
 from terrafm.config import Config, TrainConfig
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.ray_runtime import (
+    autoscaler,
     cluster_nodes,
     free_orphans,
     is_autoscaled,
@@ -47,6 +48,7 @@ from terrafm.train.capacity import fitting_workers, reading_cpus
 from terrafm.train.checkpoints.staging import remove_staging
 from terrafm.train.checkpoints.store import CHECKPOINTS, newest_intact, read_record
 from terrafm.train.control import start_control
+from terrafm.train.demand import MachineDemand
 from terrafm.train.events import EventLog
 from terrafm.train.loop import read_failure, task_arguments, train_worker
 from terrafm.train.setup import TrainingSetup
@@ -60,8 +62,6 @@ _SETTLE_SECONDS = 2.0
 _LOOK_SECONDS = 0.25
 _REPEAT_SECONDS = 60.0
 _LONGEST_PAUSE = 30.0
-# Ray forgets a request after 180 s.
-_ASK_SECONDS = 20.0
 _ROUNDING = 1e-6
 _RAY_SETTINGS = {
     # Between two looks at the workers, 2 s by default.
@@ -126,8 +126,8 @@ class Supervisor:
             self._train.resize_interval,
             self._train.hang_timeout,
         )
-        self._demand = TrainAutoscalingCoordinatorClient(f"terrafm-{uuid.uuid4().hex[:8]}")
-        self._asked = (0, -math.inf)
+        self._coordinator = TrainAutoscalingCoordinatorClient(f"terrafm-{uuid.uuid4().hex[:8]}")
+        self._demand = MachineDemand(self._request, autoscaler)
         self._interrupted_at: float | None = None
         for name, value in _RAY_SETTINGS.items():
             os.environ.setdefault(name, value)
@@ -143,7 +143,7 @@ class Supervisor:
         failures = 0
         with ExitStack() as cleanup:
             scratch = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="terrafm-"))
-            cleanup.callback(self._demand.cancel_resource_request)
+            cleanup.callback(self._coordinator.cancel_resource_request)
             resume = self._choose_checkpoint()
             keep_data_actors_here()
             while True:
@@ -228,7 +228,7 @@ class Supervisor:
                 training=lambda: self._tell_of_training(workers),
                 cancelled=self._cancelled,
                 nodes=self._nodes_without_validation,
-                ask=lambda: self._ask_for(self._train.most_workers - workers),
+                ask=lambda: self._demand.ask(self._train.most_workers - workers),
             ) as watch,
         ):
             try:
@@ -272,7 +272,7 @@ class Supervisor:
                 told = now
                 reason = f"{fitting} of at least {fewest} workers fit on the cluster"
                 self._events.add("waiting", f"waiting for machines: {reason}", reason=reason)
-            self._ask_for(most)
+            self._demand.ask(most, fewest)
             time.sleep(_LOOK_SECONDS)
 
     def _spare(self, nodes: list[Node]) -> Mapping[str, float]:
@@ -290,22 +290,15 @@ class Supervisor:
         if self._cancelled.is_set():
             raise RunCancelledError(f"the run in {self._output} was cancelled")
 
-    def _ask_for(self, workers: int) -> None:
+    def _request(self, workers: int) -> None:
         """Tells an autoscaler; the request lapses by itself when this process dies.
 
         Ray Train asks for the workers that a group has; these come on top.
         """
-        before, at = self._asked
-        now = time.monotonic()
-        if workers == before and now - at < _ASK_SECONDS:
-            return
-        self._asked = (workers, now)
-        if not is_autoscaled():
-            return
         if workers:
-            self._demand.send_resource_request(self._scaling(workers), workers)
+            self._coordinator.send_resource_request(self._scaling(workers), workers)
         else:
-            self._demand.cancel_resource_request()
+            self._coordinator.cancel_resource_request()
 
     def _scaling(self, workers: int) -> ScalingConfig:
         return ScalingConfig(
