@@ -22,6 +22,7 @@ from terrafm.storage import (
     list_names,
     read_bytes,
     remove,
+    resolve,
     upload,
     write_bytes,
 )
@@ -206,3 +207,22 @@ def test_requests_of_a_node_are_bounded(tmp_path, monkeypatch):
     with ThreadPoolExecutor(12) as pool:
         list(pool.map(request, range(60)))
     assert max(most) == 3
+
+
+@pytest.mark.parametrize("name", ["../a", "a/../../b", "..", "/a", "s3://bucket/a", "file:///a"])
+def test_a_name_never_leads_out_of_its_folder(name, tmp_path):
+    with pytest.raises(UsageError, match="leads out of"):
+        join(tmp_path, "inside", name)
+
+
+@pytest.mark.parametrize("name", ["a", "a/b", "..a", "a..", "a...b", "a b", "tile:1", "ä"])
+def test_other_names_are_appended_as_they_are(name, tmp_path):
+    assert join(f"{tmp_path}/", "inside", name) == f"{tmp_path}/inside/{name}"
+
+
+@pytest.mark.parametrize(
+    "uri", ["reference://a::file:///refs.json", "simplecache::s3://b/c", "reference:///refs.json"]
+)
+def test_a_chain_of_file_systems_is_refused_before_it_is_opened(uri):
+    with pytest.raises(UsageError, match="chained"):
+        resolve(uri)

@@ -24,6 +24,7 @@ from rasterio.windows import Window
 from torch import Tensor
 from torch.nn import functional
 
+from terrafm.data.shards.crs import raster_crs
 from terrafm.embed.geotiffs import GeoTiffWindows
 from terrafm.embed.schema import DENSE, part_name
 from terrafm.embed.source import Affine, Place
@@ -182,7 +183,7 @@ def _profile(shape: tuple[int, ...], crs: str, transform: Any) -> dict[str, Any]
         "height": height,
         "width": width,
         "dtype": "float32",
-        "crs": crs,
+        "crs": raster_crs(crs),
         "transform": transform,
         "nodata": float("nan"),
         "interleave": "pixel",

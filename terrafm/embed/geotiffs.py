@@ -265,6 +265,8 @@ def open_geotiff(uri: str) -> DatasetReader:
         RasterioError, OSError, ValueError: it cannot be read.
     """
     path = resolve(uri)[1]
+    if path.startswith("/vsi"):
+        raise ValueError("GDAL would look for it elsewhere")
     if is_local(uri):
         return rasterio.open(path, driver="GTiff")
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from torch import Tensor
 
 import terrafm
@@ -44,7 +44,8 @@ class WeightsContract(BaseModel):
 
     format: Literal["terrafm-weights"] = "terrafm-weights"
     version: Literal[1] = 1
-    model: str
+    # Exports name files by it.
+    model: str = Field(pattern=r"^\w+$")
     modalities: dict[str, ModalityContract]
     image_size: PositiveInt
     patch_size: PositiveInt = PATCH_SIZE
@@ -58,6 +59,8 @@ class WeightsContract(BaseModel):
         for name, modality in self.modalities.items():
             if name not in MODALITIES or modality.bands != MODALITIES[name].bands:
                 raise ValueError(f"modality {name} with bands {' '.join(modality.bands)}")
+            if modality.unit != MODALITIES[name].unit:
+                raise ValueError(f"modality {name} in {modality.unit}")
         return self
 
     @classmethod

@@ -14,7 +14,7 @@ from terrafm.eval.sets.geotiff import physical
 from terrafm.modalities import MODALITIES
 from terrafm.pictures.colours import colours
 from terrafm.search.look import COLOUR_BANDS, Look
-from terrafm.storage import exists
+from terrafm.storage import exists, join
 
 
 class GeotiffLooks:
@@ -45,7 +45,7 @@ class GeotiffLooks:
         """See `Looks.look`."""
         if not self._is_whole:
             return None
-        uri = self._uri + str(tile["source"]).removeprefix(self._embedded)
+        uri = self._where(str(tile["source"]))
         sides = tile["window"]
         window = Window(sides["column"], sides["row"], sides["width"], sides["height"])
         try:
@@ -61,3 +61,10 @@ class GeotiffLooks:
         height, width = stored.shape[1:]
         stacked[channels, :height, :width] = physical(stored, nodata, modality.name, uri)
         return Look(modality.name, colours(stacked, modality.name))
+
+    def _where(self, source: str) -> str:
+        """Where a file lies now that was embedded as `source`."""
+        inside = source.removeprefix(self._embedded).lstrip("/")
+        if not source.startswith(self._embedded):
+            raise UsageError(f"{source} is none of the images in {self._embedded}")
+        return join(self._uri, inside) if inside else self._uri

@@ -41,9 +41,13 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[Any, str]:
         The fsspec file system and the path inside it, without a trailing slash.
 
     Raises:
-        UsageError: the protocol is unknown or its library is missing.
+        UsageError: the protocol is unknown or its library is missing, or the URI is a chain.
     """
     uri = os.fspath(uri)
+    # Files name others by URI. A chain unpacks and renders what it finds, up to running code
+    # (`reference://` of fsspec before 2026.6), and none is needed for anything here.
+    if "::" in uri or uri.startswith("reference:"):
+        raise UsageError(f"cannot open {uri}: chained and reference file systems are not read")
     try:
         s3 = uri.startswith(("s3://", "s3a://"))
         filesystem, path = fsspec.core.url_to_fs(uri, **(_S3_OPTIONS if s3 else {}))
@@ -77,8 +81,16 @@ def arrow_filesystem(uri: str | os.PathLike[str]) -> tuple[FileSystem, str]:
 
 
 def join(uri: str | os.PathLike[str], *names: str) -> str:
-    """Appends names to a URI."""
-    return "/".join([os.fspath(uri).rstrip("/"), *names])
+    """Appends names to a URI. The result lies below it, whoever chose the names.
+
+    Raises:
+        UsageError: a name leads elsewhere.
+    """
+    uri = os.fspath(uri)
+    for name in names:
+        if name.startswith("/") or ".." in name.split("/") or "://" in name:
+            raise UsageError(f"{name} leads out of {uri}: nothing is read or written there")
+    return "/".join([uri.rstrip("/"), *names])
 
 
 def exists(uri: str | os.PathLike[str]) -> bool:

@@ -11,6 +11,7 @@ from terrafm.embed.dense import dense_uri, write_tile
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
 from terrafm.embed.source import Place
+from terrafm.errors import UsageError
 from terrafm.eval.features import model_input
 from terrafm.eval.labelled import Grid
 from terrafm.eval.sets.shard_tiles import ShardTiles
@@ -154,3 +155,10 @@ def test_patches_that_are_no_whole_pixels(scene, tiny_weights, refused, tmp_path
         "--modality", "s2_l2a", "--dense", "--window", "90", "--workers", "0",
     )  # fmt: skip
     assert "resized to 64, is 22.5 pixels, which must be whole: take --window 88" in line
+
+
+def test_a_tile_whose_name_leads_elsewhere_writes_nothing(tmp_path):
+    place = Place("../../a_tile", "EPSG:32633", (10, 0, 5e5, 0, -10, 5e6), (960, 960), "u")
+    with pytest.raises(UsageError, match="leads out of"):
+        write_tile(str(tmp_path / "out"), place, np.zeros((3, 60, 60), np.float32), {})
+    assert list(tmp_path.iterdir()) == []

@@ -319,3 +319,22 @@ def test_load_model_without_weights_is_a_fresh_encoder_in_eval_mode():
     model = terrafm.load_model("terrafm_tiny", weights=None)
     assert not model.training
     assert model(torch.zeros(1, 2, 32, 32), modality="s1").shape == (1, 96)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (("model",), "../../elsewhere/weights"),
+        (("model",), "a/b"),
+        (("modalities", "s1", "unit"), "a line\nmore"),
+    ],
+)
+def test_a_contract_names_no_file_elsewhere_and_no_other_unit(contract, key, value):
+    told = json.loads(contract.to_json())
+    *parents, last = key
+    place = told
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    with pytest.raises(ValueError, match=r"model|modality s1 in"):
+        WeightsContract.from_json(json.dumps(told))

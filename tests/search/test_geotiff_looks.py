@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from terrafm.embed.geotiffs import GeoTiffWindows
+from terrafm.embed.geotiffs import GeoTiffWindows, open_geotiff
 from terrafm.embed.schema import read_manifest
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.search.looks import open_looks
@@ -100,3 +100,17 @@ def test_without_the_bands_of_a_picture_there_is_none(folder, tmp_path):
     told = manifest.options["bands"].replace("B04=5", "")
     manifest = manifest.model_copy(update={"options": {**manifest.options, "bands": told}})
     assert open_looks(manifest, None, [tile]).look(tile) is None
+
+
+@pytest.mark.parametrize("source", ["{data}/../private.tif", "/etc/private.tif", "/vsicurl/x.tif"])
+def test_an_image_outside_of_the_data_is_not_looked_at(folder, tmp_path, source):
+    tile = find_similar(folder, "a_r26_c6", count=1)["query"]
+    shutil.copy(tmp_path / "scenes" / "a.tif", tmp_path / "private.tif")
+    looks = open_looks(read_manifest(folder), None, [tile])
+    with pytest.raises(UsageError, match=r"private\.tif|x\.tif"):
+        looks.look(tile | {"source": source.format(data=tmp_path / "scenes")})
+
+
+def test_gdals_own_file_systems_are_not_opened():
+    with pytest.raises(ValueError, match="GDAL"):
+        open_geotiff("/vsicurl?url=http%3A%2F%2F127.0.0.1%3A9%2Fx.tif")

@@ -85,6 +85,9 @@ class ShardEntry:
             content = read_bytes(_entry_uri(dataset_uri, name))
             table = read_arrow(content)
             head = json.loads(table.schema.metadata[b"entry"])
+            if head["name"] != name:
+                # Files are removed and renamed by it.
+                return None
             rows = table.replace_schema_metadata(None)
             return cls(head["name"], head["bytes"], head["sha256"], rows, head["extra"])
         except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):

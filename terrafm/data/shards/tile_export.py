@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.io import MemoryFile
 
+from terrafm.data.shards.crs import raster_crs
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.shards.manifest import CellGroup
 from terrafm.modalities import MODALITIES
@@ -58,7 +59,7 @@ def _geotiff(
             height=group.height,
             width=group.width,
             dtype=np.dtype(group.dtype).name,
-            crs=tile["crs"],
+            crs=raster_crs(tile["crs"]),
             transform=Affine(a * coarser, b * coarser, c, d * coarser, e * coarser, f),
             nodata=modality.nodata,
             compress="deflate",

@@ -33,6 +33,9 @@ _RANKING = {
     "product_id": True,
     "parquet_row": True,
 }
+# Where metadata.parquet may send a reader, beside the archive's own host: not to files of this
+# machine, nor to what its network only answers from inside.
+_PUBLISHED = ("https://", "s3://", "hf://")
 _REPORTED_DAYS = (1, 4, 7, 30)
 
 
@@ -206,6 +209,8 @@ def _parts(folder: str, url: str) -> set[str] | None:
 def _locate(url: str, folder: str, parts: set[str] | None) -> str:
     # metadata.parquet names files where they were published; a copy in the archive is preferred.
     name = url.rpartition("/")[2]
-    if parts is None or name in parts or "://" not in url:
+    scheme, _, rest = folder.partition("://")
+    own = f"{scheme}://{rest.partition('/')[0]}/"
+    if parts is None or name in parts or not url.startswith((*_PUBLISHED, own)):
         return join(folder, "images", name)
     return url
