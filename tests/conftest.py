@@ -129,7 +129,7 @@ def hostile(proof):
     return column
 
 
-def make_small_dataset(folder, seed=0):
+def make_small_dataset(folder, seed=0, tile_id="tile_{:02d}", class_name="class {}"):
     """Writes a dataset in which a class is a level and a texture, as land cover is."""
     from terrafm.data.shards.commit import commit_dataset
     from terrafm.data.shards.entry import TileRecord
@@ -156,7 +156,7 @@ def make_small_dataset(folder, seed=0):
 
     records = [
         TileRecord(
-            tile_id=f"tile_{i:02d}",
+            tile_id=tile_id.format(i),
             arrays={g.name: pixels(g, code) for g in groups},
             land_cover=code,
             histogram={code: TILE_SIZE**2},
@@ -190,7 +190,7 @@ def make_small_dataset(folder, seed=0):
         gsd=10,
         groups=groups,
         statistics=statistics,
-        legend={code: f"class {code}" for code in sorted(set(CLASSES))},
+        legend={code: class_name.format(code) for code in sorted(set(CLASSES))},
         report={},
     )
     return str(folder)

@@ -62,6 +62,15 @@ def test_every_picture_is_written_and_reproducible(dataset: Dataset, tmp_path: P
         assert first.read_bytes() == (tmp_path / "second" / f"{name}.png").read_bytes(), name
 
 
+def test_tiles_and_classes_may_be_named_as_formulas_are(make_dataset, tmp_path: Path) -> None:
+    uri = make_dataset(tmp_path / "data", tile_id="$\\frac$ {:02d}", class_name="$\\frac$ {}")
+    dataset = Dataset.open(uri)
+    tile_map(dataset, tmp_path / "map.png")
+    class_histogram(dataset, CONFIG, tmp_path / "classes.png")
+    quicklook(dataset, 2, CONFIG, tmp_path / "tile.png")
+    assert len(list(tmp_path.glob("*.png"))) == 3
+
+
 def test_the_picture_of_a_validation(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"validation\.jsonl does not exist"):
         validation_curve(tmp_path, tmp_path / "none.png")

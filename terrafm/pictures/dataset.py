@@ -52,7 +52,7 @@ def tile_map(dataset: Dataset, path: str | os.PathLike[str]) -> None:
         axes.set_title(
             f"{len(dataset)} tiles of {dataset.tile_size * dataset.gsd / 1000:g} km", loc="left"
         )
-        figure.legend(
+        legend = figure.legend(
             loc="lower center",
             bbox_to_anchor=(0.5, 0.0),
             ncols=min(4, len(counts)),
@@ -60,6 +60,8 @@ def tile_map(dataset: Dataset, path: str | os.PathLike[str]) -> None:
             handletextpad=0.2,
             columnspacing=1.5,
         )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
 
 
 def class_histogram(dataset: Dataset, config: Config, path: str | os.PathLike[str]) -> None:
@@ -95,7 +97,7 @@ def class_histogram(dataset: Dataset, config: Config, path: str | os.PathLike[st
         )
         for container in bars:
             axes.bar_label(container, padding=3, fontsize=7.5, color="#444444")
-        axes.set_yticks(y, [str(dataset.legend.get(c, c)) for c in codes])
+        axes.set_yticks(y, [str(dataset.legend.get(c, c)) for c in codes], parse_math=False)
         axes.invert_yaxis()
         axes.tick_params(length=0)
         axes.spines["left"].set_visible(False)

@@ -74,6 +74,7 @@ def quicklook(
             y=0.98,
             ha="left",
             fontweight="bold",
+            parse_math=False,
         )
         _draw_crops(parts[1], views, cropper, crops, limits, range(n_global), 2 * n_global)
         if n_local:
@@ -186,6 +187,6 @@ def _land_cover_bar(axis: Axes, dataset: Dataset, row: int) -> None:
         half = 0.03 * (1 + name.count("\n"))
         middle = max(bottom + share / 2, last + half)
         if share >= 0.01 and middle + half < 1.05:
-            axis.text(0.95, middle, name, fontsize=7.5, va="center")
+            axis.text(0.95, middle, name, fontsize=7.5, va="center", parse_math=False)
             last = middle + half
         bottom += share

@@ -147,7 +147,7 @@ def _draw_head(figure: Figure, result: dict[str, Any], count: int, sensors: set[
     figure.text(
         right, 1 - 0.2 / height,
         f"{note}of {result['tiles']:,} by {result['model']}\n{', '.join(names)}",
-        fontsize=7.5, color=_GREY, va="top", ha="right", linespacing=1.5,
+        fontsize=7.5, color=_GREY, va="top", ha="right", linespacing=1.5, parse_math=False,
     )  # fmt: skip
 
 

@@ -36,9 +36,9 @@ def tile(name, rank=None):
     return found if rank is None else found | {"rank": rank, "similarity": 0.9, "distance_km": 3.0}
 
 
-def sheet(count, path, names="tile_{}".format):
+def sheet(count, path, names="tile_{}".format, model="terrafm_tiny"):
     result = {
-        "model": "terrafm_tiny", "tiles": count, "query": tile("the query"),
+        "model": model, "tiles": count, "query": tile("the query"),
         "neighbours": [tile(names(rank), rank) for rank in range(1, count + 1)],
     }  # fmt: skip
     draw_contact_sheet(result, Greys(), str(path))
@@ -77,6 +77,10 @@ def test_of_hundreds_the_first_are_drawn(tmp_path):
 def test_names_and_looks_may_be_odd(tmp_path):
     sheet(3, tmp_path / "sheet.png", names=lambda rank: "$\\frac{a}_" + "x" * 90)
     assert (sheet(2, tmp_path / "sheet.png", names=lambda rank: "nothing") < 0.9).any()
+
+
+def test_a_model_may_be_named_as_a_formula_is(tmp_path):
+    assert sheet(3, tmp_path / "sheet.png", model="$\\frac$").size
 
 
 def test_the_same_search_gives_the_same_file(embeddings, tmp_path):
