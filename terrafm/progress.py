@@ -66,7 +66,7 @@ class _Lines:
             return
         self._last_done, self._told_at = done, now
         text = f"{done}/{total} {self._unit}  {_note(line)}".rstrip()
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+        self._console.print(text, soft_wrap=True, highlight=False)
 
 
 def _note(line: dict[str, Any] | None) -> str:

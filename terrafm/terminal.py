@@ -3,18 +3,57 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
 from terrafm.units import human_bytes
 
-console = Console()
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
+# What a terminal obeys instead of showing it: C0 but tab and newline, DEL, and C1. And lone
+# surrogates, which paths that are no UTF-8 have: no stream can write them.
+_OBEYED = {*range(32), *range(127, 160), *range(0xD800, 0xE000)} - {9, 10}
+_REPLACED = dict.fromkeys(_OBEYED, "\ufffd")
+
+
+class PlainConsole(Console):
+    """Prints text as it is: brackets are no markup, and control characters become U+FFFD.
+
+    Paths, tile ids and class names come from files and arguments, and may hold anything. Styles
+    are given beside the text, by `rich.text.Text` or a column's style.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Replaces before a table measures its cells; rich would drop some of these silently."""
+        return super().render_str(text.translate(_REPLACED), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Replaces in all that is shown; what moves the cursor is a segment of its own kind."""
+        for one in super().render(renderable, options):
+            yield one if one.control else Segment(one.text.translate(_REPLACED), one.style)
+
+
+class PlainFormatter(logging.Formatter):
+    """Lines of the log, without control characters too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return super().format(record).translate(_REPLACED)
+
+
+console = PlainConsole()
+errors = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

@@ -102,6 +102,23 @@ def test_files_of_arrow_are_opened_in_one_place():
     assert {line.partition(":")[0] for line in found} == {"terrafm/storage/parquet.py"}, found
 
 
+def test_terminals_are_written_to_from_one_place():
+    """Anywhere else a name from a file could steer the terminal: tests/test_terminal.py."""
+    makers = {"Console", "get_console"}
+    sources = modules("terrafm", "ray_jobs", "tuning")
+    found = {
+        f"{path.relative_to(ROOT)}: {ast.unparse(node)}"
+        for path in sources
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in makers)
+        or (isinstance(node, ast.ClassDef) and makers & {ast.unparse(b) for b in node.bases})
+    }
+    assert {line.partition(":")[0] for line in found} == {"terrafm/terminal.py"}, found
+    # rich.print, and markup that is read whatever the console does.
+    known = {name for path in sources for name in imports(path) if name.startswith("rich")}
+    assert known <= {"rich.console", "rich.progress", "rich.segment", "rich.table", "rich.text"}
+
+
 def test_no_file_is_too_long():
     long = {str(p.relative_to(ROOT)): n for p in modules() if (n := _lines(p)) > LINES_LIMIT}
     assert long == {}

@@ -67,4 +67,4 @@ def average_command(
     from terrafm.train.checkpoints.average import average_checkpoints, describe
 
     text = describe(average_checkpoints(checkpoints, output))
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    console.print(text, soft_wrap=True, highlight=False)

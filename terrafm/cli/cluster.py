@@ -36,7 +36,7 @@ def up_command(
         f"a head and {workers} workers run, dashboard {cluster.dashboard_url}\n\n"
         f"export RAY_AUTH_TOKEN_PATH={cluster.token_path}\n"
         f"terrafm submit VERB ... --address {cluster.dashboard_url}",
-        soft_wrap=True, highlight=False, markup=False,
+        soft_wrap=True, highlight=False,
     )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def doctor(
     if as_json:
         sys.stdout.write(json.dumps({"findings": [asdict(one) for one in findings]}) + "\n")
     for one in [] if as_json else findings:
-        console.print(f"{one.level:<8}{one.text}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{one.level:<8}{one.text}", soft_wrap=True, highlight=False)
     if not is_sound(findings):
         faults = sum(finding.level == "FAULT" for finding in findings)
         raise TerraFMError(f"{faults} of {len(findings)} checks failed")

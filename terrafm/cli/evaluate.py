@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from terrafm.progress import Advance, progress_bar
 from terrafm.terminal import JsonOption, console, report
@@ -141,7 +141,8 @@ def _shown(
         yield None, lambda _: None
     elif workers is None:
         with console.status("computing features") as status:
-            yield None, lambda text: status.update(escape(text))
+            # A status reads markup in a str, whatever the console does.
+            yield None, lambda text: status.update(Text(text))
     else:
         with progress_bar(console, "images") as advance:
             yield advance, lambda _: None

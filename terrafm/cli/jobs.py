@@ -105,7 +105,7 @@ def stop_command(job: JobArgument, address: AddressOption) -> None:
 
 def _tell(text: str) -> None:
     # Beside the job's own output.
-    errors.print(f"terrafm: {text}", markup=False)
+    errors.print(f"terrafm: {text}")
 
 
 def render_jobs(result: dict[str, Any]) -> Table:

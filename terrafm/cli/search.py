@@ -56,7 +56,7 @@ def search(
     if fault and (output or data):
         raise fault
     if fault:
-        errors.print(f"terrafm: {one_line(fault)}", markup=False)
+        errors.print(f"terrafm: {one_line(fault)}")
     elif not as_json:
         console.print(f"\nwrote {result['contact_sheet']}", soft_wrap=True, highlight=False)
 

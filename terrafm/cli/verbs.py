@@ -24,7 +24,7 @@ from terrafm.export.request import ExportFormat, ExportOptions, Network
 from terrafm.modalities import MODALITIES
 from terrafm.progress import progress_bar
 from terrafm.storage.faults import one_line
-from terrafm.terminal import JsonOption, console, errors, render_figures, report
+from terrafm.terminal import JsonOption, PlainFormatter, console, errors, render_figures, report
 
 if TYPE_CHECKING:
     from terrafm.train.validations import Validation, ValidationTask
@@ -234,7 +234,7 @@ def export(
     for uri in written:
         console.print(f"wrote {uri}", soft_wrap=True, highlight=False)
     console.print("\nLoad it with:\n", highlight=False)
-    console.print(snippet, soft_wrap=True, highlight=False, markup=False)
+    console.print(snippet, soft_wrap=True, highlight=False)
 
 
 app.command()(embed)
@@ -255,14 +255,16 @@ _add_outer_verbs()
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; ends the process with 0 done, 1 failed, 2 wrong usage."""
-    logging.basicConfig(level=logging.WARNING, format="terrafm: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("terrafm: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         app(args=None if arguments is None else list(arguments), prog_name="terrafm")
     except TerraFMError as error:
-        errors.print(f"terrafm: error: {error}", markup=False)
+        errors.print(f"terrafm: error: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
         # A disk that refuses: no permission, a file where a folder should be, no room.
-        errors.print(f"terrafm: error: {one_line(error)}", markup=False)
+        errors.print(f"terrafm: error: {one_line(error)}")
         sys.exit(UsageError.exit_code)

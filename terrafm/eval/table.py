@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.markup import escape
 from rich.table import Table
 
 from terrafm.errors import UsageError
@@ -184,20 +183,17 @@ def with_scores(
 def render(result: dict[str, Any]) -> Table:
     """The result as a table for the terminal."""
     table = Table(
-        title=f"{escape(result['data'])}: {result['n']} images, {len(result['classes'])} classes",
-        # Brackets would be read as styles.
-        caption=escape(
-            "\n".join(
-                [
-                    f"{result['split']}; images resized to {result['image_size']} pixels",
-                    "in percent, [low, high]: 95 % bootstrap interval, "
-                    f"{result['resamples']} draws, seed {result['seed']}",
-                    *(f"{name}: {text}" for name, text in result["bands"].items()),
-                    *(f"{row['title']}: {row['seen']}" for row in result["rows"]),
-                    *(text for row in result["rows"] for text in _chosen(row)),
-                    *result["notes"],
-                ]
-            )
+        title=f"{result['data']}: {result['n']} images, {len(result['classes'])} classes",
+        caption="\n".join(
+            [
+                f"{result['split']}; images resized to {result['image_size']} pixels",
+                "in percent, [low, high]: 95 % bootstrap interval, "
+                f"{result['resamples']} draws, seed {result['seed']}",
+                *(f"{name}: {text}" for name, text in result["bands"].items()),
+                *(f"{row['title']}: {row['seen']}" for row in result["rows"]),
+                *(text for row in result["rows"] for text in _chosen(row)),
+                *result["notes"],
+            ]
         ),
         caption_justify="left",
     )
@@ -209,9 +205,7 @@ def render(result: dict[str, Any]) -> Table:
     for row in result["rows"]:
         for at, (protocol, scored) in enumerate(row["protocols"].items()):
             cells = [_cell(score) for score in scored["scores"].values()]
-            table.add_row(
-                "" if at else escape(row["title"]), _NAMES.get(protocol, protocol), *cells
-            )
+            table.add_row("" if at else row["title"], _NAMES.get(protocol, protocol), *cells)
         table.add_section()
     return table
 
@@ -231,7 +225,7 @@ def _chosen(row: dict[str, Any]) -> list[str]:
 
 def _cell(score: dict[str, float]) -> str:
     value, low, high = (100 * score[name] for name in ("value", "low", "high"))
-    return escape(f"{value:.1f}\n[{low:.1f}, {high:.1f}]")
+    return f"{value:.1f}\n[{low:.1f}, {high:.1f}]"
 
 
 def _modalities(images: ImageSet, wanted: Sequence[str] | None) -> tuple[str, ...]:

@@ -94,7 +94,7 @@ def render(result: dict[str, Any]) -> RenderableType:
     for row in result["neighbours"]:
         table.add_row(
             str(row["rank"]), f"{row['similarity']:.4f}", f"{row['distance_km']:,.1f}",
-            Text(row["tile_id"]), place_of(row), time_of(row), row["land_cover_name"] or "",
+            row["tile_id"], place_of(row), time_of(row), row["land_cover_name"] or "",
         )  # fmt: skip
     compared = f"among {result['tiles']:,} others in {result['embeddings']}, by {result['model']}"
     if result["without_direction"]:
