@@ -19,13 +19,15 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
+from terrafm.data.sources.raster import block_size
 from terrafm.data.tiles.selection import parse_time
 from terrafm.embed.source import Affine, Place
 from terrafm.embed.windows import Windows
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.eval.labelled import Grid, Image, files_fingerprint, measured_statistics
 from terrafm.eval.sets.geotiff import SUFFIXES, Header, match_header, physical
-from terrafm.storage import is_local, join, open_file, resolve
+from terrafm.storage import file_size, is_local, join, open_file, resolve
+from terrafm.storage.claims import HARMLESS_BYTES, check_claim
 
 _THREADS = 16
 # Windows of which statistics are taken where the data's own are asked for.
@@ -262,8 +264,17 @@ def open_geotiff(uri: str) -> DatasetReader:
     """Opens a file where it lies; of one in a store only what is asked for is read.
 
     Raises:
-        RasterioError, OSError, ValueError: it cannot be read.
+        RasterioError, OSError, ValueError: it cannot be read, or the blocks it is decoded by are
+            larger than its bytes can hold.
     """
+    image = _open_geotiff(uri)
+    block = block_size(image)
+    if block > HARMLESS_BYTES:
+        check_claim(block, file_size(uri) or 0)
+    return image
+
+
+def _open_geotiff(uri: str) -> DatasetReader:
     path = resolve(uri)[1]
     if path.startswith("/vsi"):
         raise ValueError("GDAL would look for it elsewhere")

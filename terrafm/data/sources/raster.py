@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import MemoryFile
+from rasterio.io import DatasetReader, MemoryFile
 
 from terrafm.data.sources.base import BadCellError
 from terrafm.storage import read_bytes
+from terrafm.storage.claims import check_claim
 
 Affine = tuple[float, float, float, float, float, float]
 
@@ -92,13 +94,16 @@ def read_patch(uri: str) -> Patch:
     """Reads a GeoTIFF of one band, whatever its grid.
 
     Raises:
-        BadCellError: the file is missing, damaged, cut short, has several bands or no georeference.
+        BadCellError: the file is missing, damaged, cut short, too large for its bytes or for the
+            memory, has several bands or no georeference.
     """
-    with _opened(_fetch(uri), uri) as dataset:
+    content = _fetch(uri)
+    with _opened(content, uri) as dataset:
         if dataset.count != 1:
             raise BadCellError(uri, f"{dataset.count} bands, not 1")
         if dataset.crs is None:
             raise BadCellError(uri, "the GeoTIFF has no coordinate system")
+        _check_size(dataset, len(content), uri)
         a, b, c, d, e, f = (float(value) for value in tuple(dataset.transform)[:6])
         return Patch(dataset.read(1), dataset.crs.to_string(), (a, b, c, d, e, f), dataset.nodata)
 
@@ -117,7 +122,7 @@ def read_geotiff(uri: str) -> Raster:
     """Reads a GeoTIFF from any file system.
 
     Raises:
-        BadCellError: the file is missing, damaged, cut short, or its grid cannot be used.
+        BadCellError: as `decode_geotiff`, or the file is missing.
     """
     return decode_geotiff(_fetch(uri), uri)
 
@@ -130,9 +135,11 @@ def decode_geotiff(content: bytes, where: str) -> Raster:
         where: what an error names.
 
     Raises:
-        BadCellError: the bytes are damaged, cut short, or the grid cannot be used.
+        BadCellError: the bytes are damaged, cut short, claim more pixels than they can hold or
+            than fit into memory, or the grid cannot be used.
     """
     with _opened(content, where) as dataset:
+        _check_size(dataset, len(content), where)
         return Raster(
             pixels=dataset.read(),
             grid=_grid(dataset, where),
@@ -140,6 +147,24 @@ def decode_geotiff(content: bytes, where: str) -> Raster:
             names=tuple(name or "" for name in dataset.descriptions),
             tags=dataset.tags(),
         )
+
+
+def size_in_memory(image: DatasetReader) -> int:
+    """Bytes of an open GeoTIFF once it is read, in whole blocks.
+
+    GDAL decodes block by block: one of gigabytes may lie behind an image of 8 x 8.
+    """
+    rows, columns = _block(image)
+    down, across = -(-int(image.height) // rows), -(-int(image.width) // columns)
+    return block_size(image) * down * across
+
+
+def block_size(image: DatasetReader) -> int:
+    """Bytes that GDAL decodes for any one pixel: the block around it, in all bands."""
+    # rasterio reads pairs of 16-bit integers, for which numpy has no type, as floats.
+    names = (str(name).replace("complex_int16", "complex64") for name in image.dtypes)
+    rows, columns = _block(image)
+    return rows * columns * sum(np.dtype(name).itemsize for name in names)
 
 
 def reference_grid(grids: Mapping[str, Grid]) -> tuple[str, dict[str, str]]:
@@ -174,6 +199,15 @@ def _opened(content: bytes, where: str) -> Iterator[Any]:
                 yield dataset
     except RasterioError:
         raise BadCellError(where, "not a readable GeoTIFF (damaged or cut short)") from None
+    except MemoryError:
+        raise BadCellError(where, "its pixels do not fit into memory") from None
+
+
+def _check_size(dataset: DatasetReader, stored: int, where: str) -> None:
+    try:
+        check_claim(size_in_memory(dataset), stored)
+    except ValueError as error:
+        raise BadCellError(where, str(error)) from None
 
 
 def _fetch(uri: str) -> bytes:
@@ -182,6 +216,11 @@ def _fetch(uri: str) -> bytes:
     except OSError as error:
         reason = "file not found" if isinstance(error, FileNotFoundError) else str(error)
         raise BadCellError(uri, reason) from None
+
+
+def _block(image: DatasetReader) -> tuple[int, int]:
+    rows, columns = max(image.block_shapes, default=(1, 1))
+    return int(rows), int(columns)
 
 
 def _grid(dataset: Any, where: str) -> Grid:

@@ -9,10 +9,12 @@ import rasterio.errors
 from numpy.typing import NDArray
 from rasterio.io import DatasetReader, MemoryFile
 
+from terrafm.data.sources.raster import size_in_memory
 from terrafm.errors import UsageError
 from terrafm.eval.band_names import BandMatch, canonical, match_bands
 from terrafm.modalities import MODALITIES
 from terrafm.storage import read_bytes
+from terrafm.storage.claims import check_claim
 
 # Sentinel-2 L1C as EuroSAT's authors stored it: B8A comes last.
 EUROSAT_BANDS = (
@@ -82,11 +84,16 @@ def read_whole(file: str) -> tuple[Header, NDArray[Any]]:
     """A file's header and (C, H, W) pixels as stored.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: it cannot be read, or claims more pixels than its bytes can hold or than fit
+            into memory.
     """
     try:
-        with MemoryFile(read_bytes(file)) as memory, memory.open(driver="GTiff") as image:
+        content = read_bytes(file)
+        with MemoryFile(content) as memory, memory.open(driver="GTiff") as image:
+            check_claim(size_in_memory(image), len(content))
             return Header.of(image), image.read()
+    except MemoryError:
+        raise UsageError(f"cannot read image {file}: its pixels do not fit into memory") from None
     except (rasterio.errors.RasterioError, OSError, ValueError) as error:
         raise UsageError(f"cannot read image {file}: {error}") from None
 
