@@ -16,6 +16,7 @@ from terrafm.config import Config
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import faults, join, list_names
 from terrafm.train.checkpoints.files import digest_of, write_tensors
+from terrafm.train.checkpoints.inventory import list_run
 from terrafm.train.checkpoints.store import (
     DamagedCheckpointError,
     TrainingState,
@@ -170,13 +171,51 @@ def test_a_store_never_shows_files_of_two_checkpoints_under_one_marker(proxied, 
 
 
 @pytest.mark.parametrize(
-    "marker", [b"", b"[]", b"{}", b'{"format_version": 2}', b'{"format_version": "x", "files": {}}']
+    "marker",
+    [
+        *(b"", b"[]", b"{}", b'{"format_version": 2}', b'{"format_version": "x", "files": {}}'),
+        *(b'{"format_version": Infinity, "files": {}}', b"[" * 100_000),
+    ],
+    ids=lambda marker: marker[:40],
 )
 def test_an_unreadable_marker_is_damage(folder, marker):
     uri = save_checkpoint(folder, state(5))
     _put(join(uri, "complete.json"), marker)
     assert list(damage_of(uri)) == [("complete.json", "is not readable")]
     with pytest.raises(DamagedCheckpointError, match=r"complete\.json is not readable"):
+        load_checkpoint(uri)
+
+
+WRITTEN = {"bytes": 1, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        *({name: WRITTEN} for name in ("", ".", "..", "../../../dev/zero", "/dev/zero")),
+        *({name: WRITTEN} for name in ("folder/file", "..\\file", "state\0", "\ud800")),
+        *({"state.json": written} for written in (None, [], {}, {"bytes": 1}, {"sha256": "0"})),
+        *({"state.json": WRITTEN | {"bytes": size}} for size in ("1", 1.0, True, None)),
+        {"state.json": WRITTEN | {"sha256": 0}},
+        [["state.json", WRITTEN]],
+    ],
+    ids=repr,
+)
+def test_a_marker_that_names_what_no_checkpoint_holds_is_damage(folder, files):
+    uri = save_checkpoint(folder, state(5))
+    _put(join(uri, "complete.json"), json.dumps({"format_version": 2, "files": files}).encode())
+    assert list(damage_of(uri)) == [("complete.json", "is not readable")]
+    with pytest.raises(DamagedCheckpointError, match=r"complete\.json is not readable"):
+        load_checkpoint(uri)
+    (row,) = list_run(folder)["checkpoints"]
+    assert row["damage"] == "complete.json is not readable"
+
+
+def test_a_later_version_may_name_its_files_otherwise(folder):
+    uri = save_checkpoint(folder, state(5))
+    files = {"optimizer/0.safetensors": WRITTEN}
+    _put(join(uri, "complete.json"), json.dumps({"format_version": 3, "files": files}).encode())
+    with pytest.raises(UsageError, match="upgrade terrafm"):
         load_checkpoint(uri)
 
 

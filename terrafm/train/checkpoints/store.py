@@ -183,20 +183,24 @@ def read_marker(uri: str) -> dict[str, Any]:
 
     Raises:
         UsageError: there is no checkpoint, or a newer version of this library wrote it.
-        DamagedCheckpointError: it is not readable.
+        DamagedCheckpointError: it is not readable, or names files that no checkpoint holds.
     """
+    unreadable = DamagedCheckpointError(f"checkpoint {uri}: {MARKER} is not readable")
     try:
         marker: dict[str, Any] = json.loads(read_bytes(join(uri, MARKER)))
-        version, files = int(marker["format_version"]), dict(marker["files"])
+        version, files = int(marker["format_version"]), marker["files"]
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{uri} is not a complete checkpoint: it has no {MARKER}") from None
-    except (ValueError, KeyError, TypeError):
-        raise DamagedCheckpointError(f"checkpoint {uri}: {MARKER} is not readable") from None
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        raise unreadable from None
     if version > FORMAT_VERSION:
         raise UsageError(
             f"checkpoint {uri} has format {version}, this version reads up to {FORMAT_VERSION}: "
             "upgrade terrafm"
         )
+    # After the version: a later one may name files otherwise.
+    if not isinstance(files, dict) or not all(map(_is_entry, files, files.values())):
+        raise unreadable
     return {"format_version": version, "files": files}
 
 
@@ -296,6 +300,17 @@ def newest_intact(folder: str) -> tuple[str | None, list[str]]:
     if complaints:
         raise DamagedCheckpointError(f"no checkpoint in {folder} is whole: {complaints[0]}")
     return None, []
+
+
+def _is_entry(name: str, written: Any) -> bool:
+    """Whether a marker may say this: what it names is read, and must lie in the checkpoint."""
+    inside = name.isprintable() and name not in ("", ".", "..") and not set(name) & set("/\\")
+    return (
+        inside
+        and isinstance(written, dict)
+        and type(written.get("bytes")) is int
+        and isinstance(written.get("sha256"), str)
+    )
 
 
 def _read_checked(uri: str, name: str, files: Mapping[str, Digest]) -> bytes:
