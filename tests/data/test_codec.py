@@ -100,6 +100,32 @@ def test_damage_is_a_value_error_or_seen_by_the_checksum(codec, data):
     assert checksum(bytes(flipped)) != checksum(cell)
 
 
+@pytest.mark.parametrize("codec", ALL)
+def test_a_cell_that_few_bytes_cannot_hold_takes_no_memory(codec):
+    cell = encode(np.zeros((1, 8, 8), np.uint16), codec)
+    for shape in [(1, 20_000, 25_000), (1, 2_000_000, 2_000_000), (4, 10**10, 10**10)]:
+        with pytest.raises(ValueError, match=r"cell does not decode: .* bytes cannot hold the"):
+            decode(cell, shape, "uint16", codec)
+
+
+def test_32_bytes_of_blosc2_are_no_gigabyte():
+    cell = bytearray(encode(np.zeros((1, 256, 256), np.uint16))[:32])
+    cell[4:8] = (10**9).to_bytes(4, "little")
+    with pytest.raises(ValueError, match="cell does not decode: 32 bytes cannot hold"):
+        decode(bytes(cell), (1, 20_000, 25_000), "uint16")
+
+
+def test_a_cell_that_does_not_fit_into_memory_does_not_decode(monkeypatch):
+    def refuse(*_):
+        raise MemoryError
+
+    pixels = ground("uint16")
+    cell = encode(pixels)
+    monkeypatch.setattr(np, "empty", refuse)
+    with pytest.raises(ValueError, match=r"cell does not decode: .*not fit into memory"):
+        decode(cell, pixels.shape, "uint16")
+
+
 def test_pcodec_is_the_smaller_one():
     pixels = ground("uint16")
     assert len(encode(pixels, CODECS["pcodec"])) < len(encode(pixels, CODECS["blosc2"]))

@@ -278,6 +278,7 @@ def test_what_is_not_a_dataset_is_one_clear_line(uri):
     for damaged, message in [
         (text[:100], "not the manifest"),
         ("[1, 2]", "not the manifest"),
+        ("[" * 100_000, "not the manifest"),
         (text.replace('"format_version": 2', '"format_version": 9'), "upgrade TerraFM"),
         (
             text.replace("bitshuffle", "other"),
@@ -295,6 +296,26 @@ def test_what_is_not_a_dataset_is_one_clear_line(uri):
     remove(f"{uri}/index-1.parquet")
     with pytest.raises(UsageError, match="index"):
         Dataset.open(uri)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"height": 24', '"height": 2000000', "s1_10m has 2000000 x 24 pixels, .*24 px at 10 m"),
+        ('"width": 4', '"width": 5', "s2_l2a_60m has 4 x 5 pixels, tiles of .* have 4 x 4"),
+        ('"tile_size": 24', '"tile_size": 25', "s1_10m has 24 x 24 pixels, tiles of 25 px"),
+        ('"tile_size": 24', '"tile_size": 2000000', "tile_size: .* less than or equal to 16384"),
+        ('"gsd": 60', '"gsd": 0', "s2_l2a_0m has 4 x 4 pixels"),
+        ('"gsd": 60', '"gsd": 241', "s2_l2a_241m has 4 x 4 pixels"),
+    ],
+)
+def test_cell_groups_of_another_size_than_the_tiles_are_one_clear_line(uri, old, new, message):
+    text = build(uri).to_json()
+    assert old in text
+    write_bytes(f"{uri}/manifest.json", text.replace(old, new, 1).encode())
+    with pytest.raises(UsageError, match=message) as caught:
+        Dataset.open(uri)
+    assert "\n" not in str(caught.value)
 
 
 def test_open_of_a_file_is_one_clear_line(tmp_path: Path):

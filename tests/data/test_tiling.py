@@ -58,6 +58,11 @@ def test_a_tile_must_not_split_the_coarsest_pixel(size):
         make_groups(NATIVE, 10, size)
 
 
+def test_a_tile_that_no_manifest_may_name_is_refused_before_work_is_done():
+    with pytest.raises(UsageError, match="16386 px is too large: take 16384 at most"):
+        make_groups(NATIVE, 10, 16386)
+
+
 def test_tiles_of_a_place(geotiff_archive, place):
     pixels = place(1, size=100, offset_l1c=1000)
     pixels["LULC"][0, :48, 48:96] = 9

@@ -8,7 +8,7 @@ that changes the content writes a new version beside the old ones: `manifest-<ve
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,6 +20,8 @@ from terrafm.storage.faults import one_line
 
 # 1 named one codec for the whole dataset, 2 names it per cell group.
 FORMAT_VERSION = 2
+LARGEST_TILE = 16384
+"""Side of a tile, pixels: what a machine can hold of all sensors."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,17 @@ class CellGroup:
     def shape(self) -> tuple[int, int, int]:
         """(bands, height, width)."""
         return len(self.bands), self.height, self.width
+
+
+def side_of(tile_size: int, gsd: int, group_gsd: int) -> int:
+    """Side of a cell group's array, pixels; 0 where it has none.
+
+    Args:
+        tile_size: side of a tile at the finest GSD, pixels.
+        gsd: finest GSD, metres.
+        group_gsd: that of the group, metres.
+    """
+    return tile_size * gsd // group_gsd if group_gsd >= 1 else 0
 
 
 def with_codec(groups: Sequence[CellGroup], codec: str) -> tuple[CellGroup, ...]:
@@ -103,7 +116,7 @@ class Manifest(_Part):
     version: Annotated[int, Field(ge=1)]
     fingerprint: str
     tiles: int
-    tile_size: Annotated[int, Field(ge=1)]
+    tile_size: Annotated[int, Field(ge=1, le=LARGEST_TILE)]
     gsd: Annotated[int, Field(ge=1)]
     groups: tuple[CellGroup, ...]
     statistics: dict[str, BandStatistics]
@@ -121,6 +134,18 @@ class Manifest(_Part):
             codec = fields.pop("codec", DEFAULT_CODEC)
             fields["groups"] = [{**group, "codec": codec} for group in fields.get("groups", [])]
         return fields
+
+    @model_validator(mode="after")
+    def _check_groups(self) -> Self:
+        # Memory is taken for arrays of these sides before a cell is seen.
+        for group in self.groups:
+            side = side_of(self.tile_size, self.gsd, group.gsd)
+            if side < 1 or (group.height, group.width) != (side, side):
+                raise ValueError(
+                    f"cell group {group.name} has {group.height} x {group.width} pixels, tiles of "
+                    f"{self.tile_size} px at {self.gsd} m have {side} x {side}"
+                )
+        return self
 
     @property
     def bytes(self) -> int:
@@ -186,12 +211,23 @@ def read_manifest(uri: str, version: int | None = None) -> Manifest:
                 f"this TerraFM reads up to {FORMAT_VERSION}: upgrade TerraFM"
             )
         manifest = Manifest.model_validate(fields)
-    except (ValueError, ValidationError, TypeError) as error:
-        first = one_line(error)
-        raise UsageError(f"{where} is not the manifest of a TerraFM dataset: {first}") from None
+    except (ValueError, ValidationError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"{where} is not the manifest of a TerraFM dataset: {_first_fault(error)}"
+        ) from None
     for group in manifest.groups:
         check_codec(group.codec, f"{where}: cell group {group.name}")
     return manifest
+
+
+def _first_fault(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return one_line(error)
+    # pydantic's own first line counts the faults, and names none.
+    fault = error.errors()[0]
+    where = ".".join(map(str, fault["loc"]))
+    message = fault["msg"].removeprefix("Value error, ")
+    return one_line(f"{where}: {message}" if where else message)
 
 
 def _why_missing(uri: str, version: int | None) -> str:

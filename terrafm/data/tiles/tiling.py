@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 
 from terrafm.data.shards.entry import TileRecord
-from terrafm.data.shards.manifest import CellGroup
+from terrafm.data.shards.manifest import LARGEST_TILE, CellGroup, side_of
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Listed, Product, Source
 from terrafm.data.tiles.climate import UNKNOWN, ClimateZones
 from terrafm.data.tiles.landcover import WorldCover, histogram, majority
@@ -257,8 +257,10 @@ def make_groups(
         tile_size: side of a tile at the finest GSD, pixels.
 
     Raises:
-        UsageError: a tile of this size would split a pixel of the coarsest band.
+        UsageError: a tile of this size would split a pixel of the coarsest band, or is too large.
     """
+    if tile_size > LARGEST_TILE:
+        raise UsageError(f"a tile size of {tile_size} px is too large: take {LARGEST_TILE} at most")
     coarsest = max(max(values) for values in band_gsd.values())
     if tile_size < 1 or tile_size * gsd % coarsest:
         raise UsageError(
@@ -274,7 +276,7 @@ def make_groups(
                     for band, g in zip(MODALITIES[name].bands, band_gsd[name], strict=True)
                     if g == value
                 ]
-                side = tile_size * gsd // value
+                side = side_of(tile_size, gsd, value)
                 groups.append(CellGroup(name, value, tuple(bands), side, side))
     return tuple(groups)
 
