@@ -82,6 +82,35 @@ def test_a_missing_or_broken_file_is_one_clear_line(tmp_path):
         load_config(str(broken))
 
 
+# A billion values in 400 bytes.
+NINE_EACH = [f"&a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 11)]
+LAUGHS = ", ".join(["&a0 [ha]", *NINE_EACH])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"data: {{cache_dir: [{LAUGHS}]}}", "not valid YAML: more than 100,000 values"),
+        (f"tune: {{space: {{a: [{LAUGHS}]}}}}", "not valid YAML: more than 100,000 values"),
+        ("tune: {space: &a {a: *a}}", "not valid YAML: more than 100,000 values"),
+        ("data: " + "[" * 1000 + "]" * 1000, "not valid YAML: nested too deeply"),
+        (f"train: {{seed: 0x{'f' * 5000}}}", "not valid YAML: a number of more than 64 bits"),
+        ("data: {cache_dir: 2021-13-45}", "not valid YAML: month must be"),
+        ("data: {cache_dir: [[[[[1]]]]]}", r"data\.cache_dir: .*not \[\[\[\.\.\.\]\]\]"),
+        (f"data: {{crop_on: {'x' * 5000}}}", r"data\.crop_on: .*not 'xxx.*\.\.\..*xxx'$"),
+        (b"data: \xff", "not valid YAML"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_file_that_says_more_than_can_be_told_is_one_short_line(content, message, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError, match=message) as caught:
+        load_config(str(path))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
 @given(st.text(max_size=40))
 def test_any_text_is_either_an_override_or_a_usage_error(text):
     with contextlib.suppress(UsageError):

@@ -23,6 +23,7 @@ from terrafm.config.sections import (
     TuneConfig,
     ValidationConfig,
 )
+from terrafm.config.yaml_text import parse_yaml, shortened
 from terrafm.errors import UsageError
 
 
@@ -119,14 +120,14 @@ def _type_name(schema: Mapping[str, Any]) -> str:
 
 def _read_tree(source: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     if source in recipe_names():
-        text = (resources.files("terrafm") / "recipes" / f"{source}.yaml").read_text("utf-8")
+        text = (resources.files("terrafm") / "recipes" / f"{source}.yaml").read_bytes()
     elif Path(source).suffix in (".yaml", ".yml"):
         # Only here: the step alone must not need the clients of object stores.
         from terrafm.storage import exists, read_bytes
 
         if not exists(source):
             raise UsageError(f"configuration file {source} does not exist")
-        text = read_bytes(source).decode("utf-8")
+        text = read_bytes(source)
     else:
         near = _nearest(source, recipe_names())
         raise UsageError(
@@ -134,8 +135,8 @@ def _read_tree(source: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
             "or give the path of a .yaml file"
         )
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        tree = parse_yaml(text)
+    except ValueError as error:
         raise UsageError(f"configuration {source} is not valid YAML: {error}") from None
     if tree is None:
         return {}
@@ -156,8 +157,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not separator or not dot or not name:
         raise UsageError(f"--set takes section.key=value, not {override!r}")
     try:
-        value = yaml_number(yaml.safe_load(text))
-    except yaml.YAMLError:
+        value = yaml_number(parse_yaml(text))
+    except ValueError:
         raise UsageError(f"--set {key}: {text!r} is not a YAML value") from None
     tree.setdefault(section, {})[name] = value
 
@@ -183,7 +184,7 @@ def _explain(error: ValidationError) -> str:
         else:
             message = fault["msg"].removeprefix("Value error, ")
             message = message[:1].lower() + message[1:]
-            given = "" if fault["type"] == "value_error" else f", not {fault['input']!r}"
+            given = "" if fault["type"] == "value_error" else f", not {shortened(fault['input'])}"
             # What holds between sections names its keys itself.
             named = f"configuration key {where}: " if where else ""
             parts.append(f"{named}{message}{given}")

@@ -9,6 +9,10 @@ from terrafm.modalities import MODALITIES
 
 COLOCATED = "codes: {1: 80, 2: 10, 3: 90, 4: 40, 5: 50, 6: 60, 7: 70, 9: 30}\n"
 
+# A billion values in 400 bytes.
+NINE_EACH = [f"&a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 11)]
+LAUGHS = ", ".join(["&a0 [ha]", *NINE_EACH])
+
 
 @pytest.fixture
 def write(tmp_path):
@@ -63,12 +67,21 @@ def test_the_real_places_have_no_other_codes(realdata, write):
         ("colours: {1: red}", "must have the keys"),
         ("", "must have the keys"),
         ("codes: {1: 2", "cannot read the legend"),
+        ("codes: 2021-13-45", "cannot read the legend"),
+        ("codes: " + "[" * 1000 + "]" * 1000, "cannot read the legend .*nested too deeply"),
+        (f"codes: 0x{'f' * 5000}", "cannot read the legend .*more than 64 bits"),
+        (f"codes: {{1: {'x' * 5000}}}", r"codes must map a code .*not 1: 'xxx.*\.\.\..*xxx'$"),
+        ("codes: &a [*a]", "cannot read the legend .*more than 100,000 values"),
+        (f"codes: [{LAUGHS}]", "cannot read the legend .*more than 100,000 values"),
+        (f"codes: {{1: [{LAUGHS}]}}", "cannot read the legend .*more than 100,000 values"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_files_that_are_no_legend(write, content, message):
     with pytest.raises(UsageError, match=message) as caught:
         read_legend(write(content))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 def test_a_missing_file(tmp_path):

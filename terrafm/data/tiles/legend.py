@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from terrafm.config.yaml_text import parse_yaml, shortened
 from terrafm.data.tiles.landcover import WORLDCOVER_CLASSES
 from terrafm.errors import UsageError
 from terrafm.storage import read_bytes
@@ -72,8 +72,8 @@ def read_legend(uri: str) -> Legend:
         UsageError: no such file, not YAML, or not such a mapping; names the entry.
     """
     try:
-        content = yaml.safe_load(read_bytes(uri))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = parse_yaml(read_bytes(uri))
+    except (OSError, ValueError) as error:
         detail = " ".join(str(error).split())
         raise UsageError(f"cannot read the legend {uri}: {detail}") from None
     if not isinstance(content, dict) or not content or set(content) - {"codes", "names"}:
@@ -81,14 +81,14 @@ def read_legend(uri: str) -> Legend:
     for key, kind in (("codes", int), ("names", str)):
         entries = content.get(key, {})
         if not isinstance(entries, dict):
-            raise UsageError(f"the legend {uri}: {key} must map codes, not be {entries!r}")
+            raise UsageError(f"the legend {uri}: {key} must map codes, not be {shortened(entries)}")
         for code, value in entries.items():
             numbers = [n for n in (code, value) if not isinstance(n, str)]
             if type(code) is not int or type(value) is not kind or not all(map(_is_code, numbers)):
                 wanted = "a code" if kind is int else "a name"
                 raise UsageError(
                     f"the legend {uri}: {key} must map a code (a whole number) to {wanted}, "
-                    f"not {code!r}: {value!r}"
+                    f"not {shortened(code)}: {shortened(value)}"
                 )
     codes, names = content.get("codes"), content.get("names", {})
     unnamed = sorted(set((codes or {}).values()) - set(WORLDCOVER_CLASSES) - set(names))
