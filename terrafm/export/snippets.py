@@ -17,6 +17,7 @@ from terrafm.storage import absolute, is_local
 
 # Plausible values of each unit, for the example.
 _EXAMPLE = {"reflectance": "0.3 * {random}({shape})", "dB": "20 * {random}({shape}) - 25"}
+_ANY_UNIT = "{random}({shape})"
 
 _LOAD_MODEL = """\
 import torch
@@ -148,7 +149,7 @@ def snippet_at(
         modality=modality,
         unit=expected.unit,
         bands=" ".join(expected.bands),
-        example=_EXAMPLE[expected.unit].format(random=random, shape=shape),
+        example=_EXAMPLE.get(expected.unit, _ANY_UNIT).format(random=random, shape=shape),
     )
     here, elsewhere = _SNIPPETS[format]
     template = here if is_local(place) else elsewhere

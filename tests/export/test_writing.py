@@ -166,6 +166,13 @@ def test_the_snippet_shows_a_modality_that_the_weights_know(teacher):
     assert "VV VH" in snippet
 
 
+def test_weights_in_another_unit_have_an_example_too(teacher):
+    _, contract = teacher
+    other = {n: m.model_copy(update={"unit": "counts"}) for n, m in contract.modalities.items()}
+    told = loading_snippet("w", "released", contract.model_copy(update={"modalities": other}))
+    assert "in counts" in told
+
+
 def test_importing_the_package_imports_neither_torch_nor_timm():
     code = (
         "import sys, terrafm, terrafm.cli, terrafm.export; "

@@ -329,12 +329,12 @@ def test_load_model_without_weights_is_a_fresh_encoder_in_eval_mode():
         (("modalities", "s1", "unit"), "a line\nmore"),
     ],
 )
-def test_a_contract_names_no_file_elsewhere_and_no_other_unit(contract, key, value):
+def test_a_contract_names_no_file_elsewhere_and_its_units_are_words(contract, key, value):
     told = json.loads(contract.to_json())
     *parents, last = key
     place = told
     for parent in parents:
         place = place[parent]
     place[last] = value
-    with pytest.raises(ValueError, match=r"model|modality s1 in"):
+    with pytest.raises(ValueError, match=r"model|unit"):
         WeightsContract.from_json(json.dumps(told))

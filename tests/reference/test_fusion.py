@@ -87,7 +87,8 @@ def test_fusion_of_several_modalities(encoder, names):
     for b in range(3):
         expected = naive_tokens(encoder, {n: x[b] for n, x in images.items()}, single=False)
         np.testing.assert_allclose(fused_double[b], expected, rtol=1e-9, atol=1e-9)
-        np.testing.assert_allclose(fused[b], expected, atol=1e-5 * np.abs(expected).max())
+        # Sums of 3,072 products in float32: processors differ, by up to 1.5e-5.
+        np.testing.assert_allclose(fused[b], expected, atol=5e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", NAMES)
