@@ -305,11 +305,12 @@ def test_what_is_not_a_dataset_is_one_clear_line(uri):
         ('"width": 4', '"width": 5', "s2_l2a_60m has 4 x 5 pixels, tiles of .* have 4 x 4"),
         ('"tile_size": 24', '"tile_size": 25', "s1_10m has 24 x 24 pixels, tiles of 25 px"),
         ('"tile_size": 24', '"tile_size": 2000000', "tile_size: .* less than or equal to 16384"),
+        ('"modality": "s1"', '"modality": "s9"', "s9_10m is of no modality"),
         ('"gsd": 60', '"gsd": 0', "s2_l2a_0m has 4 x 4 pixels"),
         ('"gsd": 60', '"gsd": 241', "s2_l2a_241m has 4 x 4 pixels"),
     ],
 )
-def test_cell_groups_of_another_size_than_the_tiles_are_one_clear_line(uri, old, new, message):
+def test_cell_groups_that_the_tiles_cannot_have_are_one_clear_line(uri, old, new, message):
     text = build(uri).to_json()
     assert old in text
     write_bytes(f"{uri}/manifest.json", text.replace(old, new, 1).encode())

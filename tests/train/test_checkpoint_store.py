@@ -26,6 +26,7 @@ from terrafm.train.checkpoints.store import (
     load_checkpoint,
     load_network,
     newest_intact,
+    read_marker,
     read_record,
     save_checkpoint,
 )
@@ -183,6 +184,17 @@ def test_an_unreadable_marker_is_damage(folder, marker):
     _put(join(uri, "complete.json"), marker)
     assert list(damage_of(uri)) == [("complete.json", "is not readable")]
     with pytest.raises(DamagedCheckpointError, match=r"complete\.json is not readable"):
+        load_checkpoint(uri)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"1", b"{", b"[" * 100_000], ids=lambda c: c[:3])
+def test_a_state_that_is_none_is_damage_whatever_its_checksum(folder, content):
+    uri = save_checkpoint(folder, state(5))
+    marker = read_marker(uri)
+    marker["files"]["state.json"] = digest_of(content)
+    _put(join(uri, "state.json"), content)
+    _put(join(uri, "complete.json"), json.dumps(marker).encode())
+    with pytest.raises(DamagedCheckpointError, match=r"state\.json is not readable"):
         load_checkpoint(uri)
 
 

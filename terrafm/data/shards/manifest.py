@@ -139,6 +139,8 @@ class Manifest(_Part):
     def _check_groups(self) -> Self:
         # Memory is taken for arrays of these sides before a cell is seen.
         for group in self.groups:
+            if group.modality not in MODALITIES:
+                raise ValueError(f"cell group {group.name} is of no modality that is known here")
             side = side_of(self.tile_size, self.gsd, group.gsd)
             if side < 1 or (group.height, group.width) != (side, side):
                 raise ValueError(

@@ -211,7 +211,13 @@ def read_record(uri: str) -> dict[str, Any]:
         UsageError, DamagedCheckpointError: as `read_marker`; a file is missing or differs from
             what was written.
     """
-    record: dict[str, Any] = json.loads(_read_checked(uri, STATE, read_marker(uri)["files"]))
+    content = _read_checked(uri, STATE, read_marker(uri)["files"])
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise DamagedCheckpointError(f"checkpoint {uri}: {STATE} is not readable")
     return {"saved_at": None, "metrics": {}} | record
 
 
