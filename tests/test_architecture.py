@@ -1,6 +1,8 @@
 """The arrows between the folders, held against the imports in the code."""
 
 import ast
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,25 @@ def test_terminals_are_written_to_from_one_place():
     # rich.print, and markup that is read whatever the console does.
     known = {name for path in sources for name in imports(path) if name.startswith("rich")}
     assert known <= {"rich.console", "rich.progress", "rich.segment", "rich.table", "rich.text"}
+
+
+def test_what_tests_and_benchmarks_import_is_there():
+    """Those that run at night only would tell of a moved name a day late."""
+    own = ("terrafm", "tuning", "ray_jobs")
+    wanted = {
+        (node.module, alias.name)
+        for path in modules("tests", "benchmarks")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in own
+        for alias in node.names
+    }
+    assert {name for name in wanted if not _is_there(*name)} == set()
+
+
+def _is_there(module, name):
+    found = import_module(module)
+    is_package = found.__spec__.submodule_search_locations is not None
+    return hasattr(found, name) or (is_package and find_spec(f"{module}.{name}") is not None)
 
 
 def test_no_file_is_too_long():

@@ -180,7 +180,8 @@ def test_no_token_and_a_wrong_one_are_one_line_each(here, small_dataset, tmp_pat
 
 
 def test_other_versions_are_one_line(here, monkeypatch, refused, small_dataset, tmp_path):
-    from terrafm.jobs import submit, versions
+    from terrafm.clusters import versions
+    from terrafm.jobs import submit
 
     for name, value in here.user.items():
         monkeypatch.setenv(name, value)
