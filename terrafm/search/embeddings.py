@@ -24,9 +24,9 @@ from terrafm.embed.schema import (
 )
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.search.footprints import Footprints, distances
-from terrafm.storage import arrow_filesystem, is_local, open_file
+from terrafm.storage import is_local, open_file
 from terrafm.storage.faults import one_line
-from terrafm.storage.parquet import parquet_file
+from terrafm.storage.parquet import open_parquet, parquet_file
 
 # Parts are small files; a store answers several requests in the time of one.
 _PARTS_AHEAD = 8
@@ -219,6 +219,5 @@ def _span(file: pq.ParquetFile) -> tuple[str, str] | None:
 
 def _open(uri: str, stack: ExitStack) -> pq.ParquetFile:
     if is_local(uri):
-        filesystem, path = arrow_filesystem(uri)
-        return parquet_file(path, filesystem=filesystem)
+        return open_parquet(uri)
     return parquet_file(stack.enter_context(open_file(uri)), pre_buffer=True)
