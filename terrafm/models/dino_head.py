@@ -1,10 +1,12 @@
 """DINO's projection head: embeddings to prototype logits."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from terrafm.models.encoder import init_parameters
+from terrafm.models.encoder import init_layers
 
 
 class Prototypes(nn.Module):
@@ -54,8 +56,13 @@ class DINOHead(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Sets every parameter: truncated normal 0.02, biases 0."""
-        init_parameters(self)
+        """Sets every parameter: the MLP as `init_layers`, the prototypes as DINO.
+
+        DINO leaves its last layer at nn.Linear's default, uniform within +-1 / sqrt(bottleneck);
+        only the directions count, and only until the first step.
+        """
+        init_layers(self.mlp)
+        nn.init.kaiming_uniform_(self.last_layer.weight, a=math.sqrt(5))
 
     def forward(self, x: Tensor, freeze_prototypes: bool = False) -> Tensor:
         """Maps embeddings (n, in_dim) to logits (n, K) float32, cosines in [-1, 1].

@@ -108,8 +108,17 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Sets every parameter: truncated normal 0.02; biases 0; norms 1 and 0."""
-        init_parameters(self)
+        """Sets every parameter, as the released file does: see `init_layers`.
+
+        Modality vectors start at 0. Position embedding, CLS token and the fusion's queries and
+        readout, which belong to no layer: truncated normal 0.02.
+        """
+        init_layers(self)
+        fusion = self.patch_embed.fusion
+        for parameter in (self.pos_embed, self.cls_token, fusion.queries, fusion.readout):
+            nn.init.trunc_normal_(parameter, std=INIT_STD)
+        for vector in self.patch_embed.modality_vectors():
+            nn.init.zeros_(vector)
 
     def compile_blocks(self) -> None:
         """Compiles every block with torch.compile; names and values of parameters stay.
@@ -339,19 +348,20 @@ def build_encoder(name: str, *, drop_path: float = 0.0, num_queries: int = 5) ->
 
 
 @torch.no_grad()
-def init_parameters(module: nn.Module) -> None:
-    """Sets every parameter of a module: norms to 1 and 0, biases to 0, the rest truncated normal.
+def init_layers(module: nn.Module) -> None:
+    """Sets the parameters of all layers of a module, as DINO and the released file do.
 
-    The truncated normal has standard deviation 0.02 and is cut at +-2, as in DINO.
+    Linear: weights truncated normal with standard deviation 0.02, cut at +-2, biases 0. LayerNorm:
+    1 and 0. Conv2d: PyTorch's default, uniform within +-1 / sqrt(fan-in), so that a sensor of 2
+    bands gives tokens as large as one of 12.
     """
-    norms = {p for m in module.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
-    for name, parameter in module.named_parameters():
-        if name.endswith("bias"):
-            parameter.zero_()
-        elif parameter in norms:
-            parameter.fill_(1.0)
-        else:
-            nn.init.trunc_normal_(parameter, std=INIT_STD)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=INIT_STD)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.LayerNorm | nn.Conv2d):
+            layer.reset_parameters()
 
 
 def _layer_norm(dim: int, **kwargs: object) -> nn.LayerNorm:

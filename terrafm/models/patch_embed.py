@@ -36,6 +36,10 @@ class PatchEmbed(nn.Module):
         self.projection = Projection(token_dim, embed_dim)
         self.fusion = Fusion(token_dim, num_queries)
 
+    def modality_vectors(self) -> list[nn.Parameter]:
+        """The vector of each modality, (1, D')."""
+        return [self.get_parameter(f"{name}_embed") for name in _RELEASED_ORDER]
+
     def forward(
         self,
         pixels: Mapping[str, Tensor],
