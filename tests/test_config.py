@@ -95,7 +95,7 @@ LAUGHS = ", ".join(["&a0 [ha]", *NINE_EACH])
         ("tune: {space: &a {a: *a}}", "not valid YAML: more than 100,000 values"),
         ("data: " + "[" * 1000 + "]" * 1000, "not valid YAML: nested too deeply"),
         (f"train: {{seed: 0x{'f' * 5000}}}", "not valid YAML: a number of more than 64 bits"),
-        ("data: {cache_dir: 2021-13-45}", "not valid YAML: month must be"),
+        ("train: {steps: 1}\ntrain: {steps: 2}", "the key 'train' stands twice, on lines 1 and 2"),
         ("data: {cache_dir: [[[[[1]]]]]}", r"data\.cache_dir: .*not \[\[\[\.\.\.\]\]\]"),
         (f"data: {{crop_on: {'x' * 5000}}}", r"data\.crop_on: .*not 'xxx.*\.\.\..*xxx'$"),
         (b"data: \xff", "not valid YAML"),

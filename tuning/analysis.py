@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
-import yaml
 from scipy import stats
 
 from terrafm.config import Config
+from terrafm.config.yaml_text import dump_yaml
 from tuning.objective import HEADLINES, MEASURES
 from tuning.search_space import apply
 from tuning.trial import read_scores
@@ -125,7 +125,7 @@ def best_yaml(findings: Findings, best: dict[str, Any]) -> str:
     tree["data"]["cpus_per_worker"] = None
     told = ", ".join(f"{name} {value:.4g}" for name, value in best["measures"].items())
     which = f"Point {best['point']}{_named(best['arm'])} of a sweep"
-    return f"# {which}, mean of {best['trials']}: {told}\n" + yaml.safe_dump(tree, sort_keys=False)
+    return f"# {which}, mean of {best['trials']}: {told}\n" + dump_yaml(tree)
 
 
 def _named(arm: str | None) -> str:

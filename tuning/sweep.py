@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
-import yaml
 from ray import tune
 from ray.tune import Tuner
 from ray.tune.schedulers import (
@@ -30,6 +29,7 @@ from ray.tune.schedulers import (
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from terrafm.config import Config, build_config
+from terrafm.config.yaml_text import parse_yaml
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.ray_runtime import ensure_ray, is_autoscaled
 from terrafm.storage import (
@@ -216,7 +216,7 @@ class Sweep:
             return
         if not resume:
             raise UsageError(f"{self.output} holds a sweep: add --resume, or choose another folder")
-        saved = build_config(yaml.safe_load(read_bytes(uri))).model_dump(mode="json")
+        saved = build_config(parse_yaml(read_bytes(uri))).model_dump(mode="json")
         ours = self.config.model_dump(mode="json")
         for section, values in ours.items():
             for key, value in values.items():

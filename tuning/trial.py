@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ray import tune
 from ray.tune.search.repeater import TRIAL_INDEX
 from typing_extensions import override
 
 from terrafm.config import Config, build_config
+from terrafm.config.yaml_text import parse_yaml
 from terrafm.errors import TerraFMError
 from terrafm.storage import (
     exists,
@@ -211,9 +211,7 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
     def _is_of(self, run: str) -> bool:
         """Whether a run has this trial's configuration, or has not begun."""
         uri = join(run, CONFIG_FILE)
-        return not exists(uri) or yaml.safe_load(read_bytes(uri)) == yaml.safe_load(
-            self._config.to_yaml()
-        )
+        return not exists(uri) or parse_yaml(read_bytes(uri)) == parse_yaml(self._config.to_yaml())
 
     def _train(self, run: str) -> None:
         try:

@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError, model_validator
 
 from terrafm.config.sections import (
@@ -23,7 +22,7 @@ from terrafm.config.sections import (
     TuneConfig,
     ValidationConfig,
 )
-from terrafm.config.yaml_text import parse_yaml, shortened
+from terrafm.config.yaml_text import dump_yaml, parse_yaml, shortened
 from terrafm.errors import UsageError
 
 
@@ -52,7 +51,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The tree as YAML that `load_config` reads back to an equal tree."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 def recipe_names() -> list[str]:
@@ -157,9 +156,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not separator or not dot or not name:
         raise UsageError(f"--set takes section.key=value, not {override!r}")
     try:
-        value = yaml_number(parse_yaml(text))
-    except ValueError:
-        raise UsageError(f"--set {key}: {text!r} is not a YAML value") from None
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"--set {key}: {shortened(text)} is not a YAML value: {error}") from None
     tree.setdefault(section, {})[name] = value
 
 

@@ -6,9 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from terrafm.config import Config
+from terrafm.config.yaml_text import dump_yaml
 from terrafm.errors import UsageError
 from terrafm.export.request import Export, ExportFormat
 from terrafm.export.snippets import snippet_at
@@ -44,7 +43,7 @@ def model_card(export: Export) -> str:
     }
     steps = f" after {record['step']:,} steps" if "step" in record else ""
     parts = [
-        f"{FRONT_MATTER}{yaml.safe_dump(head, sort_keys=False)}---\n",
+        f"{FRONT_MATTER}{dump_yaml(head)}---\n",
         f"# {contract.model}: {contract.network}{steps}\n",
         f"An Earth-observation encoder pretrained with TerraFM's method ([paper]({PAPER})): images "
         f"of {', '.join(contract.modalities)} become one embedding or a map of features per "
@@ -105,7 +104,7 @@ def _recipe(contract: WeightsContract, record: Mapping[str, Any]) -> list[str]:
         return [*parts, "Not known: the weights did not come from a checkpoint.\n"]
     changed = _changed(record["config"])
     parts.append("Settings of `terrafm pretrain` that differ from its defaults:\n")
-    parts.append(f"```yaml\n{yaml.safe_dump(changed, sort_keys=False)}```\n")
+    parts.append(f"```yaml\n{dump_yaml(changed)}```\n")
     if "averaged" in record:
         steps = ", ".join(f"{part['step']:,}" for part in record["averaged"])
         parts.append(f"The mean of checkpoints after {steps} steps.\n")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
+from terrafm.config.yaml_text import dump_yaml
 from terrafm.export.request import Export, ExportFormat, chosen_modality, file_name
 from terrafm.models.weights import save_safetensors
 from terrafm.storage import absolute, join, write_bytes
@@ -42,7 +41,7 @@ def write_terratorch_folder(export: Export) -> list[str]:
         bands=" ".join(expected.bands),
         unit=expected.unit,
     )
-    tree = yaml.safe_dump(_config(export, absolute(weights), modality), sort_keys=False)
+    tree = dump_yaml(_config(export, absolute(weights), modality))
     write_bytes(module, _MODULE_TEXT.encode())
     write_bytes(config, (head + tree).encode())
     return [*save_safetensors(weights, export.state, export.contract), module, config]

@@ -30,6 +30,12 @@ def test_codes_are_translated(write):
     assert legend({30, 80}, mapping.names) == {30: "rangeland", 80: WORLDCOVER_CLASSES[80]}
 
 
+def test_names_and_codes_that_older_yaml_takes_for_something_else(write):
+    mapping = read_legend(write("codes: {010: 10, 08: 80}\nnames: {80: no, 10: 2021-01-01}"))
+    assert mapping.codes == {10: 10, 8: 80}
+    assert mapping.names == {80: "no", 10: "2021-01-01"}
+
+
 def test_names_alone_leave_codes_as_they_are(write):
     mapping = read_legend(write("names: {1: water, 300: forest}"))
     assert mapping.translate(np.array([[300, 1]]), "here").tolist() == [[300, 1]]
@@ -67,7 +73,12 @@ def test_the_real_places_have_no_other_codes(realdata, write):
         ("colours: {1: red}", "must have the keys"),
         ("", "must have the keys"),
         ("codes: {1: 2", "cannot read the legend"),
-        ("codes: 2021-13-45", "cannot read the legend"),
+        ("codes: 2021-13-45", "codes must map codes"),
+        ("codes: {1: 10, 2: 20, 01: 30}", "the key 1 stands twice, on lines 1 and 1"),
+        (
+            "codes: {1: 10}\nnames: {10: a}\ncodes: {2: 20}",
+            "'codes' stands twice, on lines 1 and 3",
+        ),
         ("codes: " + "[" * 1000 + "]" * 1000, "cannot read the legend .*nested too deeply"),
         (f"codes: 0x{'f' * 5000}", "cannot read the legend .*more than 64 bits"),
         (f"codes: {{1: {'x' * 5000}}}", r"codes must map a code .*not 1: 'xxx.*\.\.\..*xxx'$"),
