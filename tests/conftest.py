@@ -129,7 +129,9 @@ def hostile(proof):
     return column
 
 
-def make_small_dataset(folder, seed=0, tile_id="tile_{:02d}", class_name="class {}"):
+def make_small_dataset(
+    folder, seed=0, tile_id="tile_{:02d}", class_name="class {}", classes=CLASSES
+):
     """Writes a dataset in which a class is a level and a texture, as land cover is."""
     from terrafm.data.shards.commit import commit_dataset
     from terrafm.data.shards.entry import TileRecord
@@ -169,11 +171,11 @@ def make_small_dataset(folder, seed=0, tile_id="tile_{:02d}", class_name="class 
                 for m in MODALITIES
             },
         )
-        for i, code in enumerate(CLASSES)
+        for i, code in enumerate(classes)
     ]
     entries = [
         write_shard(str(folder), f"part-{k:05d}", records[4 * k : 4 * k + 4], groups)
-        for k in range(3)
+        for k in range(-(-len(classes) // 4))
     ]
     statistics = {
         name: {
@@ -190,7 +192,7 @@ def make_small_dataset(folder, seed=0, tile_id="tile_{:02d}", class_name="class 
         gsd=10,
         groups=groups,
         statistics=statistics,
-        legend={code: class_name.format(code) for code in sorted(set(CLASSES))},
+        legend={code: class_name.format(code) for code in sorted(set(classes))},
         report={},
     )
     return str(folder)

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from terrafm.config import Config
-from terrafm.data.samples.plan import high_frequency_classes, resampled_counts
+from terrafm.data.samples.plan import high_frequency_classes, make_plan
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.tiles.climate import UNKNOWN
 from terrafm.data.tiles.regions import region_codes, region_name
@@ -42,7 +42,7 @@ def inspect(uri: str, config: Config) -> dict[str, Any]:
     report = dataset.report
     before = report.get("class_counts_before_selection", {})
     with_modality = dataset.available.sum(axis=0)
-    kept = dataset.sampled(config.data.water_keep)
+    plan = make_plan(dataset, config)
     return {
         "uri": dataset.uri,
         "tiles": len(dataset),
@@ -55,15 +55,10 @@ def inspect(uri: str, config: Config) -> dict[str, Any]:
         "groups": {group.name: list(group.bands) for group in dataset.groups},
         "class_counts": dataset.class_counts(),
         "class_counts_before_selection": {int(code): count for code, count in before.items()},
-        "resampled_class_counts": resampled_counts(
-            dataset.land_cover if kept is None else dataset.land_cover[kept],
-            exponent=config.data.resample_exponent,
-            length=config.data.epoch_length,
-            cap=config.data.resample_cap,
-        ),
+        "resampled_class_counts": plan.counts,
         "high_frequency_classes": list(
             high_frequency_classes(
-                dataset.land_cover,
+                plan.sampled,
                 config.loss.high_frequency_classes,
                 config.loss.high_frequency_threshold,
             )

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.patches import Patch
 
 from terrafm.config import Config
-from terrafm.data.samples.plan import resampled_counts
+from terrafm.data.samples.plan import make_plan
 from terrafm.data.shards.dataset import Dataset
 from terrafm.pictures.colours import class_colour
 from terrafm.pictures.figure import picture
@@ -69,17 +69,11 @@ def class_histogram(dataset: Dataset, config: Config, path: str | os.PathLike[st
 
     Args:
         dataset: whose tiles.
-        config: its exponent, cap and epoch length.
+        config: of the sampling.
         path: URI of the PNG.
     """
     before = dataset.class_counts()
-    kept = dataset.sampled(config.data.water_keep)
-    after = resampled_counts(
-        dataset.land_cover if kept is None else dataset.land_cover[kept],
-        exponent=config.data.resample_exponent,
-        length=config.data.epoch_length,
-        cap=config.data.resample_cap,
-    )
+    after = make_plan(dataset, config).counts
     codes = sorted(before, key=lambda code: (-before[code], code))
     with picture(path, (7.5, 0.6 + 0.46 * len(codes) + 0.9)) as figure:
         axes = figure.subplots()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from terrafm.config import Config
 from terrafm.data.samples.loader import RankLayout
-from terrafm.data.samples.plan import Plan, high_frequency_classes
+from terrafm.data.samples.plan import Plan, high_frequency_classes, make_plan
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
 from terrafm.models.weights import WeightsContract, load_state, load_weights
@@ -104,24 +104,14 @@ class TrainingSetup:
     @cached_property
     def plan(self) -> Plan:
         """The endless sequence of samples."""
-        data = self.config.data
-        return Plan(
-            self.dataset.land_cover,
-            seed=self.config.train.seed,
-            exponent=data.resample_exponent,
-            epoch_length=data.epoch_length,
-            cap=data.resample_cap,
-            regions=self.dataset.regions if data.region_exponent else None,
-            region_exponent=data.region_exponent,
-            kept=self.dataset.sampled(data.water_keep),
-        )
+        return make_plan(self.dataset, self.config)
 
     @cached_property
     def high_frequency(self) -> tuple[int, ...]:
-        """Class codes that feed the second center."""
+        """Class codes that feed the second center, by the plan's own class frequencies."""
         loss = self.config.loss
         return high_frequency_classes(
-            self.dataset.land_cover, loss.high_frequency_classes, loss.high_frequency_threshold
+            self.plan.sampled, loss.high_frequency_classes, loss.high_frequency_threshold
         )
 
     @property

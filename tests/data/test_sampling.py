@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from terrafm.data.samples.plan import (
     Plan,
-    class_frequencies,
     high_frequency_classes,
     resampled_counts,
 )
@@ -56,12 +55,6 @@ def reference_counts(sizes, exponent, length, cap):
     for i in by_remainder[: length - sum(counts)]:
         counts[i] += 1
     return counts
-
-
-def test_class_frequencies():
-    codes, shares = class_frequencies(tiles([30, 10, 60]))
-    assert codes.tolist() == [10, 20, 30]
-    np.testing.assert_allclose(shares, [0.3, 0.1, 0.6])
 
 
 @pytest.mark.parametrize(
@@ -259,3 +252,52 @@ def test_a_share_of_the_water_is_sampled_the_same_tiles_every_time(small_dataset
     assert (none == ~water).all()
     assert half[~water].all()
     assert (half == Dataset.open(small_dataset).sampled(0.5)).all()
+
+
+WATER = 80
+
+
+@pytest.fixture(scope="module")
+def mostly_water(make_dataset, tmp_path_factory):
+    """60 % water, 30 % and 10 % of two other classes."""
+    folder = tmp_path_factory.mktemp("water") / "dataset"
+    return make_dataset(folder, classes=(WATER,) * 30 + (10,) * 15 + (30,) * 5)
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        (["data.water_keep=1"], [WATER]),
+        (["data.water_keep=0.02"], [10]),
+        (["data.water_keep=0.1"], [10]),
+        (["data.water_keep=0"], [10]),
+        # What only resamples changes no f_c.
+        (["data.water_keep=0.1", "data.resample_exponent=1"], [10]),
+        (["data.water_keep=0.1", "data.region_exponent=0.5", "data.epoch_length=7"], [10]),
+        (["data.water_keep=0.1", "loss.high_frequency_classes=[80, 30]"], [30, WATER]),
+    ],
+)
+def test_the_rule_of_frequent_classes_counts_the_tiles_of_the_epoch(mostly_water, rules, expected):
+    from terrafm.config import load_config
+    from terrafm.data.inspect import inspect
+    from terrafm.train.setup import TrainingSetup
+
+    config = load_config("demo", rules)
+    setup = TrainingSetup.open(config, mostly_water)
+    assert list(setup.high_frequency) == expected
+    told = inspect(mostly_water, config)
+    assert told["high_frequency_classes"] == expected
+    assert told["resampled_class_counts"] == setup.plan.counts
+    kept = setup.dataset.sampled(config.data.water_keep)
+    if kept is not None:
+        # The threshold is on the mean share of the classes that are left.
+        assert len(setup.plan.sampled) == kept.sum() < 30
+
+
+def test_a_class_of_which_no_tile_is_sampled_can_not_be_asked_for(mostly_water):
+    from terrafm.config import load_config
+    from terrafm.train.setup import TrainingSetup
+
+    rules = ["data.water_keep=0", "loss.high_frequency_classes=[80]"]
+    with pytest.raises(UsageError, match=r"no tile that is sampled .* there are \[10, 30\]"):
+        _ = TrainingSetup.open(load_config("demo", rules), mostly_water).high_frequency

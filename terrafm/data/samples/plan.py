@@ -5,16 +5,22 @@ A plan depends on nothing but the classes, the seed and three numbers, so every 
 world computes the same one.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from terrafm.errors import UsageError
+
+if TYPE_CHECKING:
+    from terrafm.config import Config
+    from terrafm.data.shards.dataset import Dataset
 
 Integers = NDArray[np.integer[Any]]
 
@@ -23,12 +29,6 @@ _ALGORITHM = "stratified-copies-1"
 # Of a copy's share of the epoch, the part within which it moves freely; the rest keeps copies of
 # one tile apart.
 _JITTER = 0.5
-
-
-def class_frequencies(land_cover: Integers) -> tuple[Integers, NDArray[np.float64]]:
-    """The classes present, ascending, and each one's share f_c of the tiles."""
-    codes, counts = np.unique(land_cover, return_counts=True)
-    return codes, counts / len(land_cover)
 
 
 def high_frequency_classes(
@@ -40,20 +40,21 @@ def high_frequency_classes(
     there is one class, or where all are equally frequent.
 
     Args:
-        land_cover: (N,) class code of each tile.
-        override: takes the rule's place; codes that no tile has are ignored.
+        land_cover: (N,) class code of each tile that is sampled: `Plan.sampled`.
+        override: takes the rule's place; codes that no tile has are
+            ignored.
         threshold: multiple of 1 / (number of classes present).
 
     Raises:
-        UsageError: no tile has any of the overriding codes.
+        UsageError: no sampled tile has any of the overriding codes.
     """
     codes, counts = np.unique(land_cover, return_counts=True)
     if override is not None:
         kept = tuple(sorted(set(override) & set(codes.tolist())))
         if override and not kept:
             raise UsageError(
-                f"loss.high_frequency_classes {list(override)}: no tile has any of these classes; "
-                f"the dataset has {codes.tolist()}"
+                f"loss.high_frequency_classes {list(override)}: no tile that is sampled has any "
+                f"of these classes; there are {codes.tolist()}"
             )
         return kept
     # Integers at 1: f_c > 1 / n without rounding.
@@ -139,6 +140,13 @@ class Plan:
         kept: (N,) bool, the tiles that are sampled at all; the others are as if they were not
             there. By default all.
 
+    Attributes:
+        length: L.
+        counts: class -> samples of one epoch.
+        sampled: (M,) class code of each tile that is sampled. f_c is a class's share of these,
+            for the resampling and for the high-frequency rule alike.
+        hash: of all that decides the sequence.
+
     Raises:
         UsageError: no tiles, no regions to balance, or the cap leaves no room for L samples.
     """
@@ -155,12 +163,12 @@ class Plan:
         region_exponent: float = 0.0,
         kept: NDArray[np.bool_] | None = None,
     ) -> None:
-        sampled = land_cover if kept is None else land_cover[kept]
-        if len(sampled) == 0:
+        self.sampled = np.asarray(land_cover if kept is None else land_cover[kept])
+        if len(self.sampled) == 0:
             raise UsageError("cannot plan an epoch without tiles")
         self.seed = seed
-        self.length = len(sampled) if epoch_length is None else epoch_length
-        self.counts = resampled_counts(sampled, exponent=exponent, length=self.length, cap=cap)
+        self.length = len(self.sampled) if epoch_length is None else epoch_length
+        self.counts = resampled_counts(self.sampled, exponent=exponent, length=self.length, cap=cap)
         self._land_cover = np.asarray(land_cover)
         self._kept = kept
         settings = [_ALGORITHM, seed, float(exponent), self.length, cap and float(cap)]
@@ -253,6 +261,25 @@ class Plan:
         rows = order[np.argsort(time, kind="stable")].astype(np.int64)
         rows.flags.writeable = False
         return rows
+
+
+def make_plan(dataset: Dataset, config: Config) -> Plan:
+    """The plan of a configuration over a dataset.
+
+    Raises:
+        UsageError: as `Plan`.
+    """
+    data = config.data
+    return Plan(
+        dataset.land_cover,
+        seed=config.train.seed,
+        exponent=data.resample_exponent,
+        epoch_length=data.epoch_length,
+        cap=data.resample_cap,
+        regions=dataset.regions if data.region_exponent else None,
+        region_exponent=data.region_exponent,
+        kept=dataset.sampled(data.water_keep),
+    )
 
 
 def _checked_regions(regions: Integers | None, tiles: int) -> Integers:
