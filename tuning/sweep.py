@@ -41,6 +41,7 @@ from terrafm.storage import (
     read_bytes,
     write_bytes,
 )
+from terrafm.storage.lease import lease
 from terrafm.train.run import check_runs
 from tuning.objective import HEADLINES, scored_modalities
 from tuning.report import BEST_FILE, REPORT_FILE, analyse
@@ -118,16 +119,17 @@ class Sweep:
 
         Raises:
             UsageError: another sweep lies in the output folder, or one that was not to be
-                resumed; the cluster has no room.
+                resumed, or that is at work; the cluster has no room.
             TerraFMError: no trial came to a score.
         """
-        self._check_output(resume)
-        for name, value in _TUNE_SETTINGS.items():
-            os.environ.setdefault(name, value)
-        concurrent = self._make_room()
-        write_bytes(join(self.output, SWEEP_FILE), self.config.to_yaml().encode())
-        self._tuner(concurrent).fit()
-        return self.finish()
+        with lease(self.output, "terrafm sweep"):
+            self._check_output(resume)
+            for name, value in _TUNE_SETTINGS.items():
+                os.environ.setdefault(name, value)
+            concurrent = self._make_room()
+            write_bytes(join(self.output, SWEEP_FILE), self.config.to_yaml().encode())
+            self._tuner(concurrent).fit()
+            return self.finish()
 
     def finish(self) -> SweepResult:
         """Best point, report and pictures, from what lies in the folder.

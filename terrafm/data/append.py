@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from terrafm.config import IngestConfig
-from terrafm.data.ingest import QUARANTINE, IngestReport, ingest
+from terrafm.data.ingest import QUARANTINE, IngestReport, canonical_input, ingest
 from terrafm.data.shards.adopt import Adoption
 from terrafm.data.shards.codec import CODECS
 from terrafm.data.shards.commit import commit_dataset
@@ -23,6 +23,7 @@ from terrafm.data.shards.manifest import Manifest, StoredFile, manifest_name, re
 from terrafm.data.tiles.tally import Tally
 from terrafm.errors import STORE_ERRORS, TerraFMError, UsageError
 from terrafm.storage import absolute, exists, join, list_names, read_bytes, remove, write_bytes
+from terrafm.storage.lease import lease
 
 STAGING = "appending"
 _PARALLEL_READS = 16
@@ -58,15 +59,35 @@ def append(
 
     Raises:
         UsageError: there is no complete dataset, or the archive does not fit it (tile size, GSD,
-            bands, codec, legend); nothing was changed.
+            bands, codec, legend), or it has another writer; nothing was changed.
         TerraFMError: as `ingest`; or a tile id that the dataset holds with other content.
     """
     config = config or IngestConfig()
-    output_uri = absolute(output_uri)
+    with lease(output_uri, "terrafm ingest --append"):
+        return _append(
+            source, input_uri, absolute(output_uri), tile_size, config, progress, options
+        )
+
+
+def _append(
+    source: str,
+    input_uri: str,
+    output_uri: str,
+    tile_size: int,
+    config: IngestConfig,
+    progress: Callable[[int, int], None] | None,
+    options: dict[str, Any],
+) -> IngestReport:
     base = read_manifest(output_uri)
     _check_settings(base, output_uri, tile_size, config)
     held = _read_entries(output_uri, base)
-    what = [source, input_uri, tile_size, config.model_dump(mode="json"), repr(options)]
+    what = [
+        source,
+        canonical_input(input_uri),
+        tile_size,
+        config.model_dump(mode="json"),
+        repr(options),
+    ]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
     staging = join(output_uri, STAGING, key)
     ingest(

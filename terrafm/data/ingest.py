@@ -38,6 +38,7 @@ from terrafm.modalities import MODALITIES
 from terrafm.ray_runtime import ensure_ray
 from terrafm.storage import (
     absolute,
+    canonical,
     ensure_writable,
     exists,
     join,
@@ -46,6 +47,7 @@ from terrafm.storage import (
     write_bytes,
 )
 from terrafm.storage.faults import explain
+from terrafm.storage.lease import lease
 
 QUARANTINE = "quarantine.jsonl"
 # Settings that change how an ingest runs or ends, but not the tiles it makes.
@@ -129,15 +131,36 @@ def ingest(
 
     Raises:
         UsageError: something asked for cannot be (archive, tile size, land cover, another dataset
-            at the output), or a land-cover code is not in the legend; there is no dataset.
+            or another writer at the output), or a land-cover code is not in the legend; there is
+            no dataset.
         TerraFMError: too many tiles are bad; there is no dataset, but the quarantine list is kept.
     """
     config = config or IngestConfig()
     modalities = _check_modalities(modalities)
-    # Readers may run in other folders than this process.
-    input_uri, output_uri = _absolute(input_uri), _absolute(output_uri)
-    worldcover = _absolute(worldcover) if worldcover else None
-    climate = _absolute(climate) if climate else None
+    output_uri = absolute(output_uri)
+    with lease(output_uri, "terrafm ingest"):
+        return _ingest(
+            source, input_uri, output_uri, worldcover, legend_uri, climate, tile_size, modalities,
+            config, progress,
+        )  # fmt: skip
+
+
+def _ingest(
+    source: str,
+    input_uri: str,
+    output_uri: str,
+    worldcover: str | None,
+    legend_uri: str | None,
+    climate: str | None,
+    tile_size: int,
+    modalities: tuple[str, ...],
+    config: IngestConfig,
+    progress: Progress | None,
+) -> IngestReport:
+    # Readers may run in other folders than this process, and one archive has one name.
+    input_uri = canonical_input(input_uri)
+    worldcover = canonical(worldcover) if worldcover else None
+    climate = canonical(climate) if climate else None
     mapping = read_legend(legend_uri) if legend_uri else None
     settings = {
         "source": source,
@@ -441,8 +464,9 @@ def _check_modalities(modalities: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(m for m in MODALITIES if m in modalities)
 
 
-def _absolute(uri: str) -> str:
-    return uri if uri.startswith("synthetic:") else absolute(uri)
+def canonical_input(uri: str) -> str:
+    """The one name of an archive, which may be no place but a specification."""
+    return uri if uri.startswith("synthetic:") else canonical(uri)
 
 
 def _digest(value: Any) -> str:

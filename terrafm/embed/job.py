@@ -24,6 +24,7 @@ from terrafm.embed.work import ENTRIES, Entry, OpenPartWork
 from terrafm.errors import TerraFMError
 from terrafm.ray_parts import Part, divide, run_parts
 from terrafm.storage import absolute, ensure_writable, join, list_names, remove, write_bytes
+from terrafm.storage.lease import lease
 
 _THREADS = 16
 _LIBRARIES = ("torch", "timm", "numpy", "ray", "pyarrow", "rasterio")
@@ -90,12 +91,18 @@ def embed(
 
     Raises:
         UsageError: weights or data cannot be read or do not fit each other, or the output holds
-            something else.
+            something else, or has another writer.
         TerraFMError: a tile is damaged, or a store fails for too long; what is done stays.
     """
     options = options or EmbedOptions()
     uri = absolute(output)
-    request = make_request(weights, data, options)
+    with lease(uri, "terrafm embed"):
+        return _embed(uri, make_request(weights, data, options), options, progress)
+
+
+def _embed(
+    uri: str, request: Request, options: EmbedOptions, progress: Progress | None
+) -> EmbeddingReport:
     held = begin(uri, request)
     if held is not None:
         _remove_scaffold(uri)

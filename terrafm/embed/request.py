@@ -20,6 +20,7 @@ from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE
 from terrafm.models.weights import infer_model_name, load_encoder, state_fingerprint
 from terrafm.ray_parts import rows_per_part
 from terrafm.storage import absolute, exists, join, list_names, read_bytes, write_bytes
+from terrafm.storage.lease_record import LEASE_FILE
 
 # Raise it when the same encoder on the same pixels gives other numbers.
 _VERSION = 1
@@ -226,7 +227,7 @@ def begin(output: str, request: Request) -> EmbeddingManifest | None:
                     "give the same command to go on, or take another --output"
                 )
         return read_manifest(output) if exists(join(output, MANIFEST)) else None
-    if list_names(output):
+    if [name for name in list_names(output) if name != LEASE_FILE]:
         raise UsageError(
             f"{output} is not empty and holds no embeddings: take another --output or empty it"
         )

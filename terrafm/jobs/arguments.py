@@ -8,7 +8,7 @@ from typing import Any
 
 from terrafm.config import load_config
 from terrafm.errors import UsageError
-from terrafm.storage import absolute, is_local
+from terrafm.storage import absolute
 
 # Parameters that name files or folders: the job runs in another folder.
 _PLACES = (
@@ -88,9 +88,8 @@ def _place(name: str, value: str, folder: Path) -> str:
     if name == "config" and Path(value).is_file():
         return _inside(value, folder)
     # A source may be no path, such as synthetic:cells=9.
-    if name not in _PLACES or not is_local(value) or (":" in value and not Path(value).exists()):
-        return value
-    return absolute(value)
+    no_path = ":" in value and "://" not in value and not Path(value).exists()
+    return value if name not in _PLACES or no_path else absolute(value)
 
 
 def _inside(value: str, folder: Path) -> str:

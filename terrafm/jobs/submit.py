@@ -17,6 +17,7 @@ from terrafm.errors import UsageError
 from terrafm.jobs import package
 from terrafm.jobs.arguments import Command
 from terrafm.jobs.client import RUN_KEY, JobServer
+from terrafm.storage import canonical
 
 # On the head, which is not taken away: the resource that Ray gives it alone. An empty request
 # would leave the choice to a setting of the cluster.
@@ -108,7 +109,7 @@ def _interpreter(head: dict[str, Any]) -> str:
 
 def _run_key(command: Command) -> str:
     """The same for the same run: what is written where, else all words."""
-    what = [command.verb, command.output] if command.output else command.words
+    what = [command.verb, canonical(command.output)] if command.output else command.words
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
 
 

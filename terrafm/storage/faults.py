@@ -141,6 +141,12 @@ def explain(error: BaseException, doing: str, where: str) -> TerraFMError:
     return StoreRefusedError(f"cannot {doing} {where}: {fault}")
 
 
+def status_of(error: BaseException) -> int | None:
+    """HTTP status of a store's answer; None where the fault is another."""
+    found = (_response(cause)[0] for cause in _chain(error))
+    return next((status for status in found if status is not None), None)
+
+
 def one_line(error: BaseException | str) -> str:
     """The first line of what an error says, of bounded length."""
     text = str(error).strip() or type(error).__name__

@@ -7,6 +7,7 @@ are but for a disk that is full.
 
 import io
 import os
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -65,9 +66,28 @@ def is_local(uri: str | os.PathLike[str]) -> bool:
 
 
 def absolute(uri: str | os.PathLike[str]) -> str:
-    """A URI that means the same in every process: local paths from the root, others unchanged."""
+    """A URI that means the same in every process, spelled in one way.
+
+    Local paths start at the root and lose their `file://`; buckets have one protocol (`s3a://`
+    becomes `s3://`); nothing ends in a slash, and two slashes inside are one. Links stay: another
+    machine may follow them elsewhere.
+    """
     uri = os.fspath(uri)
-    return resolve(uri)[1] if is_local(uri) else uri
+    filesystem, path = resolve(uri)
+    if "file" in _protocols(filesystem):
+        # What `..` behind a link means only the disk knows.
+        named = os.path.realpath(path) if ".." in path.split("/") else os.path.normpath(path)
+        return re.sub("^//", "/", named)
+    if uri.startswith(("http://", "https://", "hf://")):
+        # A server's own business, queries and revisions too.
+        return uri
+    return str(filesystem.unstrip_protocol(re.sub("//+", "/", path)))
+
+
+def canonical(uri: str | os.PathLike[str]) -> str:
+    """The one name of a place, for comparing: as `absolute`, and with a disk's links followed."""
+    uri = absolute(uri)
+    return os.path.realpath(uri) if is_local(uri) else uri
 
 
 def arrow_filesystem(uri: str | os.PathLike[str]) -> tuple[FileSystem, str]:

@@ -28,6 +28,7 @@ from terrafm.storage import (
     write_bytes,
 )
 from terrafm.storage.faults import one_line
+from terrafm.storage.lease import lease
 from terrafm.train.checkpoints.best import Best, read_best
 from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
 from terrafm.train.checkpoints.store import (
@@ -106,13 +107,26 @@ def pretrain(
             it: `terrafm.eval.validation.CheckpointValidation`.
 
     Raises:
-        UsageError: configuration, dataset, labelled set and run folder do not fit together;
-            nothing was written.
+        UsageError: configuration, dataset, labelled set and run folder do not fit together, or
+            another process trains there; nothing was written.
         RunCancelledError: it was cancelled.
         TerraFMError: the run failed.
     """
     # Workers run in folders of their own.
     data, output = absolute(data), absolute(output)
+    cancelled = cancelled or threading.Event()
+    with lease(output, "terrafm pretrain", on_loss=cancelled.set):
+        return _pretrain(config, data, output, progress, cancelled, validate)
+
+
+def _pretrain(
+    config: Config,
+    data: str,
+    output: str,
+    progress: Progress | None,
+    cancelled: threading.Event,
+    validate: Validate | None,
+) -> RunResult:
     setup = _open_setup(config, data, output)
     resumed_from = _check_output(setup, output)
     total = setup.total_steps
@@ -124,7 +138,6 @@ def pretrain(
     _check_init(config)
     check_trackers(config.train.trackers)
     ensure_ray(logical_cpus(config))
-    cancelled = cancelled or threading.Event()
     validator = _validator(setup, output, validation, log, cancelled, resumed_from)
     supervisor = Supervisor(setup, output, cancelled, validator)
     if not trained:

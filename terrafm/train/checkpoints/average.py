@@ -11,6 +11,8 @@ from torch import Tensor
 
 from terrafm.errors import UsageError
 from terrafm.storage import is_local, list_names, resolve
+from terrafm.storage.lease import lease
+from terrafm.storage.lease_record import LEASE_FILE
 from terrafm.train.checkpoints.store import (
     HEAD,
     load_network,
@@ -50,7 +52,12 @@ def average_checkpoints(uris: Sequence[str], output: str) -> dict[str, Any]:
             f"--output {output} is named like a checkpoint that a run goes on from: choose "
             "another name"
         )
-    if list_names(output):
+    with lease(output, "terrafm checkpoint average"):
+        return _average(uris, output)
+
+
+def _average(uris: Sequence[str], output: str) -> dict[str, Any]:
+    if [name for name in list_names(output) if name != LEASE_FILE]:
         raise UsageError(f"--output {output} is not empty: choose another folder")
     records = [read_record(uri) for uri in uris]
     for uri, record in zip(uris[1:], records[1:], strict=True):
