@@ -21,6 +21,7 @@ import psutil
 import ray
 import ray.util
 from ray._private.grpc_utils import init_grpc_channel
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as HOOK
 from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
 from ray.core.generated.common_pb2 import PYTHON
@@ -143,7 +144,8 @@ def _prestart(environment: str, number: int) -> None:
     )
     request.runtime_env_info.serialized_runtime_env = environment
     address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
-    with init_grpc_channel(address) as channel:
+    # Its options keep gRPC from http_proxy.
+    with init_grpc_channel(address, GLOBAL_GRPC_OPTIONS) as channel:
         try:
             stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)
             stub.PrestartWorkers(request, timeout=_ANSWER_SECONDS)

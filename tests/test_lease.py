@@ -195,6 +195,7 @@ def test_another_machine_that_renews_keeps_the_lease(place):
             # On a disk in place, by whoever holds the lock.
             with open(f"{place}/{LEASE_FILE}", "r+b") as file:
                 file.write(content)
+                file.truncate()
 
     thread = threading.Thread(target=renew)
     thread.start()

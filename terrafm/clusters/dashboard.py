@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -80,19 +81,31 @@ class Dashboard:
         Raises:
             UsageError: nobody answers there.
         """
+        return self.send(method, path, headers=headers, timeout=_SECONDS)
+
+    def send(self, method: str, path: str, **options: Any) -> requests.Response:
+        """One request, straight to the dashboard; the only one that speaks HTTP to clusters.
+
+        Args:
+            method: of HTTP.
+            path: behind the URL.
+            options: as `requests.request` has them.
+
+        Raises:
+            UsageError: nobody answers there.
+        """
         with requests.Session() as session:
-            if is_loopback(urlsplit(self.url).hostname or ""):
-                # Nor is a token for this machine shown to a proxy.
-                session.trust_env = False
+            # No proxy, which would read the token, and no other credential, from ~/.netrc.
+            session.trust_env = False
+            # What it has of the environment that is still wanted.
+            authorities = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+            options.setdefault("verify", authorities or True)
             try:
-                return session.request(
-                    method, self.url + path, headers=headers, timeout=_SECONDS,
-                    allow_redirects=False,
-                )  # fmt: skip
+                return session.request(method, self.url + path, allow_redirects=False, **options)
             except requests.RequestException as error:
                 raise UsageError(
                     f"cannot reach a cluster at {self.url} ({type(error).__name__}): is it "
-                    "running, and is its dashboard forwarded to this machine?"
+                    f"running, and is its dashboard forwarded to this machine?{_proxy_note()}"
                 ) from None
 
     def check(self, status: int) -> None:
@@ -105,6 +118,16 @@ class Dashboard:
             raise UsageError(f"the cluster at {self.url} asks for a token: {HOW_TO_GIVE} (401)")
         if status == 403:
             raise UsageError(f"{refusal(self.url, self.token)} (403)")
+
+
+def _proxy_note() -> str:
+    """Of a proxy that was passed over, for those who expect that it is asked."""
+    named = [name for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY") if _set(name)]
+    return f" ({named[0]} is not used for clusters: docs/security.md)" if named else ""
+
+
+def _set(name: str) -> bool:
+    return bool(os.environ.get(name) or os.environ.get(name.lower()))
 
 
 def refusal(address: str, token: Token | None) -> str:

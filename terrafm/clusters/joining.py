@@ -10,6 +10,7 @@ import os
 import grpc
 from ray._common.tls_utils import load_certs_from_env
 from ray._private import ray_constants
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
@@ -74,13 +75,17 @@ def _answer(address: str, token: Token | None) -> grpc.StatusCode:
 
 
 def _channel(address: str) -> grpc.Channel:
-    """As Ray makes it, without the token that Ray adds where RAY_AUTH_MODE is token."""
+    """As Ray makes it, without the token that Ray adds where RAY_AUTH_MODE is token.
+
+    Ray's options keep gRPC from http_proxy, which would read the token.
+    """
     if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
-        return grpc.insecure_channel(address)
+        return grpc.insecure_channel(address, options=GLOBAL_GRPC_OPTIONS)
     chain, key, root = load_certs_from_env()
     return grpc.secure_channel(
         address,
         grpc.ssl_channel_credentials(
             root_certificates=root, private_key=key, certificate_chain=chain
         ),
+        options=GLOBAL_GRPC_OPTIONS,
     )

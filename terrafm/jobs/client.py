@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import requests
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from typing_extensions import override
 
 from terrafm.clusters.dashboard import Dashboard
 from terrafm.errors import TerraFMError, UsageError
@@ -18,6 +20,33 @@ from terrafm.errors import TerraFMError, UsageError
 RUN_KEY = "terrafm_run"
 STOP_SECONDS = 60.0
 _POLL_SECONDS = 0.5
+
+
+class _DirectClient(JobSubmissionClient):  # type: ignore[misc]
+    """Ray's client, whose requests go the dashboard's way: Ray's own follow HTTP_PROXY.
+
+    The logs that it follows come by aiohttp, which does not.
+    """
+
+    def __init__(self, dashboard: Dashboard) -> None:
+        self._dashboard = dashboard
+        super().__init__(dashboard.url, headers=dashboard.token.headers if dashboard.token else {})
+
+    @override
+    def _do_request(
+        self,
+        method: str,
+        endpoint: str,
+        *,
+        data: bytes | None = None,
+        json_data: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> requests.Response:
+        answer = self._dashboard.send(
+            method, endpoint, data=data, json=json_data, headers=self._headers, **options
+        )
+        self._dashboard.check(answer.status_code)
+        return answer
 
 
 class JobServer:
@@ -39,9 +68,7 @@ class JobServer:
         for name in ("dashboard_sdk", "job.sdk"):
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
         with _address_given():
-            self.client = JobSubmissionClient(
-                self.url, headers=self.dashboard.token.headers if self.dashboard.token else {}
-            )
+            self.client = _DirectClient(self.dashboard)
 
     def jobs(self) -> list[JobDetails]:
         """All that were submitted, the newest first."""
@@ -101,7 +128,6 @@ class JobServer:
         try:
             return method(*arguments, **named)
         except (RuntimeError, OSError) as error:
-            # Also Ray's own error of authentication: the token has changed since.
             lines = str(error).strip().splitlines()
             said = lines[-1] if lines else type(error).__name__
             raise TerraFMError(f"the cluster at {self.url}: {said}") from None
