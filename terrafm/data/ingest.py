@@ -7,9 +7,10 @@ again: an ingest that was killed goes on where it stopped when it is repeated.
 
 import hashlib
 import json
+import logging
 import pickle
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +50,8 @@ from terrafm.storage import (
 from terrafm.storage.faults import explain
 from terrafm.storage.lease import lease
 
+logger = logging.getLogger(__name__)
+
 QUARANTINE = "quarantine.jsonl"
 # Settings that change how an ingest runs or ends, but not the tiles it makes.
 _NOT_CONTENT = {"workers", "max_bad_fraction"}
@@ -56,6 +59,7 @@ _OCEAN_DROP = {"geotiff": 0.0}
 _DEFAULT_OCEAN_DROP = 0.98
 # Small archives are still divided among several readers.
 _LEAST_SHARDS = 8
+_NAMED = 20
 
 Progress = Callable[[int, int], None]
 
@@ -92,6 +96,13 @@ class IngestReport:
         if counts["edge_pixels_dropped"]:
             parts.append(f"{counts['edge_pixels_dropped']} pixels at the edges dropped")
         text = Text(", ".join(parts) + f"\ndataset {self.uri}, fingerprint {self.fingerprint[:16]}")
+        if lacking := self.details.get("worldcover_lacking"):
+            # Never more than what fits a terminal: inspect has them all.
+            text.append(
+                f"\n{counts['cells_without_worldcover']} cells lie on WorldCover tiles that are "
+                f"not at hand ({_some(lacking)}): their land cover is not known there",
+                style="yellow",
+            )
         if faults := self.details["quarantine"]["faults"]:
             lost = counts["tiles_quarantined"]
             text.append(
@@ -182,6 +193,7 @@ def _ingest(
         return IngestReport(output_uri, previous.tiles, previous.fingerprint, True, previous.report)
     cutter = _make_cutter(source, layout, refs, worldcover, tile_size, modalities, config)
     cutter = replace(cutter, legend=mapping, climate=ClimateZones(climate) if climate else None)
+    _warn_of_lacking(cutter, refs)
     shards = _divide(refs, cutter.tiles_per_cell(layout.shape), config.tiles_per_shard)
     ensure_writable(output_uri)
     job = _Job(archive, cutter, output_uri, _digest([settings, len(shards)]))
@@ -393,8 +405,7 @@ def _check_quality(tally: Tally, output_uri: str, max_bad_fraction: float) -> No
         )
     if tally.counts["tiles"] == 0:
         raise TerraFMError(
-            f"all {seen} tiles are open sea and were dropped: lower ingest.ocean_drop, or "
-            "see whether --worldcover lacks the tiles of these places"
+            f"all {seen} tiles are open sea and were dropped: lower ingest.ocean_drop"
         )
 
 
@@ -428,6 +439,28 @@ def _make_cutter(
         worldcover=cover,
         limits=Limits(config.max_gap_days, config.max_cloud_cover),
     )
+
+
+def _warn_of_lacking(cutter: Cutter, refs: list[CellRef]) -> None:
+    """Says before the work which WorldCover tiles lack, where the listing tells the places."""
+    places = [ref.centre for ref in refs if ref.centre is not None]
+    if cutter.worldcover is None or not places:
+        return
+    lacking = cutter.worldcover.lacking_at(*np.transpose(places))
+    if lacking:
+        logger.warning(
+            "%s lacks %d WorldCover tiles of this archive (%s): cells there go to quarantine",
+            cutter.worldcover.uri,
+            len(lacking),
+            _some(lacking),
+        )
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first few of many names."""
+    names = list(names)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _divide(refs: list[CellRef], tiles_per_cell: int, tiles_per_shard: int) -> list[list[CellRef]]:

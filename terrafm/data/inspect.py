@@ -33,7 +33,7 @@ def inspect(uri: str, config: Config) -> dict[str, Any]:
         high_frequency_classes, legend, statistics (physical units), selection, decisions (offset
         and unit per product), archive (pairing, repeated cells), products_left_out (by limits),
         max_tiles (what it dropped), climate_counts, region_counts (by block, named), quarantine,
-        settings, fingerprint, version, bytes.
+        worldcover_lacking (tile -> cells), settings, fingerprint, version, bytes.
 
     Raises:
         UsageError: there is no readable dataset, or the resampling settings cannot be met.
@@ -77,6 +77,7 @@ def inspect(uri: str, config: Config) -> dict[str, Any]:
         "archive": report.get("archive", {}),
         "appended": report.get("appended", []),
         "quarantine": report.get("quarantine", {}),
+        "worldcover_lacking": report.get("worldcover_lacking", {}),
         "settings": report.get("settings", {}),
         "fingerprint": dataset.fingerprint,
         "version": dataset.manifest.version,
@@ -183,6 +184,10 @@ def _origin(d: dict[str, Any]) -> Table:
     table.add_row("edges", f"{counts['edge_pixels_dropped']:,} pixels that fill no tile, dropped")
     faults = d["quarantine"]
     table.add_row("quarantine", f"{faults['tiles']:,} tiles, {faults['faults']:,} faults")
+    if lacking := d["worldcover_lacking"]:
+        table.add_row(
+            "no WorldCover", _listed({f"{tile}, cells": n for tile, n in lacking.items()})
+        )
     for modality, decisions in d["decisions"].items():
         lines = [
             f"{x['products']:,} x {x['unit']}"

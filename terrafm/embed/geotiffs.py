@@ -19,7 +19,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from terrafm.data.sources.raster import block_size
+from terrafm.data.sources.folders import is_clutter
+from terrafm.data.sources.raster import block_size, open_through, why_no_place
 from terrafm.data.tiles.selection import parse_time
 from terrafm.embed.source import Affine, Place
 from terrafm.embed.windows import Windows
@@ -223,8 +224,9 @@ def _list(uri: str) -> list[str]:
     found = sorted(
         file.removeprefix(path).lstrip("/")
         for file in filesystem.find(path)
-        if file.lower().endswith(SUFFIXES) and not os.path.basename(file).startswith(".")
+        if file.lower().endswith(SUFFIXES)
     )
+    found = [file for file in found if not any(map(is_clutter, file.split("/")))]
     if not found:
         raise UsageError(
             f"nothing to embed under {uri}: no GeoTIFF, and no dataset made by terrafm ingest"
@@ -237,13 +239,8 @@ def _describe(root: str, uri: str) -> GeoTiff:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with open_geotiff(uri) as image:
-                if image.crs is None:
-                    raise UsageError(
-                        f"image {uri} has no CRS, so that its footprints are not known: give it "
-                        "one with gdal_edit.py -a_srs"
-                    )
-                if image.transform.is_identity:
-                    raise UsageError(f"image {uri} has a CRS but no place: its transform is none")
+                if why := why_no_place(image):
+                    raise UsageError(f"image {uri} {why}")
                 a, b, c, d, e, f = (float(value) for value in tuple(image.transform)[:6])
                 tags = {**image.tags(ns="IMAGERY"), **image.tags()}
                 inside = uri.removeprefix(root).lstrip("/") or os.path.basename(uri)
@@ -281,13 +278,8 @@ def _open_geotiff(uri: str) -> DatasetReader:
     if is_local(uri):
         return rasterio.open(path, driver="GTiff")
 
-    def opener(name: str, mode: str = "rb") -> Any:
-        # GDAL looks for neighbours, masks for one, which would each cost a request.
-        if name.lstrip("/") != path.lstrip("/"):
-            raise FileNotFoundError(name)
-        return open_file(uri)
-
-    return rasterio.open(path, driver="GTiff", opener=opener)
+    # Neighbours, such as masks, would each cost a request.
+    return open_through(uri, lambda: open_file(uri))
 
 
 def _check_names(files: Sequence[GeoTiff]) -> None:

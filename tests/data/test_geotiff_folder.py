@@ -101,7 +101,7 @@ def test_a_truncated_file_is_a_fault(geotiff_archive, place, geotiff_bytes, comp
         ({"corner": (500010.0, 5000000.0)}, "corner x 500010.00 m, not 500000.00 m"),
         ({"crs": "EPSG:32634"}, "coordinate system EPSG:32634, not EPSG:32633"),
         ({"crs": "EPSG:4326", "gsd": 1e-4}, "EPSG:4326 is not projected in metres"),
-        ({"crs": None}, "no coordinate system"),
+        ({"crs": None}, "has no CRS, so that its place is not known"),
         ({"gsd": 12.5}, "whole metres, not 12.5 x -12.5"),
         ({"gsd": 20}, "96 x 96 px at 20 m, not 96 x 96 px at 10 m"),
         ({"crop": 90}, "90 x 90 px at 10 m, not 96 x 96 px at 10 m"),

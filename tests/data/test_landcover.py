@@ -7,7 +7,9 @@ from pyproj import Transformer
 from rasterio.warp import Resampling, reproject
 
 from terrafm.data.sources.base import BadCellError
+from terrafm.data.tiles import landcover
 from terrafm.data.tiles.landcover import WorldCover, histogram, legend, majority
+from terrafm.data.tiles.selection import NO_CLASS
 from terrafm.errors import UsageError
 
 
@@ -58,7 +60,7 @@ def test_codes_equal_an_independent_reprojection_on_a_real_tile(realdata):
 
 
 def test_across_tile_borders(worldcover_tile):
-    # 6 E, 3 N is the corner of four tiles; one of them is missing: sea.
+    # 6 E, 3 N is the corner of four tiles; one is missing, which has the islands of Sao Tome.
     block = np.full((200, 200), 1, np.uint8)
     folder = worldcover_tile("N03E003", block * 10, row=36000 - 200, column=36000 - 200)
     worldcover_tile("N03E006", block * 30, row=36000 - 200, column=0)
@@ -67,9 +69,11 @@ def test_across_tile_borders(worldcover_tile):
     codes = WorldCover(str(folder)).codes(*where)
     longitude, latitude = degrees_of(*where)
     expected = np.where(
-        latitude > 3, np.where(longitude < 6, 10, 30), np.where(longitude < 6, 40, 80)
+        latitude > 3, np.where(longitude < 6, 10, 30), np.where(longitude < 6, 40, NO_CLASS)
     )
-    assert set(np.unique(codes)) == {10, 30, 40, 80}
+    assert set(np.unique(codes)) == {10, 30, 40, NO_CLASS}
+    assert WorldCover(str(folder)).lacking(*where) == ("N00E006",)
+    assert histogram(codes) == {c: int((codes == c).sum()) for c in (10, 30, 40)}
     np.testing.assert_array_equal(codes, expected)
 
 
@@ -84,10 +88,66 @@ def test_across_the_antimeridian(worldcover_tile):
     np.testing.assert_array_equal(codes, np.where(longitude > 0, 10, 30))
 
 
-def test_nodata_and_missing_tiles_are_sea(worldcover_tile):
+def test_nodata_and_tiles_without_land_are_sea(worldcover_tile):
     cover = pickle.loads(pickle.dumps(WorldCover(str(worldcover_tile("N00E006")))))
     assert histogram(cover.codes(*grid_at(7.5, 1.5, 32632))) == {80: 10000}
     assert histogram(cover.codes(*grid_at(-120.5, 31.5, 32610))) == {80: 10000}
+
+
+@pytest.mark.parametrize(
+    ("longitude", "latitude", "epsg", "lacking"),
+    [
+        (16.3, 46.9, 32633, "N45E015"),
+        (-157.9, 21.4, 32604, "N21W159"),
+        (179.0, -16.5, 32760, "S18E177"),
+        (-179.9, 71.0, 32601, "N69W180"),
+        (-25.4, 83.4, 3413, "N81W027"),
+        (-36.5, -54.3, 32724, "S57W039"),
+        (-12.3, -37.1, 32728, "S39W015"),
+        (1.0, -76.0, 3031, "S78E000"),
+        (1.0, -89.5, 3031, "S90E000"),
+        (10.0, 89.0, 3413, None),
+        (-36.0, 45.5, 32624, None),
+        (-140.0, 10.0, 32607, None),
+        (80.0, -30.0, 32744, None),
+    ],
+)
+def test_land_is_told_from_sea_without_its_tile(
+    worldcover_tile, longitude, latitude, epsg, lacking
+):
+    cover = WorldCover(str(worldcover_tile("N00E006")))
+    x, y = Transformer.from_crs(4326, epsg, always_xy=True).transform(longitude, latitude)
+    where = f"EPSG:{epsg}", (10.0, 0.0, x, 0.0, -10.0, y), (1, 1)
+    assert cover.lacking(*where) == (() if lacking is None else (lacking,))
+    assert cover.codes(*where).item() == (80 if lacking is None else NO_CLASS)
+
+
+def test_a_whole_set_of_tiles_is_the_word_on_what_is_sea(worldcover_tile, monkeypatch):
+    monkeypatch.setattr(landcover, "PUBLISHED_TILES", 1)
+    cover = WorldCover(str(worldcover_tile("N00E006")))
+    assert histogram(cover.codes(*grid_at(16.3, 46.9, 32633))) == {80: 10000}
+    # But Antarctica has no tile in any set.
+    x, y = Transformer.from_crs(4326, 3031, always_xy=True).transform(1.0, -76.0)
+    assert cover.lacking("EPSG:3031", (10.0, 0.0, x, 0.0, -10.0, y), (1, 1)) == ("S78E000",)
+
+
+def test_names_of_tiles(worldcover_tile):
+    folder = worldcover_tile("N00E006", np.full((1, 1), 10, np.uint8))
+    tile = next(folder.glob("*.tif"))
+    # Left by macOS; an older map of the same place; another suffix.
+    (folder / f"._{tile.name}").write_bytes(b"clutter")
+    (folder / tile.name.replace("2021_v200", "2020_v100")).write_bytes(b"older")
+    cover = WorldCover(str(folder))
+    assert cover.codes("EPSG:4326", (1 / 12000, 0, 6, 0, -1 / 12000, 3), (1, 1)).item() == 10
+    tile.rename(tile.with_suffix(".TIF"))
+    cover = WorldCover(str(folder))
+    assert cover.codes("EPSG:4326", (1 / 12000, 0, 6, 0, -1 / 12000, 3), (1, 1)).item() == 10
+
+
+def test_a_folder_with_letters_outside_ascii(worldcover_tile):
+    folder = worldcover_tile("N00E006", np.full((1, 1), 10, np.uint8), folder="Częstochowa 東京 #1")
+    cover = WorldCover(str(folder))
+    assert cover.codes("EPSG:4326", (1 / 12000, 0, 6, 0, -1 / 12000, 3), (1, 1)).item() == 10
 
 
 def test_damaged_tile_is_a_fault(worldcover_tile):

@@ -116,7 +116,7 @@ def refuse(refused, tiny_weights, tmp_path):
     [
         ({"crs": "EPSG:4326", "gsd": 1e-4, "corner": (15, 45)}, "lies in a CRS in degrees"),
         ({"gsd": 20.0}, "has pixels of 20 metres"),
-        ({"crs": None}, "has no CRS, so that its footprints are not known"),
+        ({"crs": None}, "has no CRS, so that its place is not known"),
         ({"bands": BANDS[:4]}, "has 4 bands"),
         ({"transform": None}, "its transform is none"),
     ],

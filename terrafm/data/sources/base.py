@@ -53,12 +53,17 @@ class CellRef:
             these and no others.
         listed: modality -> time and clouds where the listing tells them, so that products over a
             limit need not be read.
+        faults: (modality, fault) for each product, or land-cover raster, that the listing makes
+            useless; it is not among `modalities`, unless another one takes its place.
+        centre: longitude and latitude in degrees, where the listing tells them.
     """
 
     cell_id: str
     location: Any
     modalities: tuple[str, ...]
     listed: dict[str, Listed] = field(default_factory=dict)
+    faults: tuple[tuple[str, BadCellError], ...] = ()
+    centre: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

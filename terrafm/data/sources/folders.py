@@ -1,12 +1,14 @@
-"""Which sensor a folder holds, by its name."""
+"""Folders of an archive: what lies in them, which sensor they hold, how large its cells are."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
+from itertools import islice
 from typing import Any, TypeVar
 
-from terrafm.data.sources.base import BadCellError
+from terrafm.data.sources.base import BadCellError, CellRef, Source
 from terrafm.errors import UsageError
 from terrafm.storage import join, list_names, read_bytes, resolve
 from terrafm.storage.faults import explain, is_passing, patiently
@@ -31,6 +33,16 @@ _ALIASES = {
     "worldcover": WORLDCOVER,
 }
 
+# What file managers, archivers and network disks leave beside the files of others; hidden names,
+# such as .DS_Store and the ._ twins of macOS, begin with a dot.
+_CLUTTER = {
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r", "$recycle.bin",
+    "system volume information", "@eadir", "lost+found",
+}  # fmt: skip
+# So many cells tell what is usual: one odd one among them is outvoted.
+_PROBED = 3
+_MOST_PROBES = 8
+
 
 def content_of(folder: str) -> str | None:
     """A modality's name, `LAND_COVER` (aligned rasters), `WORLDCOVER` (ESA's tiles), or None.
@@ -41,13 +53,23 @@ def content_of(folder: str) -> str | None:
     return _ALIASES.get(letters) or _ALIASES.get(letters.removeprefix("core"))
 
 
+def is_clutter(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that a file manager left there."""
+    return name.startswith(".") or name.lower() in _CLUTTER
+
+
+def archive_names(uri: str) -> list[str]:
+    """Names directly under a folder of an archive, sorted, without clutter; empty without one."""
+    return [name for name in list_names(uri) if not is_clutter(name)]
+
+
 def names_if_listed(uri: str) -> list[str]:
-    """Names directly under a folder; empty where the store cannot list it.
+    """`archive_names`; empty where the store cannot list them.
 
     Plain HTTP has no listing, and the Hugging Face Hub none above a single dataset.
     """
     try:
-        return list_names(uri)
+        return archive_names(uri)
     # What cannot be listed is told in types of the store's library; what cannot be reached at all
     # is told by the next request.
     except Exception:  # noqa: BLE001
@@ -55,13 +77,54 @@ def names_if_listed(uri: str) -> list[str]:
 
 
 def find_folders(uri: str) -> dict[str, str]:
-    """What the folders directly under a URI hold: content -> URI, first name in order wins."""
+    """What the folders directly under a URI hold: content -> URI.
+
+    Raises:
+        UsageError: two folders hold the same.
+    """
     found: dict[str, str] = {}
     for name in names_if_listed(uri):
         content = content_of(name)
-        if content is not None:
-            found.setdefault(content, join(uri, name))
+        if content is None:
+            continue
+        if content in found:
+            raise UsageError(
+                f"{join(uri, name)} and {found[content]} are both a folder of {content}: "
+                "rename the one that is not to be read"
+            )
+        found[content] = join(uri, name)
     return found
+
+
+def spread_out(refs: Sequence[CellRef]) -> Iterator[CellRef]:
+    """All cells, first some from all over the list: neighbours are odd together."""
+    if not refs:
+        return
+    few = {round(k * (len(refs) - 1) / (_MOST_PROBES - 1)) for k in range(_MOST_PROBES)}
+    yield from (refs[number] for number in sorted(few))
+    yield from (ref for number, ref in enumerate(refs) if number not in few)
+
+
+def usual_shape(
+    source: Source, refs: Sequence[CellRef], otherwise: tuple[int, int]
+) -> tuple[int, int]:
+    """Rows and columns of the archive's cells, by what most of a few have.
+
+    Args:
+        source: reads them.
+        refs: all cells.
+        otherwise: where none of those looked at can be read.
+    """
+    shapes: list[tuple[int, int]] = []
+    listed = [ref for ref in refs if ref.modalities]
+    for ref in islice(spread_out(listed), _MOST_PROBES):
+        try:
+            shapes.append(source.read(ref).shape)
+        except BadCellError:
+            continue
+        if len(shapes) == _PROBED:
+            break
+    return Counter(shapes).most_common(1)[0][0] if shapes else otherwise
 
 
 def is_missing(error: BaseException) -> bool:

@@ -5,24 +5,33 @@
     ARCHIVE/S2L2A/PLACE.tif      12 bands in model order
     ARCHIVE/LULC/PLACE.tif       1 band of class codes, any legend; the folder may be absent
 
-All bands of a place lie on one grid, projected in metres. Bands are taken by their names where
-the file names all of them, else by their order.
+All bands of a place lie on one grid, projected in metres, with pixels of one size in the whole
+archive. Bands are taken by their names where the file names all of them, else by their order.
 """
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Product
-from terrafm.data.sources.folders import LAND_COVER, WORLDCOVER, find_folders
-from terrafm.data.sources.raster import Raster, read_geotiff, read_grid, reference_grid
+from terrafm.data.sources.folders import (
+    LAND_COVER,
+    WORLDCOVER,
+    archive_names,
+    find_folders,
+    spread_out,
+)
+from terrafm.data.sources.raster import Grid, Raster, read_geotiff, read_grid, reference_grid
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.storage import exists, join, list_names
+from terrafm.storage import exists, join
 
 _CIRRUS = "B10"
 _SUFFIXES = (".tif", ".tiff")
+# So many places tell the archive's grid: one odd one among them is outvoted.
+_PROBED = 3
 
 
 class GeotiffFolder:
@@ -33,30 +42,28 @@ class GeotiffFolder:
         self._modalities = modalities
 
     def layout(self) -> Layout:
-        """The grid of the first place that can be opened.
+        """The grid that most of a few places have, taken from all over the archive.
 
         Raises:
-            UsageError: no such folder, or no folder of a sensor in it.
+            UsageError: no such folder, no folder of a sensor in it, or the folders differ in the
+                size of their pixels.
             TerraFMError: none of the files can be used.
         """
         folders = self._folders()
-        faults = []
-        for ref in self.cells():
-            for modality in ref.modalities:
-                try:
-                    grid = read_grid(ref.location[modality])
-                except BadCellError as fault:
-                    faults.append(str(fault))
-                    continue
-                band_gsd = {m: (grid.gsd,) * MODALITIES[m].channels for m in self._modalities}
-                return Layout(
-                    grid.gsd,
-                    grid.shape,
-                    band_gsd,
-                    land_cover=LAND_COVER in folders,
-                    worldcover=find_folders(self._uri).get(WORLDCOVER),
-                )
-        raise TerraFMError(f"no file under {self._uri} can be used; the first: {faults[0]}")
+        looked_at, faults = self._look()
+        if not looked_at:
+            raise TerraFMError(f"no file under {self._uri} can be used; the first: {faults[0]}")
+        self._check_sizes(folders, looked_at)
+        usual = [grids[_one_grid(grids)[0]] for grids in looked_at]
+        gsd = _most_common([grid.gsd for grid in usual])
+        shape = Counter(g.shape for g in usual if g.gsd == gsd).most_common(1)[0][0]
+        return Layout(
+            gsd,
+            shape,
+            {m: (gsd,) * MODALITIES[m].channels for m in self._modalities},
+            land_cover=LAND_COVER in folders,
+            worldcover=find_folders(self._uri).get(WORLDCOVER),
+        )
 
     def cells(self) -> list[CellRef]:
         """The places of all folders together, by name.
@@ -64,17 +71,14 @@ class GeotiffFolder:
         Raises:
             UsageError: no such folder, no folder of a sensor in it, or no GeoTIFF in those.
         """
-        places: dict[str, dict[str, str]] = {}
+        places: dict[str, dict[str, list[str]]] = {}
         for content, folder in self._folders().items():
-            for name in list_names(folder):
+            for name in archive_names(folder):
                 stem, dot, suffix = name.rpartition(".")
-                if dot + suffix.lower() in _SUFFIXES and not name.startswith("."):
-                    places.setdefault(stem, {})[content] = join(folder, name)
-        refs = [
-            CellRef(place, files, tuple(m for m in self._modalities if m in files))
-            for place, files in sorted(places.items())
-        ]
-        refs = [ref for ref in refs if ref.modalities]
+                if dot + suffix.lower() in _SUFFIXES:
+                    places.setdefault(stem, {}).setdefault(content, []).append(join(folder, name))
+        refs = [_ref(place, files, self._modalities) for place, files in sorted(places.items())]
+        refs = [ref for ref in refs if ref.modalities or ref.faults]
         if not refs:
             raise UsageError(f"no GeoTIFF in the sensor folders under {self._uri}")
         return refs
@@ -100,7 +104,7 @@ class GeotiffFolder:
         if LAND_COVER in ref.location:
             rasters[LAND_COVER] = read_geotiff(ref.location[LAND_COVER])
             land_cover = _codes(rasters[LAND_COVER], ref.location[LAND_COVER])
-        reference, differences = reference_grid(
+        reference, differences = _one_grid(
             {name: r.grid for name, r in rasters.items() if name in products or name == LAND_COVER}
         )
         for name, why in differences.items():
@@ -133,6 +137,74 @@ class GeotiffFolder:
                 "a geotiff archive holds S1RTC/, S2L1C/, S2L2A/ and, if there is one, LULC/"
             )
         return wanted
+
+    def _look(self) -> tuple[list[dict[str, Grid]], list[str]]:
+        """The grids of the files of a few places, and what is wrong with others."""
+        refs = self.cells()
+        found, faults = [], [str(fault) for ref in refs for _, fault in ref.faults]
+        for ref in spread_out(refs):
+            grids = {}
+            for content, uri in ref.location.items():
+                try:
+                    grids[content] = read_grid(uri)
+                except BadCellError as fault:
+                    faults.append(str(fault))
+            if any(content in MODALITIES for content in grids):
+                found.append(grids)
+            if len(found) == _PROBED:
+                break
+        return found, faults
+
+    def _check_sizes(self, folders: dict[str, str], places: list[dict[str, Grid]]) -> None:
+        """Refuses an archive of which one folder never has the pixels of the others."""
+        sizes: dict[str, Counter[int]] = {}
+        for grids in places:
+            for content, grid in grids.items():
+                sizes.setdefault(content, Counter())[grid.gsd] += 1
+        usual = _most_common([gsd for own in sizes.values() for gsd in own.elements()])
+        # What is odd in one of several places is that place's fault.
+        odd = {c: next(iter(own)) for c, own in sizes.items() if own[usual] == 0 and len(own) == 1}
+        odd = {c: gsd for c, gsd in odd.items() if sizes[c][gsd] == len(places)}
+        if not odd:
+            return
+        parts = [f"{folders[c].rpartition('/')[2]} has {gsd} m" for c, gsd in sorted(odd.items())]
+        raise UsageError(
+            f"{self._uri}: {', '.join(parts)} and the others {usual} m, but the pixels of all "
+            "folders must have one size: resample (gdalwarp -tr), or leave a sensor out with "
+            "--modalities"
+        )
+
+
+def _ref(place: str, files: dict[str, list[str]], modalities: tuple[str, ...]) -> CellRef:
+    """The place; of files that differ in their suffix alone none can be preferred."""
+    single = {content: uris[0] for content, uris in files.items() if len(uris) == 1}
+    faults = []
+    for content, (first, *others) in files.items():
+        if others:
+            names = ", ".join(uri.rpartition("/")[2] for uri in others)
+            why = f"{names} beside it differs in the suffix alone: rename or remove one"
+            faults.append((content, BadCellError(first, why)))
+    present = tuple(m for m in modalities if m in single)
+    return CellRef(place, single, present, faults=tuple(faults))
+
+
+def _one_grid(grids: dict[str, Grid]) -> tuple[str, dict[str, str]]:
+    """As `reference_grid`, but pixels of another size do not match, whatever they cover."""
+    usual = _most_common([grid.gsd for grid in grids.values()])
+    alike = {name: grid for name, grid in grids.items() if grid.gsd == usual}
+    reference, differences = reference_grid(alike)
+    for name, grid in grids.items():
+        if name not in alike:
+            differences[name] = (
+                f"pixels do not match those of {reference}: {grid}, not {grids[reference]}"
+            )
+    return reference, differences
+
+
+def _most_common(sizes: list[int]) -> int:
+    """Of several equally common ones the finest: a coarser one is the odd one."""
+    counts = Counter(sizes)
+    return min(counts, key=lambda size: (-counts[size], size))
 
 
 def _product(modality: str, raster: Raster, where: str) -> Product:

@@ -14,7 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Product
-from terrafm.data.sources.folders import WORLDCOVER, content_of, find_folders, is_file, is_missing
+from terrafm.data.sources.folders import (
+    WORLDCOVER,
+    content_of,
+    find_folders,
+    is_file,
+    is_missing,
+    usual_shape,
+)
 from terrafm.data.sources.pairing import MetadataRow, pair_products, read_metadata
 from terrafm.data.sources.raster import Grid, decode_geotiff, reference_grid
 from terrafm.data.tiles.selection import ANCHORS
@@ -30,7 +37,6 @@ _GSD = 10
 _CIRRUS = "B10"
 _S1_NODATA = -32768.0
 _OPEN_FILES = 6
-_PROBES = 4
 
 
 class MajorTom:
@@ -47,7 +53,7 @@ class MajorTom:
         return self.__dict__ | {"_listing": None, "_files": OrderedDict()}
 
     def layout(self) -> Layout:
-        """Major-TOM's grid: 1068 x 1068 px at 10 m (or what the first cells have instead).
+        """Major-TOM's grid: 1068 x 1068 px at 10 m (or what most of a few cells have instead).
 
         Raises:
             UsageError: no such archive, or its metadata cannot be read.
@@ -55,7 +61,7 @@ class MajorTom:
         refs, notes = self._list()
         return Layout(
             gsd=_GSD,
-            shape=self._shape(refs[:_PROBES]),
+            shape=usual_shape(self, refs, _SHAPE),
             band_gsd={m: MODALITIES[m].gsd for m in self._modalities},
             worldcover=find_folders(self._uri).get(WORLDCOVER),
             notes=notes,
@@ -100,14 +106,6 @@ class MajorTom:
             products=products,
             faults=faults,
         )
-
-    def _shape(self, refs: list[CellRef]) -> tuple[int, int]:
-        for ref in refs:
-            try:
-                return self.read(ref).shape
-            except BadCellError:
-                continue
-        return _SHAPE
 
     def _list(self) -> tuple[list[CellRef], dict[str, Any]]:
         if self._listing is None:

@@ -1,14 +1,16 @@
 """GeoTIFF bytes to arrays, and the grid they lie on."""
 
+import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.io import DatasetReader, MemoryFile
 
 from terrafm.data.sources.base import BadCellError
@@ -50,8 +52,12 @@ class Grid:
             if abs(mine - yours) > tolerance:
                 return f"corner {axis} {mine:.2f} m, not {yours:.2f} m"
         if any(a * self.gsd != b * other.gsd for a, b in zip(self.shape, other.shape, strict=True)):
-            return f"{_describe(self)}, not {_describe(other)}"
+            return f"{self}, not {other}"
         return None
+
+    def __str__(self) -> str:
+        rows, columns = self.shape
+        return f"{rows} x {columns} px at {self.gsd} m"
 
 
 @dataclass(frozen=True)
@@ -101,8 +107,8 @@ def read_patch(uri: str) -> Patch:
     with _opened(content, uri) as dataset:
         if dataset.count != 1:
             raise BadCellError(uri, f"{dataset.count} bands, not 1")
-        if dataset.crs is None:
-            raise BadCellError(uri, "the GeoTIFF has no coordinate system")
+        if why := why_no_place(dataset):
+            raise BadCellError(uri, why)
         _check_size(dataset, len(content), uri)
         a, b, c, d, e, f = (float(value) for value in tuple(dataset.transform)[:6])
         return Patch(dataset.read(1), dataset.crs.to_string(), (a, b, c, d, e, f), dataset.nodata)
@@ -147,6 +153,58 @@ def decode_geotiff(content: bytes, where: str) -> Raster:
             names=tuple(name or "" for name in dataset.descriptions),
             tags=dataset.tags(),
         )
+
+
+def open_through(name: str, open_file: Callable[[], Any]) -> DatasetReader:
+    """Opens a GeoTIFF whose bytes Python reads, alone: files beside it are not looked for.
+
+    GDAL gets a name of its own. It looks for neighbours by cutting bytes off a name, and what is
+    left of letters outside ASCII is no text, at which rasterio 1.4 raises a SystemError.
+
+    Args:
+        name: of the file, any text.
+        open_file: opens it, to read and seek.
+
+    Raises:
+        RasterioError, OSError: it is no GeoTIFF, or cannot be opened.
+    """
+    alias = f"{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()}.tif"
+
+    def opener(path: str, mode: str = "rb") -> Any:
+        if path.rpartition("/")[2] != alias:
+            raise FileNotFoundError(path)
+        return open_file()
+
+    try:
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
+            return rasterio.open(alias, driver="GTiff", opener=opener)
+    except RasterioError:
+        raise RasterioIOError(f"{name} is not a readable GeoTIFF (damaged or cut short)") from None
+
+
+def why_no_place(image: DatasetReader) -> str | None:
+    """What an image lacks to lie anywhere on the globe, and what to do; None where it does."""
+    if image.crs is not None and not image.transform.is_identity:
+        return None
+    warp = "lay it on a grid first with gdalwarp {} -t_srs EPSG:CODE"
+    if image.gcps[0]:
+        return "has only ground control points, as a Sentinel-1 GRD has: " + warp.format("-tps")
+    if image.rpcs is not None:
+        return "has only rational polynomial coefficients: " + warp.format("-rpc")
+    if image.crs is None and image.transform.is_identity:
+        return (
+            "has no CRS, so that its place is not known, and no transform: give it both with "
+            "gdal_edit.py -a_srs EPSG:CODE -a_ullr LEFT TOP RIGHT BOTTOM"
+        )
+    if image.crs is None:
+        return (
+            "has no CRS, so that its place is not known: give it one with gdal_edit.py -a_srs "
+            "EPSG:CODE"
+        )
+    return (
+        "has a CRS but no place, its transform is none: give it one with gdal_edit.py -a_ullr "
+        "LEFT TOP RIGHT BOTTOM"
+    )
 
 
 def size_in_memory(image: DatasetReader) -> int:
@@ -224,22 +282,23 @@ def _block(image: DatasetReader) -> tuple[int, int]:
 
 
 def _grid(dataset: Any, where: str) -> Grid:
+    if why := why_no_place(dataset):
+        raise BadCellError(where, why)
     crs = dataset.crs
-    if crs is None:
-        raise BadCellError(where, "the GeoTIFF has no coordinate system")
     if not crs.is_projected or crs.linear_units_factor[1] != 1.0:
         raise BadCellError(
             where, f"the coordinate system {crs.to_string()[:40]} is not projected in metres"
         )
     a, b, c, d, e, f = (float(value) for value in tuple(dataset.transform)[:6])
+    if b or d:
+        raise BadCellError(
+            where,
+            "the grid is rotated: lay it north-up first with gdalwarp "
+            f"-t_srs {crs.to_string()[:40]} -tr {np.hypot(a, d):g} {np.hypot(b, e):g}",
+        )
     gsd = round(a)
-    if b or d or gsd < 1 or abs(a - gsd) > 1e-6 or abs(e + gsd) > 1e-6:
+    if gsd < 1 or abs(a - gsd) > 1e-6 or abs(e + gsd) > 1e-6:
         raise BadCellError(
             where, f"pixels must be north-up squares of whole metres, not {a:g} x {e:g}"
         )
     return Grid(crs.to_string(), (a, b, c, d, e, f), (dataset.height, dataset.width), gsd)
-
-
-def _describe(grid: Grid) -> str:
-    rows, columns = grid.shape
-    return f"{rows} x {columns} px at {grid.gsd} m"

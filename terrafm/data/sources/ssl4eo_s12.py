@@ -21,13 +21,13 @@ from math import cos, hypot, radians
 from typing import Any
 
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Listed, Product
-from terrafm.data.sources.folders import for_all, read_json
+from terrafm.data.sources.folders import archive_names, for_all, read_json, usual_shape
 from terrafm.data.sources.pairing import nearest
 from terrafm.data.sources.raster import Patch, read_patch
 from terrafm.data.tiles.selection import ANCHORS
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.storage import exists, join, list_names
+from terrafm.storage import exists, join
 
 FOLDERS = {"s2_l2a": "s2a", "s2_l1c": "s2c", "s1": "s1"}
 _SHAPE = (264, 264)
@@ -38,7 +38,6 @@ _METRES_PER_DEGREE = 111_320.0
 # Bounds of a rotated square are larger than the square.
 _PIXEL_TOLERANCE = 0.25
 _CORNER_TOLERANCE_M = 100.0
-_PROBES = 4
 
 
 class Ssl4eoS12:
@@ -53,14 +52,14 @@ class Ssl4eoS12:
         return {name: value for name, value in self.__dict__.items() if name != "_listing"}
 
     def layout(self) -> Layout:
-        """264 x 264 px at 10 m (or what the first cells have instead).
+        """264 x 264 px at 10 m (or what most of a few cells have instead).
 
         Raises:
             UsageError: no such archive, or no folder of a product level in it.
         """
         return Layout(
             gsd=_GSD,
-            shape=self._shape(),
+            shape=usual_shape(self, self._listing, _SHAPE),
             band_gsd={m: MODALITIES[m].gsd for m in self._modalities},
         )
 
@@ -84,13 +83,13 @@ class Ssl4eoS12:
                 f"{self._uri} holds no SSL4EO-S12 archive: expected folders "
                 f"{', '.join(FOLDERS[m] for m in self._modalities)} with locations in them"
             )
-        names = for_all(list_names, folders.values())
+        names = for_all(archive_names, folders.values())
         locations = sorted(set().union(*names))
         present = {m: set(found) for m, found in zip(folders, names, strict=True)}
 
         def refs_of(location: str) -> list[CellRef]:
             scenes = {
-                modality: sorted(list_names(join(folder, location)))
+                modality: archive_names(join(folder, location))
                 for modality, folder in folders.items()
                 if location in present[modality]
             }
@@ -130,14 +129,6 @@ class Ssl4eoS12:
             products=products,
             faults=faults,
         )
-
-    def _shape(self) -> tuple[int, int]:
-        for ref in self._listing[:_PROBES]:
-            try:
-                return self.read(ref).shape
-            except BadCellError:
-                continue
-        return _SHAPE
 
 
 def _pair(location: str, scenes: dict[str, list[str]], folders: dict[str, str]) -> list[CellRef]:

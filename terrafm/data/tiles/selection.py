@@ -19,6 +19,9 @@ from terrafm.data.tiles.regions import region_codes
 WATER = 80
 """WorldCover's code."""
 
+NO_CLASS = -1
+"""In land cover, of pixels of which the class is not known: they have no vote."""
+
 ANCHORS = ("s2_l2a", "s2_l1c", "s1")
 SPREADS = ("land_cover", "climate", "region")
 

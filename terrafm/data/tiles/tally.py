@@ -13,6 +13,7 @@ from terrafm.modalities import MODALITIES
 
 _COUNTS = (
     "cells",
+    "cells_without_worldcover",
     "tiles_seen",
     "tiles_quarantined",
     "tiles_over_limits",
@@ -28,12 +29,13 @@ class Tally:
     """Counts of one shard, or of all.
 
     Attributes:
-        counts: cells; tiles seen; of these quarantined, lost because a required product broke a
-            limit, water-only, dropped as water-only, and kept; pixels of the finest grid at the
-            cells' edges that fill no tile.
+        counts: cells, and those of which a WorldCover tile lacks; tiles seen; of these
+            quarantined, lost because a required product broke a limit, water-only, dropped as
+            water-only, and kept; pixels of the finest grid at the cells' edges that fill no tile.
         left_out: (modality, rule) -> products that broke a limit and were not joined.
         classes_before: majority class -> tiles seen whose land cover is known.
         codes: all land-cover codes that occur in kept tiles.
+        lacking: WorldCover tile -> cells whose land cover it would have told.
         decisions: (modality, unit, offset, reason) -> products.
         sums: modality -> band -> (pixels, sum, sum of squares) of the storage integers.
         quarantine: one entry for each fault: tile or cell, modality, where, why, and whether
@@ -44,6 +46,7 @@ class Tally:
     left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
     classes_before: Counter[int] = field(default_factory=Counter)
     codes: set[int] = field(default_factory=set)
+    lacking: Counter[str] = field(default_factory=Counter)
     decisions: Counter[tuple[str, str, int, str]] = field(default_factory=Counter)
     sums: dict[str, dict[str, tuple[int, int, int]]] = field(default_factory=dict)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
@@ -69,6 +72,7 @@ class Tally:
         self.left_out.update(other.left_out)
         self.classes_before.update(other.classes_before)
         self.codes |= other.codes
+        self.lacking.update(other.lacking)
         self.decisions.update(other.decisions)
         for modality, bands in other.sums.items():
             mine = self.sums.setdefault(modality, {})
@@ -112,6 +116,7 @@ class Tally:
             "class_counts_before_selection": {
                 str(code): count for code, count in sorted(self.classes_before.items())
             },
+            "worldcover_lacking": dict(sorted(self.lacking.items())),
             "decisions": decisions,
             "quarantine": {
                 "tiles": self.counts["tiles_quarantined"],
@@ -129,6 +134,7 @@ class Tally:
             "left_out": [[*key, count] for key, count in sorted(self.left_out.items())],
             "classes_before": sorted(self.classes_before.items()),
             "codes": sorted(self.codes),
+            "lacking": dict(sorted(self.lacking.items())),
             "decisions": [[*key, count] for key, count in sorted(self.decisions.items())],
             "sums": {m: {b: list(s) for b, s in bands.items()} for m, bands in self.sums.items()},
             "quarantine": self.quarantine,
@@ -142,6 +148,8 @@ class Tally:
             left_out=Counter({(m, rule): count for m, rule, count in values["left_out"]}),
             classes_before=Counter({int(c): n for c, n in values["classes_before"]}),
             codes=set(values["codes"]),
+            # Entries of older versions have none.
+            lacking=Counter(values.get("lacking", {})),
             decisions=Counter({tuple(key): count for *key, count in values["decisions"]}),
             sums={
                 m: {b: (s[0], s[1], s[2]) for b, s in bands.items()}

@@ -15,7 +15,7 @@ from terrafm.data.tiles.climate import UNKNOWN, ClimateZones
 from terrafm.data.tiles.landcover import WorldCover, histogram, majority
 from terrafm.data.tiles.legend import Legend
 from terrafm.data.tiles.radiometry import S1_FLOOR, Decision, decide, to_storage
-from terrafm.data.tiles.selection import WATER, Limits, days_from_anchor, drops_water
+from terrafm.data.tiles.selection import NO_CLASS, WATER, Limits, days_from_anchor, drops_water
 from terrafm.data.tiles.tally import Tally
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
@@ -57,11 +57,7 @@ class Cutter:
     def tiles(self, source: Source, ref: CellRef, tally: Tally) -> Iterator[TileRecord]:
         """Reads a cell and yields its usable tiles; everything else goes into the tally."""
         tally.counts["cells"] += 1
-        absent = [m for m in self.required if m not in ref.modalities]
-        if absent:
-            for modality in absent:
-                why = f"the archive has no {modality} for this cell"
-                tally.fault(ref.cell_id, modality, ref.cell_id, why, fatal=True)
+        if self._lost_by_listing(ref, tally):
             self._lose(self.cell_shape, tally)
             return
         kept = self._within_limits(ref.modalities, ref.listed, self.cell_shape, tally)
@@ -71,9 +67,13 @@ class Cutter:
             cell = source.read(replace(ref, modalities=kept))
             if cell.gsd != self.gsd:
                 raise BadCellError(
-                    ref.cell_id, f"grid of {cell.gsd} m; the archive's first cell has {self.gsd} m"
+                    ref.cell_id, f"grid of {cell.gsd} m; the archive's is {self.gsd} m"
                 )
-            cover = self._land_cover(cell)
+            for modality, product in list(cell.products.items()):
+                if why := self._odd_band(product, cell.shape):
+                    cell.faults[modality] = BadCellError(ref.cell_id, why)
+                    del cell.products[modality]
+            cover = self._land_cover(cell, tally)
             places = self._places(cell)
         except BadCellError as fault:
             tally.fault(ref.cell_id, "", fault.where, fault.why, fatal=True)
@@ -97,6 +97,46 @@ class Cutter:
     def tiles_per_cell(self, shape: tuple[int, int]) -> int:
         """Whole tiles in a cell."""
         return (shape[0] // self.tile_size) * (shape[1] // self.tile_size)
+
+    def _lost_by_listing(self, ref: CellRef, tally: Tally) -> bool:
+        """Records what the listing says is missing or useless; whether that loses the cell."""
+        lost = not ref.modalities
+        told = set()
+        for modality, fault in ref.faults:
+            # A fault that is not of a sensor is of the land cover, which every tile needs.
+            needed = modality in self.required or modality not in MODALITIES
+            fatal = lost or (needed and modality not in ref.modalities)
+            tally.fault(ref.cell_id, modality, fault.where, fault.why, fatal=fatal)
+            told.add(modality)
+            lost |= fatal
+        if not ref.modalities:
+            return True
+        for modality in self.required:
+            if modality not in ref.modalities and modality not in told:
+                why = f"the archive has no {modality} for this cell"
+                tally.fault(ref.cell_id, modality, ref.cell_id, why, fatal=True)
+                lost = True
+        return lost
+
+    def _odd_band(self, product: Product, shape: tuple[int, int]) -> str | None:
+        """What keeps a product's bands from the arrays of a tile; None where they fit.
+
+        Args:
+            product: as it was read.
+            shape: rows and columns of its cell.
+        """
+        for group in self.groups:
+            if group.modality != product.modality:
+                continue
+            for band in group.bands:
+                rows, columns = product.bands[band].shape
+                wanted = tuple(side * self.gsd // group.gsd for side in shape)
+                if product.gsd[band] != group.gsd or (rows, columns) != wanted:
+                    return (
+                        f"{band} has {rows} x {columns} px of {product.gsd[band]} m, "
+                        f"not {wanted[0]} x {wanted[1]} px of {group.gsd} m"
+                    )
+        return None
 
     def _within_limits(
         self,
@@ -122,7 +162,12 @@ class Cutter:
         tally.counts["tiles_seen"] += count
         tally.counts["tiles_quarantined"] += count
 
-    def _land_cover(self, cell: Cell) -> NDArray[np.integer[Any]]:
+    def _land_cover(self, cell: Cell, tally: Tally) -> NDArray[np.integer[Any]]:
+        """Codes on the cell's finest grid, `NO_CLASS` where the class is not known.
+
+        Raises:
+            BadCellError: no class is known anywhere in the cell.
+        """
         if cell.land_cover is not None:
             if self.legend is None:
                 return cell.land_cover
@@ -131,7 +176,18 @@ class Cutter:
             raise BadCellError(
                 cell.cell_id, "no land-cover raster, though other cells of the archive have one"
             )
-        return self.worldcover.codes(cell.crs, cell.transform, cell.shape)
+        where = cell.crs, cell.transform, cell.shape
+        codes = self.worldcover.codes(*where)
+        unknown = codes == NO_CLASS
+        if unknown.any():
+            lacking = self.worldcover.lacking(*where)
+            tally.lacking.update(lacking)
+            tally.counts["cells_without_worldcover"] += 1
+            if unknown.all():
+                raise BadCellError(
+                    self.worldcover.uri, f"no WorldCover tile {', '.join(lacking)} for this cell"
+                )
+        return codes
 
     def _cut(
         self, cell: Cell, cover: NDArray[np.integer[Any]], places: "_Places", tally: Tally
@@ -150,8 +206,15 @@ class Cutter:
             tally.counts["tiles_seen"] += 1
             tile_id = f"{cell.cell_id}_{row}_{column}"
             counts = histogram(_window(cover, row, column, size, size))
+            if not counts:
+                where = f"{cell.cell_id} row {row} column {column}"
+                why = "no class of land cover is known for any of its pixels"
+                tally.fault(tile_id, "land_cover", where, why, fatal=True)
+                tally.counts["tiles_quarantined"] += 1
+                continue
             tally.classes_before[majority(counts)] += 1
-            if set(counts) == {WATER}:
+            # Of pixels without a class nobody knows that they are sea.
+            if counts.get(WATER) == size * size:
                 tally.counts["water_only"] += 1
                 if drops_water(tile_id, self.seed, self.ocean_drop):
                     tally.counts["water_only_dropped"] += 1
@@ -187,6 +250,9 @@ class Cutter:
         longitude, latitude = to_degrees.transform(
             c + a * size * (columns + 0.5), f + e * size * (rows + 0.5)
         )
+        # Grids in degrees may count on beyond 180.
+        beyond = np.abs(longitude) > 180
+        longitude[beyond] = (longitude[beyond] + 180) % 360 - 180
         climate = np.full(rows.shape, UNKNOWN, dtype=np.int32)
         if self.climate is not None:
             zones = self.climate.codes(latitude.ravel(), longitude.ravel())

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terrafm.data.sources.folders import archive_names
 from terrafm.errors import UsageError
 from terrafm.eval.labelled import Grid, Image, files_fingerprint, measured_statistics
 from terrafm.eval.sets.geotiff import SUFFIXES, match_header, physical, read_whole
-from terrafm.storage import join, list_names
+from terrafm.storage import join
 
 
 class ClassFolder:
@@ -39,7 +40,7 @@ class ClassFolder:
         self.files: list[str] = []
         labels: list[int] = []
         classes: list[str] = []
-        for name in list_names(uri):
+        for name in archive_names(uri):
             images = _images_of(uri, name)
             if images:
                 labels += [len(classes)] * len(images)
@@ -86,11 +87,7 @@ class ClassFolder:
 
 
 def _images_of(uri: str, name: str) -> list[str]:
-    if name.startswith(".") or name.lower().endswith(SUFFIXES):
+    if name.lower().endswith(SUFFIXES):
         return []
     folder = join(uri, name)
-    return [
-        join(folder, file)
-        for file in list_names(folder)
-        if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-    ]
+    return [join(folder, file) for file in archive_names(folder) if file.lower().endswith(SUFFIXES)]
