@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from terrafm.pictures.sample import quicklook
 from terrafm.pictures.training import loss_curve
 from terrafm.progress import progress_bar
 from terrafm.ray_runtime import ensure_ray
-from terrafm.storage import join, write_bytes
+from terrafm.storage import join, to_json, write_bytes
 from terrafm.train.run import describe, pretrain
 
 TRAINING_ARCHIVE = "synthetic:cells=192,seed=0,px=264"
@@ -126,7 +125,7 @@ def run_demo(output: str, console: Console, *, seed: int = 0) -> dict[str, Any]:
         "held_out_tiles": score["n"],
         "seed": seed,
     }
-    write_bytes(join(output, "summary.json"), (json.dumps(summary, indent=1) + "\n").encode())
+    write_bytes(join(output, "summary.json"), (to_json(summary, indent=1) + "\n").encode())
     console.print()
     console.print(stages.table())
     console.print(render(score))

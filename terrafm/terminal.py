@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterable
@@ -14,6 +13,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from terrafm.storage import to_json
 from terrafm.units import human_bytes
 
 # What a terminal obeys instead of showing it: C0 but tab and newline, DEL, and C1. And lone
@@ -63,7 +63,7 @@ def report(
 ) -> None:
     """Prints a result, as one line of JSON or as its module renders it."""
     if as_json:
-        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.write(to_json(result) + "\n")
     else:
         rendered = render(result)
         # A sentence with a long path stays one line, for those who search a log for it.

@@ -45,6 +45,7 @@ from terrafm.storage import (
     join,
     list_names,
     remove,
+    to_json,
     write_bytes,
 )
 from terrafm.storage.faults import explain
@@ -314,7 +315,7 @@ def _count(job: _Job, entries: list[ShardEntry], max_bad_fraction: float) -> Tal
     tally = Tally()
     for entry in entries:
         tally.merge(Tally.from_json(entry.extra["tally"]))
-    lines = [json.dumps(fault, sort_keys=True) + "\n" for fault in tally.quarantine]
+    lines = [to_json(fault, sort_keys=True) + "\n" for fault in tally.quarantine]
     write_bytes(join(job.output_uri, QUARANTINE), "".join(lines).encode())
     try:
         _check_quality(tally, job.output_uri, max_bad_fraction)

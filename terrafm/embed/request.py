@@ -19,7 +19,15 @@ from terrafm.eval.compatibility import (
 from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE
 from terrafm.models.weights import infer_model_name, load_encoder, state_fingerprint
 from terrafm.ray_parts import rows_per_part
-from terrafm.storage import absolute, exists, join, list_names, read_bytes, write_bytes
+from terrafm.storage import (
+    absolute,
+    exists,
+    join,
+    list_names,
+    read_bytes,
+    to_json,
+    write_bytes,
+)
 from terrafm.storage.lease_record import LEASE_FILE
 
 # Raise it when the same encoder on the same pixels gives other numbers.
@@ -219,7 +227,7 @@ def begin(output: str, request: Request) -> EmbeddingManifest | None:
                 f"{join(output, JOB)} is damaged: remove {output} or take another --output"
             ) from None
         # As JSON has them: tuples and lists are the same there.
-        asked = json.loads(json.dumps(asked))
+        asked = json.loads(to_json(asked))
         for key in sorted({*held, *asked}):
             if held.get(key) != asked.get(key):
                 raise UsageError(
@@ -237,7 +245,7 @@ def begin(output: str, request: Request) -> EmbeddingManifest | None:
         "data_uri": request.source.uri,
         "depends_on": asked,
     }
-    write_bytes(join(output, JOB), (json.dumps(job, indent=1) + "\n").encode())
+    write_bytes(join(output, JOB), (to_json(job, indent=1) + "\n").encode())
     return None
 
 

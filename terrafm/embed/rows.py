@@ -2,12 +2,14 @@
 
 import io
 from collections.abc import Sequence
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
+import shapely.affinity
 from numpy.typing import NDArray
 from rasterio.warp import transform_geom
 
@@ -22,19 +24,37 @@ from terrafm.embed.source import Place
 from terrafm.modalities import MODALITIES
 
 _DEGREES = "OGC:CRS84"
+_THINNEST = 1e-9
 
 
 def footprint(place: Place) -> Any:
     """Outline of a tile in longitude and latitude, degrees, as a shapely geometry.
 
-    A Polygon, or a MultiPolygon where it crosses 180 degrees.
+    A Polygon, or a MultiPolygon where it crosses 180 degrees; longitudes are -180 to 180, also of
+    grids that count on beyond them.
     """
     a, b, c, d, e, f = place.transform
     height, width = place.shape
     corners = [(0, 0), (0, height), (width, height), (width, 0), (0, 0)]
     ring = [(a * x + b * y + c, d * x + e * y + f) for x, y in corners]
     found = transform_geom(place.crs, _DEGREES, {"type": "Polygon", "coordinates": [ring]})
-    return shapely.geometry.shape(found)
+    return _within_180(shapely.geometry.shape(found))
+
+
+def _within_180(outline: Any) -> Any:
+    """An outline in degrees, cut at 180 and moved inside.
+
+    rasterio cuts what comes from a projection; from one grid in degrees to another it leaves all
+    longitudes as they are.
+    """
+    west, _, east, _ = outline.bounds
+    if west >= -180 and east <= 180:
+        return outline
+    turns = range(floor((west + 180) / 360), ceil((east + 180) / 360))
+    moved = [shapely.affinity.translate(outline, -360 * turn) for turn in turns]
+    parts = [shapely.clip_by_rect(one, -180, -90, 180, 90) for one in moved]
+    # What is thinner is a rounding error of an edge at 180.
+    return shapely.union_all([part for part in parts if np.ptp(part.bounds[::2]) > _THINNEST])
 
 
 def part_bytes(

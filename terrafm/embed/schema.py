@@ -8,7 +8,6 @@ OUTPUT/job.json                        what was asked for, written first
 A folder without the manifest is an unfinished job.
 """
 
-import json
 import os
 from typing import Annotated, Any, Literal
 
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.storage import exists, join, read_bytes
+from terrafm.storage import exists, join, read_bytes, to_json
 
 MANIFEST = "embedding.json"
 JOB = "job.json"
@@ -83,7 +82,7 @@ class EmbeddingManifest(_Part):
 
     def to_json(self) -> str:
         """The text of `embedding.json`."""
-        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+        return to_json(self.model_dump(mode="json"), indent=1) + "\n"
 
 
 def embedding_schema(dim: int) -> pa.Schema:
@@ -134,7 +133,7 @@ def geo_metadata(
     if bounds is not None:
         column["bbox"] = list(bounds)
     geo = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-    return {_METADATA_KEY: json.dumps(geo).encode()}
+    return {_METADATA_KEY: to_json(geo).encode()}
 
 
 def part_name(number: int) -> str:

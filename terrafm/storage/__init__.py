@@ -21,7 +21,7 @@ from terrafm.storage.files import (
     upload,
     write_bytes,
 )
-from terrafm.storage.json_lines import read_json_lines
+from terrafm.storage.json_lines import read_json_lines, to_json
 
 __all__ = [
     "StoreFile",
@@ -42,6 +42,7 @@ __all__ = [
     "read_range",
     "remove",
     "resolve",
+    "to_json",
     "upload",
     "write_bytes",
 ]

@@ -35,6 +35,11 @@ _S3_OPTIONS = {
 _S3_PART_ATTEMPTS = 4
 
 
+def pays_requests() -> bool:
+    """Whether the reader pays for requests to S3, by the variable that GDAL and others know."""
+    return os.environ.get("AWS_REQUEST_PAYER", "").lower() == "requester"
+
+
 def resolve(uri: str | os.PathLike[str]) -> tuple[Any, str]:
     """Opens the file system of a URI.
 
@@ -51,7 +56,10 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[Any, str]:
         raise UsageError(f"cannot open {uri}: chained and reference file systems are not read")
     try:
         s3 = uri.startswith(("s3://", "s3a://"))
-        filesystem, path = fsspec.core.url_to_fs(uri, **(_S3_OPTIONS if s3 else {}))
+        options = dict(_S3_OPTIONS) if s3 else {}
+        if s3 and pays_requests():
+            options["requester_pays"] = True
+        filesystem, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         advice = "pip install 'terrafm[huggingface]'" if uri.startswith("hf://") else error
         raise UsageError(f"cannot open {uri}: {advice}") from None

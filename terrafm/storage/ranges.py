@@ -95,6 +95,8 @@ class _S3Ranges:
             options["skip_signature"] = True
         else:
             options["credential_provider"] = _Credentials(filesystem, uri)
+        if filesystem.requester_pays:
+            options["request_payer"] = True
         stall = timedelta(seconds=STALL_SECONDS)
         self._store = S3Store(
             bucket,

@@ -24,7 +24,7 @@ import logging
 import time
 from typing import Any
 
-from terrafm.storage import exists, is_local, join, read_bytes, resolve, write_bytes
+from terrafm.storage import exists, is_local, join, read_bytes, resolve, to_json, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class EventLog:
         if text is not None:
             logger.warning("%s", text)
         line = {"time": round(time.time(), 3), "event": event, **facts}
-        content = (json.dumps(line) + "\n").encode()
+        content = (to_json(line) + "\n").encode()
         if self._local:
             with open(resolve(self._uri)[1], "ab") as file:
                 file.write(content)

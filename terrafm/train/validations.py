@@ -6,14 +6,13 @@ the steps. Only the driver writes it, always whole: whoever is killed leaves no 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from terrafm.config import Config, ValidationConfig
 from terrafm.errors import UsageError
-from terrafm.storage import join, read_json_lines, write_bytes
+from terrafm.storage import join, read_json_lines, to_json, write_bytes
 from terrafm.train.checkpoints.best import Best, choose_best, hold, read_best, write_best
 from terrafm.train.checkpoints.store import CHECKPOINTS, list_checkpoints, step_name
 
@@ -182,6 +181,6 @@ class ValidationLog:
             self._held = set(steps)
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
-        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        content = "".join(to_json(line) + "\n" for line in lines).encode()
         write_bytes(join(self._run_folder, VALIDATION_FILE), content)
         self._lines = lines

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from terrafm.data.shards.codec import CODECS, DEFAULT_CODEC, check_codec
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.storage import exists, join, list_names, read_bytes
+from terrafm.storage import exists, join, list_names, read_bytes, to_json
 from terrafm.storage.faults import one_line
 
 # 1 named one codec for the whole dataset, 2 names it per cell group.
@@ -156,7 +156,7 @@ class Manifest(_Part):
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""
-        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+        return to_json(self.model_dump(mode="json"), indent=1) + "\n"
 
 
 def manifest_name(version: int | None = None) -> str:

@@ -12,7 +12,7 @@ from terrafm.data.shards.crs import raster_crs
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.shards.manifest import CellGroup
 from terrafm.modalities import MODALITIES
-from terrafm.storage import join, write_bytes
+from terrafm.storage import join, to_json, write_bytes
 
 
 def export_tile(uri: str, tile_id: str, output: str) -> list[str]:
@@ -83,5 +83,5 @@ def _tags(dataset: Dataset, group: CellGroup, tile: dict[str, Any]) -> dict[str,
         "LAND_COVER": str(code),
         "LAND_COVER_NAME": dataset.legend.get(code, f"class {code}"),
         "LAND_COVER_HISTOGRAM": json.dumps({str(k): n for k, n in tile["histogram"].items()}),
-        "PRODUCT": json.dumps(tile["products"].get(group.modality, {}), sort_keys=True),
+        "PRODUCT": to_json(tile["products"].get(group.modality, {}), sort_keys=True),
     }

@@ -32,7 +32,7 @@ from terrafm.data.shards.entry import TILE_FIELDS, ShardEntry, TileRecord, index
 from terrafm.data.shards.manifest import CellGroup, Manifest
 from terrafm.data.shards.scratch import publish, scratch_file
 from terrafm.errors import TerraFMError
-from terrafm.storage import file_size, join
+from terrafm.storage import file_size, join, to_json
 
 __all__ = [
     "CellGroup",
@@ -168,7 +168,7 @@ def _tile_row(record: TileRecord) -> dict[str, Any]:
         "latitude": float(record.latitude),
         "longitude": float(record.longitude),
         "climate": int(record.climate),
-        "products": json.dumps(record.products, sort_keys=True),
+        "products": to_json(record.products, sort_keys=True),
     }
 
 

@@ -22,7 +22,8 @@ from terrafm.data.sources.folders import (
     is_missing,
     usual_shape,
 )
-from terrafm.data.sources.pairing import MetadataRow, pair_products, read_metadata
+from terrafm.data.sources.metadata import read_metadata
+from terrafm.data.sources.pairing import MetadataRow, pair_products
 from terrafm.data.sources.raster import Grid, decode_geotiff, reference_grid
 from terrafm.data.tiles.selection import ANCHORS
 from terrafm.errors import TerraFMError, UsageError
@@ -35,6 +36,7 @@ PUBLISHED = {"s2_l2a": "Core-S2L2A", "s2_l1c": "Core-S2L1C", "s1": "Core-S1RTC"}
 _SHAPE = (1068, 1068)
 _GSD = 10
 _CIRRUS = "B10"
+_PRODUCT = "product_id"
 _S1_NODATA = -32768.0
 _OPEN_FILES = 6
 
@@ -110,8 +112,10 @@ class MajorTom:
     def _list(self) -> tuple[list[CellRef], dict[str, Any]]:
         if self._listing is None:
             folders = self._folders()
-            tables = {m: read_metadata(folders[m]) for m in ANCHORS if m in folders}
-            self._listing = pair_products(tables)
+            read = {m: read_metadata(folders[m]) for m in ANCHORS if m in folders}
+            tables = {modality: table for modality, (table, _) in read.items()}
+            bad = {modality: rows for modality, (_, rows) in read.items()}
+            self._listing = pair_products(tables, bad)
         return self._listing
 
     def _folders(self) -> dict[str, str]:
@@ -137,7 +141,7 @@ class MajorTom:
     def _product(self, modality: str, row: MetadataRow, cell_id: str) -> tuple[Product, Grid]:
         spec = MODALITIES[modality]
         bands = {b: b.lower() if modality == "s1" else b for b in spec.bands}
-        columns = ["grid_cell", *bands.values()]
+        columns = ["grid_cell", _PRODUCT, *bands.values()]
         # Without a processing baseline in the name, the cirrus band tells the offset.
         if modality == "s2_l1c" and "_N" not in row.product_id:
             columns.append(_CIRRUS)
@@ -146,8 +150,12 @@ class MajorTom:
             raise BadCellError(
                 _where(row), f"holds cell {cells['grid_cell']}, metadata says {cell_id}"
             )
+        # Time, clouds and offset are those of the product that the metadata names.
+        held = cells[_PRODUCT]
+        if held is not None and _plain(held) != _plain(row.product_id):
+            raise BadCellError(_where(row), f"holds product {held}, metadata says {row.product_id}")
         rasters = {}
-        for name in columns[1:]:
+        for name in columns[2:]:
             where = f"{_where(row)}, band {name}"
             if cells[name] is None:
                 raise BadCellError(where, "no pixels")
@@ -162,7 +170,7 @@ class MajorTom:
                 raise BadCellError(
                     f"{_where(row)}, band {band}", f"grid does not match the cell: {why}"
                 )
-        nodata = rasters[columns[1]].nodata
+        nodata = rasters[columns[2]].nodata
         if nodata is None and modality == "s1":
             nodata = _S1_NODATA
         product = Product(
@@ -189,13 +197,14 @@ class MajorTom:
     def _read_row(self, row: MetadataRow, columns: list[str]) -> dict[str, Any]:
         file = self._open(row.uri)
         present = {name.lower(): name for name in file.schema_arrow.names}
-        absent = [name for name in columns if name.lower() not in present]
+        absent = [name for name in columns if name.lower() not in present and name != _PRODUCT]
         if absent:
             raise BadCellError(row.uri, f"no column {', '.join(absent)}")
-        names = [present[name.lower()] for name in columns]
+        names = {name: present[name.lower()] for name in columns if name.lower() in present}
         group, index = _row_group(file, row)
-        values = file.read_row_group(group, columns=names).slice(index, 1).to_pylist()[0]
-        return {column: values[name] for column, name in zip(columns, names, strict=True)}
+        read = file.read_row_group(group, columns=list(names.values()))
+        values = read.slice(index, 1).to_pylist()[0]
+        return {_PRODUCT: None} | {column: values[name] for column, name in names.items()}
 
     def _open(self, uri: str) -> pq.ParquetFile:
         if uri not in self._files:
@@ -217,6 +226,10 @@ def _row_group(file: pq.ParquetFile, row: MetadataRow) -> tuple[int, int]:
                 return group, remaining
             remaining -= rows
     raise BadCellError(_where(row), f"the file has {file.metadata.num_rows} rows")
+
+
+def _plain(product_id: Any) -> str:
+    return str(product_id).strip().removesuffix(".SAFE")
 
 
 def _where(row: MetadataRow) -> str:

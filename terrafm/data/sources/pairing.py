@@ -12,18 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
-from terrafm.data.sources.base import CellRef, Listed
-from terrafm.data.sources.folders import is_file, names_if_listed
+from terrafm.data.sources.base import BadCellError, CellRef, Listed
+from terrafm.data.sources.metadata import BadRow
 from terrafm.data.tiles.selection import ANCHORS, days_from_anchor, parse_time
-from terrafm.errors import UsageError
-from terrafm.storage import is_local, join
-from terrafm.storage.faults import explain, is_passing, patiently
-from terrafm.storage.parquet import open_parquet
 
-_REQUIRED = ("grid_cell", "product_id", "parquet_url", "parquet_row")
-_OPTIONAL = ("timestamp", "cloud_cover", "nodata")
 _RANKING = {
     "grid_cell": True,
     "gap": True,
@@ -33,9 +26,6 @@ _RANKING = {
     "product_id": True,
     "parquet_row": True,
 }
-# Where metadata.parquet may send a reader, beside the archive's own host: not to files of this
-# machine, nor to what its network only answers from inside.
-_PUBLISHED = ("https://", "s3://", "hf://")
 _REPORTED_DAYS = (1, 4, 7, 30)
 
 
@@ -58,50 +48,14 @@ class MetadataRow:
     cloud_cover: float | None
 
 
-def read_metadata(folder: str) -> pd.DataFrame:
-    """Reads metadata.parquet of one sensor, only the columns that matter.
-
-    Returns:
-        One row per product: grid_cell, product_id, parquet_row, uri, time (UTC), cloud_cover,
-        nodata.
-
-    Raises:
-        UsageError: the file is damaged, empty, or lacks a column.
-        StoreFailedError: the store fails for too long.
-    """
-    uri = join(folder, "metadata.parquet")
-    try:
-        file = patiently(lambda: open_parquet(uri), uri)
-        names = file.schema_arrow.names
-        absent = [name for name in _REQUIRED if name not in names]
-        if absent:
-            raise UsageError(f"{uri} has no column {', '.join(absent)}")
-        wanted = [name for name in (*_REQUIRED, *_OPTIONAL) if name in names]
-        table = patiently(lambda: file.read(columns=wanted), uri)
-        file.close(force=True)
-    except (OSError, pa.ArrowException) as error:
-        if is_passing(error):
-            raise explain(error, "read", uri) from None
-        detail = " ".join(str(error).split())[:200]
-        raise UsageError(f"cannot read {uri} (damaged or cut short?): {detail}") from None
-    if not table.num_rows:
-        raise UsageError(f"{uri} lists no product")
-    frame = pd.DataFrame(table.to_pandas())
-    frame["time"] = _times(frame)
-    for name in ("cloud_cover", "nodata"):
-        frame[name] = frame[name].astype(float) if name in frame else float("nan")
-    urls = sorted(frame["parquet_url"].unique())
-    parts = _parts(folder, urls[0])
-    located = {url: _locate(url, folder, parts) for url in urls}
-    frame["uri"] = frame["parquet_url"].map(located)
-    return frame
-
-
-def pair_products(tables: dict[str, pd.DataFrame]) -> tuple[list[CellRef], dict[str, Any]]:
+def pair_products(
+    tables: Mapping[str, pd.DataFrame], bad: Mapping[str, Sequence[BadRow]] | None = None
+) -> tuple[list[CellRef], dict[str, Any]]:
     """Chooses one product per cell and sensor.
 
     Args:
-        tables: modality -> result of `read_metadata`, in the order of `ANCHORS`.
+        tables: modality -> usable rows of `read_metadata`, in the order of `ANCHORS`.
+        bad: modality -> the other rows, which become faults of their cells.
 
     Returns:
         The cells in the order in which their anchors lie in the archive's files, with a
@@ -112,6 +66,7 @@ def pair_products(tables: dict[str, pd.DataFrame]) -> tuple[list[CellRef], dict[
     chosen: dict[str, dict[str, MetadataRow]] = {}
     order: list[tuple[str, int, str]] = []
     repeats: dict[str, int] = {}
+    centres: dict[str, tuple[float, float]] = {}
     for modality, table in tables.items():
         anchor = pd.to_datetime(table["grid_cell"].map(anchors), utc=True)
         ranked = table.assign(gap=(table["time"] - anchor).abs()).sort_values(
@@ -126,6 +81,8 @@ def pair_products(tables: dict[str, pd.DataFrame]) -> tuple[list[CellRef], dict[
                 chosen[cell] = {}
                 anchors[cell] = row["time"]
                 order.append((row["uri"], int(row["parquet_row"]), cell))
+            if not pd.isna(row["longitude"] + row["latitude"]):
+                centres.setdefault(cell, (row["longitude"], row["latitude"]))
             chosen[cell][modality] = MetadataRow(
                 uri=row["uri"],
                 row=int(row["parquet_row"]),
@@ -133,15 +90,24 @@ def pair_products(tables: dict[str, pd.DataFrame]) -> tuple[list[CellRef], dict[
                 time="" if pd.isna(row["time"]) else row["time"].isoformat(),
                 cloud_cover=None if pd.isna(row["cloud_cover"]) else row["cloud_cover"],
             )
+    faults: dict[str, list[tuple[str, BadCellError]]] = {}
+    for modality, rows in (bad or {}).items():
+        for one in rows:
+            # Without a cell the row stands for one of its own.
+            cell = one.cell or f"{modality} {one.fault.why.partition(':')[0]}"
+            faults.setdefault(cell, []).append((modality, one.fault))
     refs = [
         CellRef(
             cell,
             chosen[cell],
             tuple(chosen[cell]),
             {m: Listed(row.time, row.cloud_cover) for m, row in chosen[cell].items()},
+            tuple(faults.pop(cell, ())),
+            centres.get(cell),
         )
         for *_, cell in sorted(order)
     ]
+    refs += [CellRef(cell, {}, (), faults=tuple(found)) for cell, found in sorted(faults.items())]
     return refs, {"repeated_cells": repeats, "pairing": count_pairs(refs)}
 
 
@@ -181,36 +147,3 @@ def nearest(time: str, candidates: Mapping[str, str]) -> str | None:
         return gap, -own.timestamp(), name
 
     return min(candidates, key=rank, default=None)
-
-
-def _times(table: pd.DataFrame) -> "pd.Series[pd.Timestamp]":
-    """Acquisition times: the timestamp in whatever format it is, else from the product's name."""
-    times = pd.Series(pd.NaT, index=table.index, dtype="datetime64[us, UTC]")
-    sensing = table["product_id"].astype(str).str.extract(r"_(\d{8}T\d{6})", expand=False)
-    for texts in (table.get("timestamp"), sensing):
-        for form in ("ISO8601", "mixed"):
-            if texts is not None and times.isna().any():
-                unknown = texts[times.isna()]
-                read = pd.to_datetime(unknown, format=form, utc=True, errors="coerce")
-                times.loc[unknown.index] = read.astype("datetime64[us, UTC]")
-    return times
-
-
-def _parts(folder: str, url: str) -> set[str] | None:
-    """Names of the archive's own image files; None where it cannot list but has the first."""
-    images = join(folder, "images")
-    names = set(names_if_listed(images))
-    first = url.rpartition("/")[2]
-    if not names and not is_local(folder) and is_file(join(images, first)):
-        return None
-    return names
-
-
-def _locate(url: str, folder: str, parts: set[str] | None) -> str:
-    # metadata.parquet names files where they were published; a copy in the archive is preferred.
-    name = url.rpartition("/")[2]
-    scheme, _, rest = folder.partition("://")
-    own = f"{scheme}://{rest.partition('/')[0]}/"
-    if parts is None or name in parts or not url.startswith((*_PUBLISHED, own)):
-        return join(folder, "images", name)
-    return url

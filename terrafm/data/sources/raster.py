@@ -290,6 +290,8 @@ def _grid(dataset: Any, where: str) -> Grid:
             where, f"the coordinate system {crs.to_string()[:40]} is not projected in metres"
         )
     a, b, c, d, e, f = (float(value) for value in tuple(dataset.transform)[:6])
+    if not np.isfinite((a, b, c, d, e, f)).all():
+        raise BadCellError(where, "its transform has numbers that are not finite")
     if b or d:
         raise BadCellError(
             where,

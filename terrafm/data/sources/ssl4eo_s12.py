@@ -17,9 +17,10 @@ stamp lies elsewhere is a fault.
 
 import re
 from functools import cached_property
-from math import cos, hypot, radians
+from math import cos, hypot, inf, isfinite, radians
 from typing import Any
 
+from terrafm.config.yaml_text import shortened
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Listed, Product
 from terrafm.data.sources.folders import archive_names, for_all, read_json, usual_shape
 from terrafm.data.sources.pairing import nearest
@@ -174,7 +175,7 @@ def _read(modality: str, folder: str) -> tuple[Product, Patch]:
     # Without a processing baseline in the name, the cirrus band tells the offset.
     if modality == "s2_l1c" and "_N" not in product_id:
         cirrus = read_patch(join(folder, f"{_CIRRUS}.tif")).pixels
-    cloud_cover = metadata.get("CLOUDY_PIXEL_PERCENTAGE")
+    where = join(folder, "metadata.json")
     product = Product(
         modality=modality,
         bands={band: patch.pixels for band, patch in patches.items()},
@@ -182,10 +183,20 @@ def _read(modality: str, folder: str) -> tuple[Product, Patch]:
         nodata=finest.nodata,
         product_id=product_id,
         time=_time(folder.rpartition("/")[2]),
-        cloud_cover=None if cloud_cover is None else float(cloud_cover),
+        cloud_cover=_cloud_cover(metadata.get("CLOUDY_PIXEL_PERCENTAGE"), where),
         cirrus=cirrus,
     )
     return product, finest
+
+
+def _cloud_cover(value: Any, where: str) -> float | None:
+    try:
+        cover = None if value is None else float(value)
+    except (TypeError, ValueError):
+        cover = inf
+    if cover is not None and not isfinite(cover):
+        raise BadCellError(where, f"CLOUDY_PIXEL_PERCENTAGE is {shortened(value)}, not a number")
+    return cover
 
 
 def _file_name(band: str) -> str:
