@@ -109,7 +109,7 @@ def test_trackers_and_profile_may_differ_when_a_run_goes_on(small_dataset, tmp_p
     overrides = ["train.trackers=[]", "train.profile_steps=2", "train.log_every=3"]
     arguments = pretrain(small_dataset, tmp_path / "run", *overrides)
     setup = TrainingSetup.open(load_config("demo", arguments[8::2]), small_dataset)
-    assert _check_output(setup, str(tmp_path / "run")) == 2
+    assert _check_output(setup, str(tmp_path / "run")).resumed_from == 2
 
 
 def test_a_tracker_whose_package_is_missing(refused, small_dataset, tmp_path, monkeypatch):
@@ -125,7 +125,8 @@ def test_a_tracker_whose_package_is_missing(refused, small_dataset, tmp_path, mo
 def test_profile_is_a_flag_that_a_setting_overrides(small_dataset, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "terrafm.train.run.dry_run", lambda tree, data: asked.append(tree.train.profile_steps) or {}
+        "terrafm.train.run.dry_run",
+        lambda tree, *_, **__: asked.append(tree.train.profile_steps) or {},
     )
     for more in ([], ["--profile"], ["--profile", "--set", "train.profile_steps=7"]):
         with pytest.raises(SystemExit):

@@ -30,6 +30,7 @@ from terrafm.storage import (
     read_json_lines,
     remove,
     write_bytes,
+    write_json_lines,
 )
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
@@ -259,8 +260,7 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
         }
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        write_bytes(join(self._folder, SCORES_FILE), text.encode())
+        write_json_lines(join(self._folder, SCORES_FILE), lines)
 
 
 def _began(run: str) -> int:

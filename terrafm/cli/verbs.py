@@ -178,6 +178,12 @@ def pretrain(
     profile: Annotated[
         bool, typer.Option("--profile", help="Trace a few steps into the run's profile/.")
     ] = False,
+    extend: Annotated[
+        bool,
+        typer.Option(
+            "--extend", help="Go on with a run of another length, on the schedules of this one."
+        ),
+    ] = False,
     overrides: SetOption = None,
 ) -> None:
     """Pretrain, or go on with the run that lies in --output."""
@@ -186,13 +192,16 @@ def pretrain(
     if dry_run:
         from terrafm.train.run import dry_run as run_dry
 
-        report(run_dry(tree, data), as_json, render_figures)
+        figures = run_dry(tree, data, output, validate=_validation, extend=extend)
+        report(figures, as_json, render_figures)
         return
     from terrafm.train.run import describe
     from terrafm.train.run import pretrain as run_pretrain
 
     with progress_bar(console, "steps") as advance:
-        result = run_pretrain(tree, data, output, progress=advance, validate=_validation)
+        result = run_pretrain(
+            tree, data, output, progress=advance, validate=_validation, extend=extend
+        )
     console.print(describe(result), soft_wrap=True, highlight=False)
 
 

@@ -20,6 +20,7 @@ from terrafm.config.tree import (
     build_config,
     load_config,
     recipe_names,
+    resume_policies,
     settings,
     yaml_number,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "build_config",
     "load_config",
     "recipe_names",
+    "resume_policies",
     "settings",
     "yaml_number",
 ]

@@ -6,7 +6,7 @@ where it does not.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -17,10 +17,27 @@ Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+OnResume = Literal["refused", "free", "told", "extend"]
+"""Whether a run that goes on may have another value than it began with.
+
+    refused  it would change the result
+    free     it changes no result: where and how fast the run goes, and what is kept of it
+    told     it is not needed any more: a line says that it differs
+    extend   it is the length of the schedules: only with --extend
+"""
+
+
+def setting(default: Any, description: str, *, on_resume: OnResume) -> Any:
+    """A field whose value may differ where a run goes on; a plain `Field` may not."""
+    return Field(default, description=description, json_schema_extra={"on_resume": on_resume})
+
+
 class Section(BaseModel):
     """A branch of the tree: immutable, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    on_resume: ClassVar[OnResume] = "refused"
+    """Of the fields that do not say it themselves."""
 
 
 class ModelConfig(Section):
@@ -29,7 +46,9 @@ class ModelConfig(Section):
     name: Literal["terrafm_tiny", "terrafm_small", "terrafm_base", "terrafm_large"] = Field(
         "terrafm_base", description="architecture"
     )
-    init: str | None = Field(None, description="URI of weights to start from, released or own")
+    init: str | None = setting(
+        None, "URI of weights to start from, released or own", on_resume="told"
+    )
     drop_path: Fraction = Field(
         0.1, description="stochastic depth of the last block; linear in depth"
     )
@@ -92,18 +111,22 @@ class DataConfig(Section):
     crop_on: Literal["workers", "device"] = Field(
         "workers", description="where crops are cut: in data workers, or on the training device"
     )
-    rows_per_block: Count = Field(64, description="most samples of one Ray Data task")
-    cpus_per_worker: Positive | None = Field(
-        None, description="logical CPUs that read for each training worker; by default all free"
+    rows_per_block: Count = setting(64, "most samples of one Ray Data task", on_resume="free")
+    cpus_per_worker: Positive | None = setting(
+        None,
+        "logical CPUs that read for each training worker; by default all free",
+        on_resume="free",
     )
-    prefetch_batches: Annotated[int, Field(ge=0)] = Field(2, description="batches made ahead")
-    max_requests: Count = Field(64, description="most range requests of a node at once")
-    cache_dir: str | None = Field(
-        None, description="local folder that keeps cells of a remote dataset, on every node"
+    prefetch_batches: Annotated[int, Field(ge=0)] = setting(
+        2, "batches made ahead", on_resume="free"
     )
-    cache_bytes: Count = Field(100_000_000_000, description="most bytes of a node's cache")
-    on_damage: Literal["fatal", "quarantine"] = Field(
-        "fatal", description="a tile whose bytes are damaged ends the run, or is left out"
+    max_requests: Count = setting(64, "most range requests of a node at once", on_resume="free")
+    cache_dir: str | None = setting(
+        None, "local folder that keeps cells of a remote dataset, on every node", on_resume="free"
+    )
+    cache_bytes: Count = setting(100_000_000_000, "most bytes of a node's cache", on_resume="free")
+    on_damage: Literal["fatal", "quarantine"] = setting(
+        "fatal", "a tile whose bytes are damaged ends the run, or is left out", on_resume="free"
     )
 
     @model_validator(mode="after")
@@ -150,70 +173,74 @@ class OptimConfig(Section):
 class TrainConfig(Section):
     """How the run is carried out."""
 
-    steps: Count | None = Field(None, description="optimizer steps; overrides epochs")
-    epochs: Positive = Field(150, description="passes over the epoch length")
-    workers: Count | tuple[Count, Count] = Field(
-        1, description="training workers (ranks), or the fewest and the most"
+    steps: Count | None = setting(None, "optimizer steps; overrides epochs", on_resume="extend")
+    epochs: Positive = setting(150, "passes over the epoch length", on_resume="extend")
+    workers: Count | tuple[Count, Count] = setting(
+        1, "training workers (ranks), or the fewest and the most", on_resume="free"
     )
     global_batch: Count = Field(1024, description="samples of one step, all workers together")
-    micro_batch: Count = Field(64, description="most samples a worker holds at once")
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    micro_batch: Count = setting(64, "most samples a worker holds at once", on_resume="free")
+    zero_stage: Literal[0, 1, 2, 3] = setting(1, "DeepSpeed ZeRO stage", on_resume="free")
     precision: Literal["float32", "bf16"] = Field("bf16", description="compute precision")
-    activation_checkpointing: Literal["none", "blocks"] = Field(
-        "none", description="blocks: activations are computed again in the backward pass"
+    activation_checkpointing: Literal["none", "blocks"] = setting(
+        "none", "blocks: activations are computed again in the backward pass", on_resume="free"
     )
-    compile: bool = Field(False, description="compile the encoder's blocks with torch.compile")
-    overlap_transfers: bool = Field(
-        True, description="copy coming micro-batches to the GPU while it computes"
+    compile: bool = setting(
+        False, "compile the encoder's blocks with torch.compile", on_resume="free"
     )
-    collect_garbage_every: Annotated[int, Field(ge=0)] = Field(
-        50, description="steps between Python's garbage collections, all ranks at once; 0: Python's"
+    overlap_transfers: bool = setting(
+        True, "copy coming micro-batches to the GPU while it computes", on_resume="free"
+    )
+    collect_garbage_every: Annotated[int, Field(ge=0)] = setting(
+        50,
+        "steps between Python's garbage collections, all ranks at once; 0: Python's",
+        on_resume="free",
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="seed of everything random")
-    checkpoint_every: Count = Field(1000, description="steps between checkpoints")
-    keep_checkpoints: Count = Field(3, description="newest checkpoints kept")
-    keep_every: Count | None = Field(
-        None, description="checkpoints at multiples of so many steps are kept for ever"
+    checkpoint_every: Count = setting(1000, "steps between checkpoints", on_resume="free")
+    keep_checkpoints: Count = setting(3, "newest checkpoints kept", on_resume="free")
+    keep_every: Count | None = setting(
+        None, "checkpoints at multiples of so many steps are kept for ever", on_resume="free"
     )
-    keep_best: str | None = Field(
-        None, description="key of metrics.jsonl whose best checkpoint is kept, such as loss"
+    keep_best: str | None = setting(
+        None, "key of metrics.jsonl whose best checkpoint is kept, such as loss", on_resume="free"
     )
-    keep_best_mode: Literal["min", "max"] = Field(
-        "min", description="whether the smallest or the largest value is the best"
+    keep_best_mode: Literal["min", "max"] = setting(
+        "min", "whether the smallest or the largest value is the best", on_resume="free"
     )
-    async_checkpoints: bool = Field(
-        True, description="write checkpoints beside the training; false: training waits"
+    async_checkpoints: bool = setting(
+        True, "write checkpoints beside the training; false: training waits", on_resume="free"
     )
-    max_failed_checkpoints: Count = Field(
-        3, description="checkpoints in a row whose writing fails before the run stops"
+    max_failed_checkpoints: Count = setting(
+        3, "checkpoints in a row whose writing fails before the run stops", on_resume="free"
     )
-    log_every: Count = Field(10, description="steps between lines of metrics.jsonl")
-    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
-        ("tensorboard",), description="where metrics go besides metrics.jsonl"
+    log_every: Count = setting(10, "steps between lines of metrics.jsonl", on_resume="free")
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = setting(
+        ("tensorboard",), "where metrics go besides metrics.jsonl", on_resume="free"
     )
-    profile_steps: Annotated[int, Field(ge=0)] = Field(
-        0, description="steps traced into profile/, after two of warm-up; --profile sets 3"
+    profile_steps: Annotated[int, Field(ge=0)] = setting(
+        0, "steps traced into profile/, after two of warm-up; --profile sets 3", on_resume="free"
     )
-    audit_samples: bool = Field(
-        False, description="record every sample consumed in samples.parquet"
+    audit_samples: bool = setting(
+        False, "record every sample consumed in samples.parquet", on_resume="free"
     )
-    max_failures: Annotated[int, Field(ge=0)] = Field(
-        8, description="failures survived in a row without another checkpoint"
+    max_failures: Annotated[int, Field(ge=0)] = setting(
+        8, "failures survived in a row without another checkpoint", on_resume="free"
     )
-    resize_interval: Annotated[float, Field(ge=0)] = Field(
-        300, description="seconds that workers train at least before they stop to become more"
+    resize_interval: Annotated[float, Field(ge=0)] = setting(
+        300, "seconds that workers train at least before they stop to become more", on_resume="free"
     )
-    hang_timeout: Positive = Field(
-        600, description="seconds without any progress before the workers are started again"
+    hang_timeout: Positive = setting(
+        600, "seconds without any progress before the workers are started again", on_resume="free"
     )
-    max_skipped_steps: Annotated[int, Field(ge=0)] = Field(
-        16, description="non-finite steps skipped in a row before the run stops"
+    max_skipped_steps: Annotated[int, Field(ge=0)] = setting(
+        16, "non-finite steps skipped in a row before the run stops", on_resume="free"
     )
-    standby: bool = Field(
-        True, description="beside each worker a process waits with all imports for a restart"
+    standby: bool = setting(
+        True, "beside each worker a process waits with all imports for a restart", on_resume="free"
     )
-    cpus_per_worker: Positive = Field(1, description="logical CPUs of a worker")
-    gpu: Literal["auto", "yes", "no"] = Field("auto", description="one GPU per worker")
+    cpus_per_worker: Positive = setting(1, "logical CPUs of a worker", on_resume="free")
+    gpu: Literal["auto", "yes", "no"] = setting("auto", "one GPU per worker", on_resume="free")
 
     @field_validator("gpu", mode="before")
     @classmethod
@@ -241,6 +268,8 @@ class TrainConfig(Section):
 
 class ValidationConfig(Section):
     """Scores of checkpoints while the run trains."""
+
+    on_resume: ClassVar[OnResume] = "free"
 
     every_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="steps between validations, a multiple of train.checkpoint_every; 0: none"
@@ -275,6 +304,8 @@ class ValidationConfig(Section):
 
 class IngestConfig(Section):
     """Archive to shards."""
+
+    on_resume: ClassVar[OnResume] = "free"
 
     require_modalities: tuple[str, ...] = Field(
         tuple(MODALITIES), description="modalities whose absence is a fault of the tile"
@@ -315,6 +346,8 @@ class IngestConfig(Section):
 
 class TuneConfig(Section):
     """A sweep over other settings of the tree; a single run takes no notice of it."""
+
+    on_resume: ClassVar[OnResume] = "free"
 
     space: str | dict[str, Any] | None = Field(
         None, description="names of spaces joined by +, or key -> distribution"

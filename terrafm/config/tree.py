@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError, model_validator
 
@@ -16,6 +16,7 @@ from terrafm.config.sections import (
     IngestConfig,
     LossConfig,
     ModelConfig,
+    OnResume,
     OptimConfig,
     Section,
     TrainConfig,
@@ -105,6 +106,20 @@ def settings() -> Iterator[tuple[str, str, Any, str]]:
                 setting.default,
                 setting.description or "",
             )
+
+
+def resume_policies() -> dict[str, OnResume]:
+    """Dotted key -> whether a run that goes on may have another value than it began with."""
+    policies: dict[str, OnResume] = {}
+    for section, field in Config.model_fields.items():
+        section_type = field.annotation
+        assert isinstance(section_type, type)
+        assert issubclass(section_type, Section)
+        for key, held in section_type.model_fields.items():
+            said = held.json_schema_extra
+            own = said.get("on_resume") if isinstance(said, dict) else None
+            policies[f"{section}.{key}"] = cast(OnResume, own or section_type.on_resume)
+    return policies
 
 
 def _type_name(schema: Mapping[str, Any]) -> str:

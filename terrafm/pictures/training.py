@@ -1,6 +1,5 @@
 """How a run learns."""
 
-import json
 import os
 from typing import Any
 
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from terrafm.errors import UsageError
 from terrafm.pictures.figure import SAFE_COLOURS, picture
-from terrafm.storage import exists, read_bytes
+from terrafm.storage import exists, read_json_lines
 
 
 def loss_curve(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
@@ -65,7 +64,7 @@ def loss_curve(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) ->
 def _read_metrics(uri: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not exists(uri):
         raise UsageError(f"metrics {os.fspath(uri)} do not exist")
-    lines = [json.loads(line) for line in read_bytes(uri).decode().splitlines() if line.strip()]
+    lines = read_json_lines(os.fspath(uri))
     steps = [line for line in lines if "step" in line and "loss" in line]
     if not steps:
         raise UsageError(f"metrics {os.fspath(uri)} hold no step")

@@ -21,11 +21,17 @@ from terrafm.storage.files import (
     upload,
     write_bytes,
 )
-from terrafm.storage.json_lines import read_json_lines, to_json
+from terrafm.storage.json_lines import (
+    append_json_line,
+    read_json_lines,
+    to_json,
+    write_json_lines,
+)
 
 __all__ = [
     "StoreFile",
     "absolute",
+    "append_json_line",
     "arrow_filesystem",
     "canonical",
     "copy",
@@ -45,4 +51,5 @@ __all__ = [
     "to_json",
     "upload",
     "write_bytes",
+    "write_json_lines",
 ]

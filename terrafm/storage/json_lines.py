@@ -1,11 +1,24 @@
-"""JSON as others can read it, and files of JSON lines that are only ever written whole."""
+"""JSON as others can read it, and files of JSON lines: read, written whole, grown line by line.
+
+A writer that is killed, or whose disk is full, leaves the start of a line. Whoever adds the next
+one ends it first, so that it swallows none; whoever reads passes over it.
+"""
 
 import json
+import logging
 import math
+import os
+import threading
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from terrafm.errors import TerraFMError
-from terrafm.storage.files import exists, read_bytes
+from terrafm.storage.files import exists, is_local, read_bytes, resolve, write_bytes
+
+logger = logging.getLogger(__name__)
+
+# Stores take no appends: what two writers of this process add must not replace each other.
+_store_lock = threading.Lock()
 
 
 def to_json(value: Any, **options: Any) -> str:
@@ -29,19 +42,63 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json_lines(uri: str, remedy: str) -> list[dict[str, Any]]:
+def read_json_lines(uri: str, remedy: str | None = None) -> list[dict[str, Any]]:
     """All lines of a file, empty where there is none.
 
     Args:
         uri: of the file.
-        remedy: what to do where it is damaged, for the error.
+        remedy: what to do where a line is damaged, for the error. By default such lines are
+            passed over: they were torn.
 
     Raises:
-        TerraFMError: it is damaged.
+        TerraFMError: a line is damaged, and a remedy was given.
     """
     if not exists(uri):
         return []
-    try:
-        return [json.loads(line) for line in read_bytes(uri).decode().splitlines()]
-    except ValueError:
-        raise TerraFMError(f"{uri} is not readable: {remedy}") from None
+    lines = []
+    for line in read_bytes(uri).split(b"\n"):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if isinstance(record, dict):
+            lines.append(record)
+        elif remedy is not None:
+            raise TerraFMError(f"{uri} is not readable: {remedy}")
+        else:
+            logger.debug("passed over a torn line of %s", uri)
+    return lines
+
+
+def write_json_lines(uri: str, records: Iterable[Mapping[str, Any]]) -> None:
+    """Replaces a file, whole or not at all.
+
+    Raises:
+        StoreRefusedError, StoreFailedError: disk or store do not take it.
+    """
+    write_bytes(uri, "".join(to_json(record) + "\n" for record in records).encode())
+
+
+def append_json_line(uri: str, record: Mapping[str, Any]) -> None:
+    """Adds a line to a file, which is made where there is none; ends a torn one before it.
+
+    Raises:
+        OSError: disk or store do not take it.
+    """
+    line = (to_json(record) + "\n").encode()
+    if is_local(uri):
+        with open(resolve(uri)[1], "ab+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
+            file.write(_end_of(file.read()) + line)
+        return
+    with _store_lock:
+        before = read_bytes(uri) if exists(uri) else b""
+        write_bytes(uri, before + _end_of(before) + line)
+
+
+def _end_of(content: bytes) -> bytes:
+    """What ends the last line of a content, where nothing does."""
+    return b"\n" if content and not content.endswith(b"\n") else b""

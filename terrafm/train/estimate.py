@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import resource
 import time
+from dataclasses import replace
 from typing import Any
 
 from terrafm.data.samples.loader import make_batches
@@ -27,6 +28,9 @@ def estimate(setup: TrainingSetup, *, measure: bool = True) -> dict[str, Any]:
         Counts in steps, samples and bytes; times in seconds and hours.
     """
     train = setup.config.train
+    # What the weights are costs nothing, and a run that goes on may not have those of its start.
+    model = setup.config.model.model_copy(update={"init": None})
+    setup = replace(setup, config=setup.config.model_copy(update={"model": model}))
     distillation = setup.plain_distillation()
     student = distillation.engine.student
     parameters = sum(p.numel() for p in student.parameters())

@@ -14,17 +14,18 @@ One line of events.jsonl for each event, written by the driver:
     damaged    a checkpoint that is passed over
     validated  the checkpoint at `step`: `metric`, `value`, whether it is the `best`
     not_validated  it could not be: `reason`; `last` where it is not tried again
+    extended   to `steps` from `steps_before`, at `step`; `lr`, `weight_decay`, `teacher_momentum`
+               of the last step on the old schedules and of the next on the new ones
     finished   at `step`
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from typing import Any
 
-from terrafm.storage import exists, is_local, join, read_bytes, resolve, to_json, write_bytes
+from terrafm.storage import append_json_line, join, read_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -40,29 +41,14 @@ class EventLog:
 
     def __init__(self, run_folder: str) -> None:
         self._uri = join(run_folder, EVENTS_FILE)
-        self._local = is_local(run_folder)
-        self._lines = b""
-        if not self._local and exists(self._uri):
-            self._lines = read_bytes(self._uri)
 
     def add(self, event: str, text: str | None = None, **facts: Any) -> None:
         """Writes one line; where there is a text, a person is told as well."""
         if text is not None:
             logger.warning("%s", text)
-        line = {"time": round(time.time(), 3), "event": event, **facts}
-        content = (to_json(line) + "\n").encode()
-        if self._local:
-            with open(resolve(self._uri)[1], "ab") as file:
-                file.write(content)
-        else:
-            # Object stores take no appends.
-            self._lines += content
-            write_bytes(self._uri, self._lines)
+        append_json_line(self._uri, {"time": round(time.time(), 3), "event": event, **facts})
 
 
 def read_events(run_folder: str) -> list[dict[str, Any]]:
     """All events of a run, oldest first; empty where there are none."""
-    uri = join(run_folder, EVENTS_FILE)
-    if not exists(uri):
-        return []
-    return [json.loads(line) for line in read_bytes(uri).decode().splitlines()]
+    return read_json_lines(join(run_folder, EVENTS_FILE))

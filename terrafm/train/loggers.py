@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from terrafm.storage import exists, is_local, join, read_bytes, resolve, write_bytes
+from terrafm.storage import is_local, join, read_json_lines, resolve, write_bytes, write_json_lines
 from terrafm.storage.faults import explain
 from terrafm.train.tracker_clients import open_trackers
 from terrafm.train.trackers import TrackedRun
@@ -26,17 +26,7 @@ METRICS_FILE = "metrics.jsonl"
 
 def read_metrics(run_folder: str) -> list[dict[str, Any]]:
     """All whole lines of a run's metrics.jsonl, in order."""
-    uri = join(run_folder, METRICS_FILE)
-    if not exists(uri):
-        return []
-    lines = []
-    for line in read_bytes(uri).decode().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            # A killed writer may leave the start of a line.
-            break
-    return lines
+    return read_json_lines(join(run_folder, METRICS_FILE))
 
 
 class MetricsLog:
@@ -65,7 +55,7 @@ class MetricsLog:
         self._lines = [json.dumps(line) + "\n" for line in kept]
         self.newest: dict[str, Any] = kept[-1] if kept else {}
         self._uri = join(run_folder, METRICS_FILE)
-        write_bytes(self._uri, "".join(self._lines).encode())
+        write_json_lines(self._uri, kept)
         self._file: _LocalLines | None = None
         if is_local(run_folder):
             self._file = _LocalLines(resolve(self._uri)[1])

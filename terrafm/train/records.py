@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from terrafm.data.samples.batch import HostBatch
-from terrafm.storage import exists, join, read_bytes, write_bytes
+from terrafm.storage import exists, join, read_json_lines, write_bytes, write_json_lines
 from terrafm.storage.parquet import read_parquet
 from terrafm.train.loggers import MetricsLog
 
@@ -134,10 +134,11 @@ def append_nonfinite(run_folder: str, records: Sequence[dict[str, Any]]) -> None
 
 
 def _append_once(uri: str, records: Sequence[dict[str, Any]]) -> None:
-    lines = read_bytes(uri).decode().splitlines() if exists(uri) else []
-    new = {json.dumps(record, sort_keys=True) for record in records} - set(lines)
+    before = read_json_lines(uri)
+    known = {json.dumps(record, sort_keys=True) for record in before}
+    new = {json.dumps(record, sort_keys=True) for record in records} - known
     if new:
-        write_bytes(uri, "".join(line + "\n" for line in [*lines, *sorted(new)]).encode())
+        write_json_lines(uri, [*before, *map(json.loads, sorted(new))])
 
 
 def trim_samples(run_folder: str, start_step: int) -> None:

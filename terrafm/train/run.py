@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from terrafm.config import Config
@@ -59,6 +60,12 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 DATASET_FILE = "dataset.json"
+_NOT_NEEDED = "the run goes on from its checkpoint, which has every tensor"
+_SCHEDULED = {
+    "lr": "learning rate",
+    "weight_decay": "weight decay",
+    "teacher_momentum": "teacher momentum",
+}
 _POLL_SECONDS = 0.5
 _REMOTE_POLL_SECONDS = 15.0
 
@@ -94,6 +101,7 @@ def pretrain(
     progress: Progress | None = None,
     cancelled: threading.Event | None = None,
     validate: Validate | None = None,
+    extend: bool = False,
 ) -> RunResult:
     """Pretrains, or goes on with the run that lies in `output`.
 
@@ -105,6 +113,7 @@ def pretrain(
         cancelled: once another thread sets it, the run ends within seconds.
         validate: scores checkpoints while the run trains, where `validation.every_steps` asks for
             it: `terrafm.eval.validation.CheckpointValidation`.
+        extend: go on with a run of another number of steps, on the schedules of this one.
 
     Raises:
         UsageError: configuration, dataset, labelled set and run folder do not fit together, or
@@ -113,10 +122,10 @@ def pretrain(
         TerraFMError: the run failed.
     """
     # Workers run in folders of their own.
-    data, output = absolute(data), absolute(output)
+    config, data, output = _with_absolute_init(config), absolute(data), absolute(output)
     cancelled = cancelled or threading.Event()
     with lease(output, "terrafm pretrain", on_loss=cancelled.set):
-        return _pretrain(config, data, output, progress, cancelled, validate)
+        return _pretrain(config, data, output, progress, cancelled, validate, extend)
 
 
 def _pretrain(
@@ -126,24 +135,25 @@ def _pretrain(
     progress: Progress | None,
     cancelled: threading.Event,
     validate: Validate | None,
+    extend: bool,
 ) -> RunResult:
-    setup = _open_setup(config, data, output)
-    resumed_from = _check_output(setup, output)
-    total = setup.total_steps
-    validation = open_validation(ValidationTask(config, data, setup.dataset.fingerprint), validate)
-    log = None if validation is None else ValidationLog(output, config.validation, total)
-    trained = resumed_from >= total
-    if trained and (log is None or log.due() is None):
+    checked = _check(config, data, output, validate, extend)
+    setup, validation, log = checked.setup, checked.validation, checked.log
+    resumed_from, total = checked.resumed_from, setup.total_steps
+    if checked.finished:
         return _result(output, total, resumed_from)
-    _check_init(config)
-    check_trackers(config.train.trackers)
     ensure_ray(logical_cpus(config))
     validator = _validator(setup, output, validation, log, cancelled, resumed_from)
     supervisor = Supervisor(setup, output, cancelled, validator)
+    trained = resumed_from >= total
     if not trained:
         supervisor.check_possible()
     remove(join(output, FAILURE_FILE))
-    _write_config(setup, output)
+    _write_config(setup, output, checked.extended_from is not None)
+    for difference in checked.told:
+        logger.warning("%s: %s", _NOT_NEEDED, difference)
+    if checked.extended_from is not None:
+        _tell_of_extension(setup, output, resumed_from, checked.extended_from)
     with _Watch(output, total, progress), nullcontext() if validator is None else validator:
         if not trained:
             supervisor.run()
@@ -161,10 +171,59 @@ def check_runs(config: Config, data: str) -> int:
     Raises:
         UsageError: as `pretrain`.
     """
-    setup = TrainingSetup.open(config, data)
-    _check_init(config)
+    return _check(config, data, None, None, False).setup.total_steps
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A run that nothing speaks against.
+
+    Attributes:
+        setup: configuration and dataset.
+        resumed_from: finished steps of the run in the output folder.
+        validation: of its checkpoints, and what is known of them; None where nothing is validated.
+        log: see `validation`.
+        finished: nothing is left to train or to validate.
+        told: settings that differ from those of the start and are not needed any more.
+        extended_from: steps that the run was to take before; None where it takes as many now.
+    """
+
+    setup: TrainingSetup
+    resumed_from: int = 0
+    validation: Validation | None = None
+    log: ValidationLog | None = None
+    finished: bool = False
+    told: Sequence[str] = ()
+    extended_from: int | None = None
+
+
+def _check(
+    config: Config, data: str, output: str | None, validate: Validate | None, extend: bool
+) -> _Checked:
+    """Everything that is known to speak against a run before Ray is asked; writes nothing.
+
+    The one list for a run, its dry run, and the trials of a sweep, which have no output yet.
+    What a run needs only at its start or while it trains is not asked of one that is past it.
+
+    Raises:
+        UsageError: see `pretrain`.
+    """
+    if output is None:
+        checked = _Checked(TrainingSetup.open(config, data))
+    else:
+        checked = _check_output(_open_setup(config, data, output), output, extend)
+        if config.validation.every_steps:
+            log = ValidationLog(output, config.validation, checked.setup.total_steps)
+            checked = replace(checked, log=log)
+    trained = checked.resumed_from >= checked.setup.total_steps
+    if trained and (checked.log is None or checked.log.due() is None):
+        return replace(checked, finished=True)
+    task = ValidationTask(config, data, checked.setup.dataset.fingerprint)
+    checked = replace(checked, validation=open_validation(task, validate))
+    if checked.resumed_from == 0:
+        _check_init(config)
     check_trackers(config.train.trackers)
-    return setup.total_steps
+    return checked
 
 
 def _validator(
@@ -220,8 +279,8 @@ def _recorded_fingerprint(output: str) -> str | None:
     return str(json.loads(read_bytes(join(output, DATASET_FILE)))["fingerprint"])
 
 
-def _check_output(setup: TrainingSetup, output: str) -> int:
-    """Finished steps of the run in `output`, after checking that it can be continued."""
+def _check_output(setup: TrainingSetup, output: str, extend: bool = False) -> _Checked:
+    """How far the run in `output` is, after checking that it can be continued."""
     folder = join(output, CHECKPOINTS)
     newest, _ = newest_intact(folder)
     if newest is None:
@@ -231,10 +290,44 @@ def _check_output(setup: TrainingSetup, output: str) -> int:
                 f"{output} is not empty and holds no run (found {foreign[0]}): "
                 "choose an empty folder"
             )
-        return 0
+        return _Checked(setup)
     record = read_record(newest)
-    setup.check_continues(record, newest)
-    return int(record["step"])
+    told = setup.check_continues(record, newest)
+    done, before, now = int(record["step"]), setup.horizon_of(record), setup.total_steps
+    train = setup.config.train
+    asked = f"train.epochs={train.epochs:g}" if train.steps is None else "train.steps"
+    if now < done:
+        raise UsageError(
+            f"the run in {output} has done {done} steps, and {asked} asks for {now} in all: ask "
+            f"for the {before} it began with, or choose another --output"
+        )
+    if now != before and not extend:
+        raise UsageError(
+            f"the run in {output} was to take {before} steps and has done {done}; with {now}, as "
+            f"{asked} asks, learning rate, weight decay and momentum would jump: give --extend to "
+            f"go on with the schedules of {now} steps, or ask for {before}"
+        )
+    return _Checked(setup, done, told=told, extended_from=before if now != before else None)
+
+
+def _tell_of_extension(setup: TrainingSetup, output: str, done: int, before: int) -> None:
+    """Says in the terminal and in events.jsonl what the schedules do where a run is extended."""
+    now = setup.total_steps
+    last, coming = setup.schedules_of(before).at(done - 1), setup.schedules.at(done)
+    jumps = {key: (getattr(last, key), getattr(coming, key)) for key in _SCHEDULED}
+    words = ", ".join(
+        f"{_SCHEDULED[key]} {old:.4g} to {new:.4g}" for key, (old, new) in jumps.items()
+    )
+    text = f"the run takes {now} steps, {before} before; from step {done} on: {words}"
+    EventLog(output).add("extended", text, step=done, steps=now, steps_before=before, **jumps)
+
+
+def _with_absolute_init(config: Config) -> Config:
+    init = config.model.init
+    if init is None:
+        return config
+    model = config.model.model_copy(update={"init": absolute(init)})
+    return config.model_copy(update={"model": model})
 
 
 def _check_init(config: Config) -> None:
@@ -245,9 +338,11 @@ def _check_init(config: Config) -> None:
         load_state(encoder, weights, config.model.init)
 
 
-def _write_config(setup: TrainingSetup, output: str) -> None:
+def _write_config(setup: TrainingSetup, output: str, extend: bool = False) -> None:
     uri, dataset = join(output, CONFIG_FILE), setup.dataset
-    again = f"# terrafm pretrain --config {uri} --data {dataset.uri} --output {output}\n"
+    again = f"# terrafm pretrain --config {uri} --data {dataset.uri} --output {output}"
+    # Asked for until a checkpoint has the new length.
+    again += " --extend\n" if extend else "\n"
     write_bytes(uri, (again + setup.config.to_yaml()).encode())
     record = {
         "uri": dataset.uri,
@@ -302,18 +397,35 @@ class _Watch:
             self._progress(step, self._total, lines[-1] | shown)
 
 
-def dry_run(config: Config, data: str, measure: bool = True) -> dict[str, Any]:
+def dry_run(
+    config: Config,
+    data: str,
+    output: str,
+    *,
+    measure: bool = True,
+    validate: Validate | None = None,
+    extend: bool = False,
+) -> dict[str, Any]:
     """What a run would cost, from one measured step on this machine; writes nothing.
+
+    A cluster that RAY_ADDRESS names is asked whether it can carry the run.
 
     Raises:
         UsageError: as `pretrain`.
     """
     from terrafm.train.estimate import estimate  # Only this verb needs the plain step.
 
-    setup = TrainingSetup.open(config, data)
-    _check_init(config)
+    config, data, output = _with_absolute_init(config), absolute(data), absolute(output)
+    checked = _check(config, data, output, validate, extend)
+    setup, done = checked.setup, checked.resumed_from
+    # A Ray of this machine is started with as many logical CPUs as the run needs.
+    if done < setup.total_steps and os.environ.get("RAY_ADDRESS"):
+        ensure_ray()
+        cancelled = threading.Event()
+        validator = _validator(setup, output, checked.validation, checked.log, cancelled, done)
+        Supervisor(setup, output, cancelled, validator).check_possible()
     started = time.perf_counter()
-    figures = estimate(setup, measure=measure)
+    figures = {"steps_done": done} | estimate(setup, measure=measure)
     return figures | {"estimate_seconds": round(time.perf_counter() - started, 2)}
 
 

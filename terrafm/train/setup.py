@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from terrafm.config import Config
+from terrafm.config import Config, resume_policies
 from terrafm.data.samples.loader import RankLayout
 from terrafm.data.samples.plan import Plan, high_frequency_classes, make_plan
 from terrafm.data.shards.dataset import Dataset
@@ -31,42 +31,6 @@ from terrafm.train.student_teacher import (
 
 MODEL_KEYS = ("model.name", "model.num_queries", "head")
 """Settings that decide the shapes of a checkpoint's tensors."""
-
-RESUMABLE_KEYS = (
-    "train.steps",
-    "train.epochs",
-    "train.workers",
-    "train.micro_batch",
-    "train.zero_stage",
-    "train.activation_checkpointing",
-    "train.compile",
-    "train.overlap_transfers",
-    "train.collect_garbage_every",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.keep_every",
-    "train.keep_best",
-    "train.keep_best_mode",
-    "train.async_checkpoints",
-    "train.max_failed_checkpoints",
-    "train.log_every",
-    "train.trackers",
-    "train.profile_steps",
-    "train.audit_samples",
-    "train.max_failures",
-    "train.resize_interval",
-    "train.hang_timeout",
-    "train.max_skipped_steps",
-    "train.cpus_per_worker",
-    "train.gpu",
-    "data.rows_per_block",
-    "data.prefetch_batches",
-    "data.cpus_per_worker",
-    "ingest",
-    "validation",
-    "tune",
-)
-"""Settings that may differ between a run's start and its continuation."""
 
 EngineFactory = Callable[[Network], Engine]
 
@@ -88,7 +52,8 @@ class TrainingSetup:
             fingerprint: of the version to train on; the newest by default.
 
         Raises:
-            UsageError: no dataset, a modality it does not hold, or crops it cannot give.
+            UsageError: no dataset, a modality or frequent classes it does not hold, or crops it
+                cannot give.
         """
         dataset = Dataset.open(data_uri, fingerprint=fingerprint)
         missing = [m for m in config.data.modalities if m not in dataset.modalities]
@@ -98,7 +63,7 @@ class TrainingSetup:
                 f"[{', '.join(m for m in config.data.modalities if m not in missing)}]"
             )
         setup = cls(config, dataset)
-        _ = setup.plan
+        _ = setup.plan, setup.high_frequency
         return setup
 
     @cached_property
@@ -116,8 +81,15 @@ class TrainingSetup:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        train = self.config.train
+        """Optimizer steps of the whole run: the horizon of its schedules."""
+        return self._horizon(self.config)
+
+    def horizon_of(self, record: Mapping[str, Any]) -> int:
+        """Optimizer steps that the run of a checkpoint was to take; the plan must be this one."""
+        return self._horizon(Config.model_validate(record["config"]))
+
+    def _horizon(self, config: Config) -> int:
+        train = config.train
         return train.steps or max(1, round(train.epochs * self.steps_per_epoch))
 
     @property
@@ -128,10 +100,14 @@ class TrainingSetup:
     @cached_property
     def schedules(self) -> Schedules:
         """Values per step."""
+        return self.schedules_of(self.total_steps)
+
+    def schedules_of(self, total_steps: int) -> Schedules:
+        """Values per step of a run of another length."""
         return Schedules(
             self.config.optim,
             self.config.loss,
-            total_steps=self.total_steps,
+            total_steps=total_steps,
             steps_per_epoch=self.steps_per_epoch,
             global_batch=self.config.train.global_batch,
         )
@@ -244,8 +220,13 @@ class TrainingSetup:
             },
         )
 
-    def check_continues(self, record: Mapping[str, Any], where: str) -> None:
+    def check_continues(self, record: Mapping[str, Any], where: str) -> list[str]:
         """Makes sure that a checkpoint belongs to this configuration and dataset.
+
+        The length of the run is not looked at: a driver decides on it, once.
+
+        Returns:
+            What differs and is not needed any more, in words, one for each key.
 
         Raises:
             UsageError: another model, a changed dataset, or settings that would change what the
@@ -253,6 +234,7 @@ class TrainingSetup:
         """
         saved = Config.model_validate(record["config"]).model_dump(mode="json")
         ours = self.config.model_dump(mode="json")
+        policies = resume_policies()
         changed = [key for key in _leaves(ours) if _value(saved, key) != _value(ours, key)]
         model = [key for key in changed if key.startswith(MODEL_KEYS)]
         if model:
@@ -266,12 +248,14 @@ class TrainingSetup:
                 f"{self.dataset.fingerprint[:12]}, was {record['dataset']['fingerprint'][:12]}; "
                 "choose another --output, or give the dataset the run began with"
             )
-        fixed = [key for key in changed if not key.startswith(RESUMABLE_KEYS)]
+        fixed = [key for key in changed if policies[key] == "refused"]
         if fixed:
             raise UsageError(
                 f"{where} was trained with other settings: {_differences(saved, ours, fixed)}; "
                 "choose another --output, or the settings it began with"
             )
+        told = [key for key in changed if policies[key] == "told"]
+        return [_differences(saved, ours, [key]) for key in told]
 
 
 @cache

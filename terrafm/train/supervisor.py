@@ -204,7 +204,7 @@ class Supervisor:
         remove_staging(self._output)
         uri, complaints = newest_intact(join(self._output, CHECKPOINTS))
         for complaint in complaints:
-            self._events.add("damaged", f"{complaint}; going on from the one before")
+            self._events.add("damaged", f"{complaint}; going on from {uri}")
         step = 0 if uri is None else int(read_record(uri)["step"])
         if self._validator is not None:
             self._validator.going_on_from(step)

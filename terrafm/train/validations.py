@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from terrafm.config import Config, ValidationConfig
 from terrafm.errors import UsageError
-from terrafm.storage import join, read_json_lines, to_json, write_bytes
+from terrafm.storage import join, read_json_lines, write_json_lines
 from terrafm.train.checkpoints.best import Best, choose_best, hold, read_best, write_best
 from terrafm.train.checkpoints.store import CHECKPOINTS, list_checkpoints, step_name
 
@@ -181,6 +181,5 @@ class ValidationLog:
             self._held = set(steps)
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
-        content = "".join(to_json(line) + "\n" for line in lines).encode()
-        write_bytes(join(self._run_folder, VALIDATION_FILE), content)
+        write_json_lines(join(self._run_folder, VALIDATION_FILE), lines)
         self._lines = lines

@@ -65,7 +65,7 @@ def test_the_newest_checkpoint_is_damaged(small_dataset, tmp_path):
     assert process.wait(timeout=1200) == 0, log.read_text()
     assert events_of(output, "resumed")[0]["step"] < step
     text = " ".join(log.read_text().split())
-    assert "teacher.safetensors is not what was written; going on from the one before" in text
+    assert "teacher.safetensors is not what was written; going on from " in text
     assert_planned_samples(output, small_dataset)
 
 

@@ -60,7 +60,7 @@ def test_with_a_checkpoint(data, tmp_path):
     setup = _open_setup(config, data, output)
     assert (setup.dataset.manifest.version, len(setup.dataset)) == (1, 11)
     assert setup.plan.hash == first.plan.hash
-    assert _check_output(setup, output) == 2
+    assert _check_output(setup, output).resumed_from == 2
     # Both are one sequence, step by step.
     options = [some.stream_options(some.layout(0, 1), 2) for some in (first, setup)]
     for expected, found in zip(*(make_batches(**o) for o in options), strict=True):

@@ -79,9 +79,30 @@ def step_name(step: int) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """The step that a folder's name stands for; None where it is no checkpoint's name."""
+    """The step that a folder's name stands for; None where it is no checkpoint's name.
+
+    A step has one name only: `step_6` is none, a copy that somebody made perhaps.
+    """
+    step = _number_in(name)
+    return step if step is not None and name == step_name(step) else None
+
+
+def _number_in(name: str) -> int | None:
     number = name.removeprefix("step_")
     return int(number) if number != name and number.isdecimal() else None
+
+
+def _misnamed(folder: str, after: int) -> list[str]:
+    """A line on each complete checkpoint of a later step that has not the name a run gives it."""
+    found = ((name, _number_in(name)) for name in list_names(folder))
+    return [
+        f"{join(folder, name)} is not looked at: a run names it {step_name(step)}"
+        for name, step in found
+        if step is not None
+        and step > after
+        and name != step_name(step)
+        and MARKER in list_names(join(folder, name))
+    ]
 
 
 def save_checkpoint(folder: str, state: TrainingState) -> str:
@@ -292,17 +313,18 @@ def newest_intact(folder: str) -> tuple[str | None, list[str]]:
 
     Returns:
         Its URI, or None where no checkpoint was ever completed; and one line for each damaged
-        checkpoint that was passed over.
+        or misnamed checkpoint that was passed over.
 
     Raises:
         DamagedCheckpointError: there are checkpoints, and none of them is whole.
     """
     complaints: list[str] = []
-    for _, uri in reversed(list_checkpoints(folder)):
+    for step, uri in reversed(list_checkpoints(folder)):
         fault = next(damage_of(uri), None)
         if fault is None:
-            return uri, complaints
+            return uri, [*complaints, *_misnamed(folder, step)]
         complaints.append(f"checkpoint {uri}: {' '.join(fault)}")
+    complaints += _misnamed(folder, 0)
     if complaints:
         raise DamagedCheckpointError(f"no checkpoint in {folder} is whole: {complaints[0]}")
     return None, []
