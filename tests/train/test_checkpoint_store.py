@@ -14,9 +14,10 @@ from fault_proxy import Every, Faults
 import terrafm.train.checkpoints
 from terrafm.config import Config
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.storage import faults, join, list_names
+from terrafm.storage import faults, join, list_names, read_bytes, remove
 from terrafm.train.checkpoints.files import digest_of, write_tensors
 from terrafm.train.checkpoints.inventory import list_run
+from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
 from terrafm.train.checkpoints.store import (
     DamagedCheckpointError,
     TrainingState,
@@ -84,6 +85,32 @@ def test_checkpoints_are_listed_in_order_and_other_folders_are_not(folder):
         save_checkpoint(folder, state(step))
     _put(join(folder, "step_average", "complete.json"), b"{}")
     assert [step for step, _ in list_checkpoints(folder)] == [5, 10, 20, 100]
+
+
+@pytest.mark.parametrize("copy", ["step_6", "step_0000000000006", "step_+6", "step_\u0666"])
+def test_a_step_has_one_name(folder, copy):
+    uri = save_checkpoint(folder, state(6))
+    for name in list_names(uri):
+        _put(join(folder, copy, name), read_bytes(join(uri, name)))
+    assert list_checkpoints(folder) == [(6, uri)]
+    assert newest_intact(folder) == (uri, [])
+    prune_checkpoints(folder, Retention(1), 6, {})
+    assert list_checkpoints(folder) == [(6, uri)]
+
+
+def test_a_later_checkpoint_of_another_name_is_told_of(folder):
+    older = save_checkpoint(folder, state(3))
+    newer = save_checkpoint(folder, state(6))
+    for name in list_names(newer):
+        _put(join(folder, "step_6", name), read_bytes(join(newer, name)))
+    remove(newer)
+    found, (complaint,) = newest_intact(folder)
+    assert found == older
+    assert complaint.endswith("step_6 is not looked at: a run names it step_00000006")
+    # Alone it is no reason to begin anew, over what it stands for.
+    remove(older)
+    with pytest.raises(DamagedCheckpointError, match="a run names it step_00000006"):
+        newest_intact(folder)
 
 
 def test_without_its_marker_a_folder_is_no_checkpoint(folder):
