@@ -27,6 +27,7 @@ from terrafm.storage import (
     join,
     list_names,
     read_bytes,
+    read_json,
     read_json_lines,
     remove,
     write_bytes,
@@ -265,8 +266,8 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
 
 def _began(run: str) -> int:
     """The step that a run went on from; 0 where it began by itself."""
-    uri = join(run, _ORIGIN)
-    return int(json.loads(read_bytes(uri))["step"]) if exists(uri) else 0
+    found = read_json(join(run, _ORIGIN), f"remove {run}, and its trial begins anew")
+    return 0 if found is None else int(found["step"])
 
 
 def read_scores(folder: str) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from terrafm.errors import TerraFMError, UsageError
+from terrafm.shell import quoted
 from terrafm.terminal import JsonOption, console, report
 
 cluster_app = typer.Typer(
@@ -34,8 +35,8 @@ def up_command(
         cluster = up(workers, cpus)
     console.print(
         f"a head and {workers} workers run, dashboard {cluster.dashboard_url}\n\n"
-        f"export RAY_AUTH_TOKEN_PATH={cluster.token_path}\n"
-        f"terrafm submit VERB ... --address {cluster.dashboard_url}",
+        f"export RAY_AUTH_TOKEN_PATH={quoted(cluster.token_path)}\n"
+        f"terrafm submit VERB ... --address {quoted(cluster.dashboard_url)}",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
 

@@ -58,7 +58,7 @@ def submit(
     _tell(f"submitted {job}")
     if watch:
         sys.exit(follow(server, job))
-    _tell(f"follow it with terrafm jobs logs --follow {job} --address {server.url}")
+    _tell(f"follow it with {server.command('follow', job)}")
 
 
 @jobs_app.command("list")

@@ -15,6 +15,7 @@ from terrafm.clusters.sockets import Socket, listening, shown_in
 from terrafm.clusters.token import PATH_VARIABLE, Token, find_token
 from terrafm.clusters.versions import differences, own_versions
 from terrafm.errors import TerraFMError, UsageError
+from terrafm.shell import command_line
 
 OK, WARNING, FAULT = "ok", "warning", "FAULT"
 # Ways into a cluster, each harmless without a credential: nothing is submitted or stopped.
@@ -121,14 +122,16 @@ def _token_file(token: Token | None) -> Iterator[Finding]:
     if token is None:
         yield Finding(WARNING, "there is no token here to try it with")
         return
-    path = Path(token.origin.removeprefix(f"{PATH_VARIABLE}=")).expanduser()
+    path = Path(os.path.expanduser(token.origin.removeprefix(f"{PATH_VARIABLE}=")))
     if not path.is_file():
         return
     status = path.stat()
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077 or status.st_uid != os.getuid():
         yield Finding(
-            FAULT, f"{path} is open to others (mode {mode:04o}): chmod 600, and make a new token"
+            FAULT,
+            f"{path} is open to others (mode {mode:04o}): {command_line('chmod', '600', path)}, and "
+            "make a new token",
         )
     else:
         yield Finding(OK, f"{path} is readable to its owner alone")
@@ -186,7 +189,8 @@ def _machine(local: state.LocalCluster, token: Token | None) -> Iterator[Finding
     for path in (state.folder(), Path(local.scratch)):
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
-            yield Finding(FAULT, f"{path} is open to others (mode {mode:04o}): chmod 700")
+            mend = command_line("chmod", "700", path)
+            yield Finding(FAULT, f"{path} is open to others (mode {mode:04o}): {mend}")
         else:
             yield Finding(OK, f"{path} is readable to its owner alone")
 

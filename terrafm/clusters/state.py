@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from terrafm.clusters.token import home_folder
 from terrafm.errors import UsageError
 
 FOLDER_VARIABLE = "TERRAFM_CLUSTER_DIR"
@@ -73,19 +74,35 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def folder() -> Path:
-    """Where the state lies."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    return Path(named).expanduser().absolute() if named else Path.home() / ".terrafm" / "cluster"
+    """Where the state lies.
+
+    Raises:
+        UsageError: nothing names it, and this user has no home.
+    """
+    named, home = os.environ.get(FOLDER_VARIABLE), home_folder()
+    if named:
+        # Not expanduser(): it fails where there is no home.
+        return Path(os.path.expanduser(named)).absolute()
+    if home is None:
+        raise UsageError(
+            f"this user has no home directory: name a folder for the cluster in {FOLDER_VARIABLE}"
+        )
+    return home / ".terrafm" / "cluster"
 
 
 def make_folder() -> Path:
     """Makes it, readable to its owner alone.
 
     Raises:
-        UsageError: it exists and is not the user's own.
+        UsageError: it exists and is not the user's own, or cannot be made.
     """
     path = folder()
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make {path} ({error.strerror}): name another folder in {FOLDER_VARIABLE}"
+        ) from None
     if path.stat().st_uid != os.getuid():
         raise UsageError(f"{path} belongs to somebody else: name another in {FOLDER_VARIABLE}")
     path.chmod(0o700)
@@ -110,11 +127,13 @@ def read() -> LocalCluster | None:
     Raises:
         UsageError: the record is damaged.
     """
+    if not os.environ.get(FOLDER_VARIABLE) and home_folder() is None:
+        return None
     path = folder() / _RECORD
     try:
         fields: dict[str, Any] = json.loads(path.read_text())
         return LocalCluster(**fields)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     except (ValueError, TypeError):
         raise UsageError(

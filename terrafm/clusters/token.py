@@ -47,9 +47,10 @@ def find_token() -> Token | None:
     if value := os.environ.get(TOKEN_VARIABLE, "").strip():
         return Token(value, TOKEN_VARIABLE)
     if named := os.environ.get(PATH_VARIABLE):
-        return Token(_read(Path(named).expanduser()), f"{PATH_VARIABLE}={named}")
-    default = Path.home() / ".ray" / "auth_token"
-    return Token(_read(default), str(default)) if default.is_file() else None
+        return Token(_read(Path(os.path.expanduser(named))), f"{PATH_VARIABLE}={named}")
+    home = home_folder()
+    default = None if home is None else home / ".ray" / "auth_token"
+    return Token(_read(default), str(default)) if default and _is_file(default) else None
 
 
 def turn_on() -> Token | None:
@@ -64,6 +65,22 @@ def turn_on() -> Token | None:
     if token is not None:
         os.environ.setdefault(MODE_VARIABLE, "token")
     return token
+
+
+def home_folder() -> Path | None:
+    """The user's; None in containers whose user has no name, and so no home."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def _is_file(path: Path) -> bool:
+    # A home that is closed to its user, another's for one, holds nothing for it.
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> str:

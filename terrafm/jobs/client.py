@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from terrafm.clusters.dashboard import Dashboard
 from terrafm.errors import TerraFMError, UsageError
+from terrafm.shell import command_line
 
 # Which of our runs a job is; Ray keeps it with the job.
 RUN_KEY = "terrafm_run"
@@ -84,9 +85,13 @@ class JobServer:
         for job in self.jobs():
             if job.submission_id == submission_id:
                 return job
-        raise UsageError(
-            f"{self.url} knows no job {submission_id}: terrafm jobs list --address {self.url}"
-        )
+        known = command_line("terrafm", "jobs", "list", "--address", self.url)
+        raise UsageError(f"{self.url} knows no job {submission_id}: {known}")
+
+    def command(self, verb: str, submission_id: str) -> str:
+        """What a person gives for a job: `follow` or `stop`."""
+        words = ("logs", "--follow") if verb == "follow" else (verb,)
+        return command_line("terrafm", "jobs", *words, submission_id, "--address", self.url)
 
     def logs(self, submission_id: str) -> str:
         """All that the job has printed so far."""

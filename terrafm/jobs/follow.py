@@ -37,7 +37,7 @@ def follow(server: JobServer, job: str, ask: Callable[[str], str] | None = None)
         return _interrupted(server, job, ask or _ask)
     except (RuntimeError, OSError, aiohttp.ClientError) as error:
         raise TerraFMError(
-            f"lost sight of {job} ({type(error).__name__}), which goes on: {_again(server, job)}"
+            f"lost sight of {job} ({type(error).__name__}), which goes on: {server.command('follow', job)}"
         ) from None
     return exit_code(server, job)
 
@@ -71,7 +71,7 @@ def _interrupted(server: JobServer, job: str, ask: Callable[[str], str]) -> int:
         server.stop(job)
         sys.stderr.write(f"terrafm: {job} was stopped\n")
         return 1
-    sys.stderr.write(f"terrafm: {job} goes on: {_again(server, job)}\n")
+    sys.stderr.write(f"terrafm: {job} goes on: {server.command('follow', job)}\n")
     return 0
 
 
@@ -81,7 +81,3 @@ def _ask(question: str) -> str:
     sys.stderr.write("\n" + question)
     sys.stderr.flush()
     return sys.stdin.readline()
-
-
-def _again(server: JobServer, job: str) -> str:
-    return f"terrafm jobs logs --follow {job} --address {server.url}"

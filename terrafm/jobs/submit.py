@@ -124,7 +124,8 @@ def _free_name(server: JobServer, command: Command, run: str) -> str:
         if (job.metadata or {}).get(RUN_KEY) == run and not job.status.is_terminal():
             raise UsageError(
                 f"{command.verb} is at work on {command.output or 'this'} already, as "
-                f"{job.submission_id}: terrafm jobs logs --follow, or terrafm jobs stop"
+                f"{job.submission_id}: {server.command('follow', job.submission_id)}, or "
+                f"{server.command('stop', job.submission_id)}"
             )
     taken = {job.submission_id for job in jobs}
     last = (command.output or "").rstrip("/").rsplit("/", 1)[-1]

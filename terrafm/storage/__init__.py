@@ -23,6 +23,7 @@ from terrafm.storage.files import (
 )
 from terrafm.storage.json_lines import (
     append_json_line,
+    read_json,
     read_json_lines,
     to_json,
     write_json_lines,
@@ -44,6 +45,7 @@ __all__ = [
     "list_names",
     "open_file",
     "read_bytes",
+    "read_json",
     "read_json_lines",
     "read_range",
     "remove",

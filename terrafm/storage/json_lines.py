@@ -42,6 +42,27 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read_json(uri: str, remedy: str) -> dict[str, Any] | None:
+    """The object in a file; None where there is no file.
+
+    Args:
+        uri: of the file.
+        remedy: what to do where it is damaged, for the error.
+
+    Raises:
+        TerraFMError: a crash has left it empty or cut short, or it holds something else.
+    """
+    try:
+        document = json.loads(read_bytes(uri))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise TerraFMError(f"{uri} is not readable: {remedy}")
+    return document
+
+
 def read_json_lines(uri: str, remedy: str | None = None) -> list[dict[str, Any]]:
     """All lines of a file, empty where there is none.
 

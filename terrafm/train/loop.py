@@ -12,9 +12,9 @@ from torch import distributed
 
 from terrafm.config import Config
 from terrafm.data.stream import stream_batches
-from terrafm.errors import TerraFMError
+from terrafm.errors import TerraFMError, UsageError
 from terrafm.standby import start_standby
-from terrafm.storage import exists, join, read_bytes, write_bytes
+from terrafm.storage import join, read_json, write_bytes
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
@@ -88,11 +88,11 @@ def write_failure(output: str, error: TerraFMError) -> None:
 def read_failure(output: str) -> TerraFMError | None:
     """The failure that workers left in a run's folder."""
     uri = join(output, FAILURE_FILE)
-    if not exists(uri):
+    document = read_json(uri, "the workers failed, and what they left as the reason was cut short")
+    if document is None:
         return None
-    document = json.loads(read_bytes(uri))
-    error = TerraFMError(document["message"])
-    error.exit_code = document["code"]
+    error = TerraFMError(str(document.get("message")))
+    error.exit_code = 2 if document.get("code") == UsageError.exit_code else 1
     return error
 
 

@@ -18,13 +18,14 @@ from terrafm.errors import TerraFMError, UsageError
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import load_state, load_weights
 from terrafm.ray_runtime import ensure_ray
+from terrafm.shell import command_line
 from terrafm.storage import (
     absolute,
     exists,
     is_local,
     join,
     list_names,
-    read_bytes,
+    read_json,
     remove,
     write_bytes,
 )
@@ -274,9 +275,13 @@ def _recorded_fingerprint(output: str) -> str | None:
             return str(read_record(checkpoint)["dataset"]["fingerprint"])
         except DamagedCheckpointError as error:
             logger.debug("%s", error)
-    if not exists(join(output, DATASET_FILE)):
+    try:
+        recorded = read_json(join(output, DATASET_FILE), "nothing is trained yet, it is made anew")
+    except TerraFMError as error:
+        # A crash has cut it short before the first checkpoint: there is nothing to go on with.
+        logger.warning("%s", error)
         return None
-    return str(json.loads(read_bytes(join(output, DATASET_FILE)))["fingerprint"])
+    return None if recorded is None else str(recorded.get("fingerprint"))
 
 
 def _check_output(setup: TrainingSetup, output: str, extend: bool = False) -> _Checked:
@@ -340,10 +345,11 @@ def _check_init(config: Config) -> None:
 
 def _write_config(setup: TrainingSetup, output: str, extend: bool = False) -> None:
     uri, dataset = join(output, CONFIG_FILE), setup.dataset
-    again = f"# terrafm pretrain --config {uri} --data {dataset.uri} --output {output}"
+    words = ["terrafm", "pretrain", "--config", uri, "--data", dataset.uri, "--output", output]
     # Asked for until a checkpoint has the new length.
-    again += " --extend\n" if extend else "\n"
-    write_bytes(uri, (again + setup.config.to_yaml()).encode())
+    again = command_line(*words, *(["--extend"] if extend else []))
+    write_bytes(uri, f"# {again}
+{setup.config.to_yaml()}".encode())
     record = {
         "uri": dataset.uri,
         "version": dataset.manifest.version,

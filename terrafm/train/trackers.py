@@ -18,8 +18,8 @@ from typing import Any
 
 from typing_extensions import override
 
-from terrafm.errors import UsageError
-from terrafm.storage import exists, join, read_bytes, write_bytes
+from terrafm.errors import TerraFMError, UsageError
+from terrafm.storage import join, read_json, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +85,12 @@ class TrackedRun:
         write_bytes(join(self.folder, TRACKERS_FILE), document.encode())
 
     def _ids(self) -> dict[str, Any]:
-        uri = join(self.folder, TRACKERS_FILE)
-        return dict(json.loads(read_bytes(uri))) if exists(uri) else {}
+        try:
+            return read_json(join(self.folder, TRACKERS_FILE), "the run begins anew there") or {}
+        except TerraFMError as error:
+            # No tracker may cost a run its training.
+            logger.warning("%s", error)
+            return {}
 
 
 class Tracker(ABC):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from terrafm.errors import UsageError
+from terrafm.shell import command_line
 from terrafm.storage import is_local, list_names, resolve
 from terrafm.storage.lease import lease
 from terrafm.storage.lease_record import LEASE_FILE
@@ -77,10 +78,13 @@ def describe(result: dict[str, Any]) -> str:
     """What `average_checkpoints` wrote, and what to do with it."""
     parts = result["averaged"]
     steps = ", ".join(f"{part['step']:,}" for part in parts)
+    export = command_line(
+        "terrafm", "export", "--checkpoint", result["uri"], "--output", "weights",
+        "--format", "safetensors",
+    )  # fmt: skip
     return (
         f"wrote {result['uri']}: the mean of {len(parts)} checkpoints (steps {steps})\n\n"
-        "Make weights of its teacher with:\n\n"
-        f"terrafm export --checkpoint {result['uri']} --output weights --format safetensors"
+        f"Make weights of its teacher with:\n\n{export}"
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.storage import exists, join, read_bytes, remove, write_bytes
+from terrafm.storage import exists, join, remove, write_bytes
 from terrafm.train.checkpoints.store import MARKER, step_name
 
 BEST = "best"
@@ -150,10 +150,4 @@ def find_checkpoint(uri: str) -> str:
 
 
 def _read(uri: str) -> dict[str, Any] | None:
-    try:
-        document: dict[str, Any] = json.loads(read_bytes(uri))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError:
-        raise TerraFMError(f"{uri} is not readable: remove it") from None
-    return document
+    return read_json(uri, "remove it")
