@@ -2,7 +2,11 @@
 
 import logging
 import os
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +32,10 @@ from ray.data._internal.execution.node_trackers import get_or_create_actor_locat
 from ray.data._internal.stats import get_or_create_stats_actor
 from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
 
-from terrafm.clusters.joining import join
+from terrafm.clusters.joining import WANTED, join
 from terrafm.clusters.node import Node
 from terrafm.errors import TerraFMError, UsageError
+from terrafm.storage.faults import one_line
 
 # Between two steps of Ray Data's scheduling loop; a block takes far longer to make.
 PAUSE_SECONDS = 0.01
@@ -71,17 +76,21 @@ def ensure_ray(num_cpus: int | None = None) -> None:
         if address:
             join(address)
         try:
-            ray.init(
-                **where,
-                include_dashboard=None if address else False,
-                log_to_driver=False,
-                # Lost workers are reported by those who wait for them, in one line.
-                logging_level=logging.CRITICAL,
-            )
+            with _own_sigterm():
+                ray.init(
+                    **where,
+                    include_dashboard=None if address else False,
+                    log_to_driver=False,
+                    # Lost workers are reported by those who wait for them, in one line.
+                    logging_level=logging.CRITICAL,
+                )
             _silence_noise()
             _own_address = None if address else ray.get_runtime_context().gcs_address
         except ConnectionError as error:
             raise UsageError(f"cannot reach the Ray cluster at {address}: {error}") from None
+        except ValueError as error:
+            # What Ray says of an address that is none.
+            raise UsageError(f"RAY_ADDRESS={address}: {one_line(error)}; {WANTED}") from None
         except Exception as error:
             # Ray's own patience, which cannot be set, and no class of its own.
             if _TOO_SLOW not in str(error):
@@ -94,6 +103,27 @@ def ensure_ray(num_cpus: int | None = None) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Has SIGTERM do what it did before Ray starts in this block.
+
+    Ray has it print a stack of C++ and end with 1. Its processes end as well when this one's
+    interpreter does.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    set_handler = ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler = set_handler
+        # The C++ part has put its own in place.
+        signal.signal(signal.SIGTERM, before)
 
 
 def _silence_noise() -> None:

@@ -14,6 +14,7 @@ import typer
 from terrafm.cli.checkpoint import checkpoint_app
 from terrafm.cli.cluster import cluster_app, doctor
 from terrafm.cli.embed import embed
+from terrafm.cli.ending import TerminatedError, ends_by_sigterm
 from terrafm.cli.evaluate import evaluate_app
 from terrafm.cli.jobs import jobs_app, submit
 from terrafm.cli.search import search
@@ -263,13 +264,17 @@ _add_outer_verbs()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command; ends the process with 0 done, 1 failed, 2 wrong usage."""
+    """Runs one command; ends the process with 0 done, 1 failed, 2 wrong usage, 143 by SIGTERM."""
     handler = logging.StreamHandler()
     handler.setFormatter(PlainFormatter("terrafm: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="terrafm")
+        with ends_by_sigterm():
+            app(args=None if arguments is None else list(arguments), prog_name="terrafm")
+    except TerminatedError:
+        errors.print("terrafm: ended by SIGTERM; what is done stays")
+        raise
     except TerraFMError as error:
         errors.print(f"terrafm: error: {error}")
         sys.exit(error.exit_code)

@@ -130,8 +130,8 @@ def _token_file(token: Token | None) -> Iterator[Finding]:
     if mode & 0o077 or status.st_uid != os.getuid():
         yield Finding(
             FAULT,
-            f"{path} is open to others (mode {mode:04o}): {command_line('chmod', '600', path)}, and "
-            "make a new token",
+            f"{path} is open to others (mode {mode:04o}): {command_line('chmod', '600', path)}, "
+            "and make a new token",
         )
     else:
         yield Finding(OK, f"{path} is readable to its owner alone")

@@ -6,6 +6,7 @@ Ray itself asks for half a minute, with a line a second, and then says that it c
 from __future__ import annotations
 
 import os
+import time
 
 import grpc
 from ray._common.tls_utils import load_certs_from_env
@@ -19,8 +20,20 @@ from terrafm.clusters.dashboard import refusal
 from terrafm.clusters.local import LOOPBACK_ONLY
 from terrafm.clusters.token import HOW_TO_GIVE, MODE_VARIABLE, Token, turn_on
 from terrafm.errors import UsageError
+from terrafm.shell import command_line
 
 _SECONDS = 5.0
+# A GCS that starts again takes some seconds.
+_PATIENCE_SECONDS = 10.0
+_ANSWERS = (
+    grpc.StatusCode.OK,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+)
+WANTED = (
+    "RAY_ADDRESS wants the host:port of the cluster's GCS, such as 10.0.0.5:6379; without the "
+    "variable the command runs on this machine alone"
+)
 
 
 def join(address: str) -> None:
@@ -30,15 +43,20 @@ def join(address: str) -> None:
     them on refuses what the cluster asks of it, and its actors end before they run.
 
     Args:
-        address: as RAY_ADDRESS has it. The GCS's host:port is asked; one that cannot be reached,
-            and other kinds such as `auto`, are left to Ray.
+        address: as RAY_ADDRESS has it. The GCS's host:port is asked; other kinds, such as `auto`,
+            are left to Ray.
 
     Raises:
-        UsageError: a token is missing, wrong or cannot be read, or the cluster has none and
-            RAY_AUTH_MODE wants one.
+        UsageError: it is a dashboard's address, or nobody answers there; a token is missing,
+            wrong or cannot be read, or the cluster has none and RAY_AUTH_MODE wants one.
     """
+    if address.startswith(("http://", "https://")):
+        raise UsageError(
+            f"RAY_ADDRESS={address} is the address of a dashboard, which takes jobs: "
+            f"{command_line('terrafm', 'submit', 'VERB', '...', '--address', address)}; {WANTED}"
+        )
     known = "://" not in address and ":" in address
-    if known and _answer(address, None) is grpc.StatusCode.OK:
+    if known and _first_answer(address) is grpc.StatusCode.OK:
         if os.environ.get(MODE_VARIABLE, "").lower() == "token":
             raise UsageError(
                 f"the cluster at {address} was started without a token, and {MODE_VARIABLE} is "
@@ -57,6 +75,23 @@ def join(address: str) -> None:
     if state.runs_at(address):
         os.environ.update(LOOPBACK_ONLY)
         ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def _first_answer(address: str) -> grpc.StatusCode:
+    """What the GCS says to a process without a token; it may be about to start again.
+
+    Raises:
+        UsageError: nobody answers, or somebody else.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while (code := _answer(address, None)) not in _ANSWERS:
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"no Ray cluster answers at RAY_ADDRESS={address} ({code.name.lower()}): is it "
+                f"running, and can this machine reach it? {WANTED}"
+            )
+        time.sleep(1.0)
+    return code
 
 
 def _answer(address: str, token: Token | None) -> grpc.StatusCode:

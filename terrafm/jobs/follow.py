@@ -37,7 +37,8 @@ def follow(server: JobServer, job: str, ask: Callable[[str], str] | None = None)
         return _interrupted(server, job, ask or _ask)
     except (RuntimeError, OSError, aiohttp.ClientError) as error:
         raise TerraFMError(
-            f"lost sight of {job} ({type(error).__name__}), which goes on: {server.command('follow', job)}"
+            f"lost sight of {job} ({type(error).__name__}), which goes on: "
+            f"{server.command('follow', job)}"
         ) from None
     return exit_code(server, job)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.storage import exists, join, remove, write_bytes
+from terrafm.storage import exists, join, read_json, remove, write_bytes
 from terrafm.train.checkpoints.store import MARKER, step_name
 
 BEST = "best"
