@@ -348,8 +348,7 @@ def _write_config(setup: TrainingSetup, output: str, extend: bool = False) -> No
     words = ["terrafm", "pretrain", "--config", uri, "--data", dataset.uri, "--output", output]
     # Asked for until a checkpoint has the new length.
     again = command_line(*words, *(["--extend"] if extend else []))
-    write_bytes(uri, f"# {again}
-{setup.config.to_yaml()}".encode())
+    write_bytes(uri, f"# {again}\n{setup.config.to_yaml()}".encode())
     record = {
         "uri": dataset.uri,
         "version": dataset.manifest.version,
