@@ -23,6 +23,12 @@ WorkersOption = Annotated[
 ]
 
 
+SizeOption = Annotated[
+    int | None,
+    typer.Option(min=16, help="Side of the resized images, pixels; as trained by default."),
+]
+
+
 class Normalise(StrEnum):
     """Whose mean and standard deviation images are normalised by."""
 
@@ -34,6 +40,7 @@ class Normalise(StrEnum):
 def knn_command(
     weights: Annotated[str, typer.Option("--weights", help="URI of exported weights.")],
     data: Annotated[str, typer.Option("--data", help="Folder of classes or dataset of ingest.")],
+    size: SizeOption = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -43,7 +50,7 @@ def knn_command(
 
     with _shown(workers, as_json) as (advance, _):
         many = None if workers is None else FeatureWorkers(workers, progress=advance)
-        result = evaluate_knn(weights, data, workers=many)
+        result = evaluate_knn(weights, data, size=size, workers=many)
     report(result, as_json, render)
 
 
@@ -89,7 +96,7 @@ def compare_command(
     features: Annotated[
         str | None, typer.Option(help="URI of a folder that keeps features as Parquet.")
     ] = None,
-    size: Annotated[int, typer.Option(min=16, help="Side of the resized images, pixels.")] = 224,
+    size: SizeOption = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of folds and bootstrap.")] = 0,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap draws.")] = 1000,

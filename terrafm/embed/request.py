@@ -16,7 +16,7 @@ from terrafm.eval.compatibility import (
     normalisation_for,
     one_choice,
 )
-from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE
+from terrafm.eval.features import input_side
 from terrafm.models.weights import infer_model_name, load_encoder, state_fingerprint
 from terrafm.ray_parts import rows_per_part
 from terrafm.storage import (
@@ -143,10 +143,7 @@ def make_request(
     # Workers may run in other folders than this process.
     uri, data = absolute(weights), absolute(data)
     encoder = load_encoder(uri)
-    trained = encoder.contract.image_size if encoder.contract else IMAGE_SIZE
-    size = trained if options.size is None else options.size
-    if size < PATCH_SIZE or size % PATCH_SIZE:
-        raise UsageError(f"--size {size} must be a multiple of the patch, {PATCH_SIZE} pixels")
+    size = input_side(encoder, options.size)
     source = open_source(data, options, size)
     modalities = one_choice(encoder, source, options.modalities)
     check_units(encoder, modalities, uri)

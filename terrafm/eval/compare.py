@@ -94,7 +94,7 @@ def compare(
                 outcome = predict(protocol, features[usable], task)
             elif row.encoder is not None:
                 outcome = finetune_classes(
-                    row, images, kept_rows, task, look, options.epochs,
+                    row, images, kept_rows, task, row.look, options.epochs,
                     prefixed(tell, f"{row.title}: fine-tuning, "),
                 )  # fmt: skip
             else:
@@ -105,7 +105,7 @@ def compare(
     if multi and (absent := _absent(images, task)):
         notes.append(f"no scored image has {', '.join(absent)}: no part in mAP")
     return {
-        **provenance(images, look, options),
+        **provenance(images, look, rows, options),
         "task": "several labels" if multi else "one label",
         "n": _scored_count(task),
         "split": _split_text(task),

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from terrafm.errors import UsageError
 from terrafm.eval.labelled import Image, ImageSet, read_images
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import Encoder, build_encoder
+from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE
 
 Normalisation = Mapping[str, Mapping[str, Any]]  # modality -> {"mean", "std"}, physical units
 UNTRAINED_SEED = 0
@@ -24,11 +26,29 @@ def untrained_like(name: str) -> Encoder:
         return build_encoder(name).eval()
 
 
+def input_side(encoder: Encoder, asked: int | None) -> int:
+    """Side of the images that an encoder gets, pixels.
+
+    Args:
+        encoder: loaded.
+        asked: what was asked for; None for the side of the crops that its weights were trained
+            on, or that of the released ones where they state none.
+
+    Raises:
+        UsageError: no multiple of the patch.
+    """
+    trained = encoder.contract.image_size if encoder.contract else IMAGE_SIZE
+    side = trained if asked is None else asked
+    if side < PATCH_SIZE or side % PATCH_SIZE:
+        raise UsageError(f"--size {side} must be a multiple of the patch, {PATCH_SIZE} pixels")
+    return side
+
+
 def model_input(image: Image, normalisation: Normalisation, size: int) -> dict[str, Tensor]:
     """Normalises and resizes one image.
 
-    (x - mean) / std per band, nodata 0, then bicubic resampling of every native grid straight to
-    the model's size, with antialiasing where it shrinks.
+    (x - mean) / std per band, 0 where that is NaN or infinite, then bicubic resampling of every
+    native grid straight to the model's size, with antialiasing where it shrinks.
 
     Args:
         image: grids per modality, physical units.
@@ -45,7 +65,8 @@ def model_input(image: Image, normalisation: Normalisation, size: int) -> dict[s
         channels = torch.zeros(MODALITIES[modality].channels, size, size)
         for grid in grids:
             at = list(grid.channels)
-            normed = np.nan_to_num((grid.pixels - mean[at]) / std[at], nan=0.0)
+            normed = (grid.pixels - mean[at]) / std[at]
+            normed = np.where(np.isfinite(normed), normed, 0)
             channels[at] = functional.interpolate(
                 torch.from_numpy(normed)[None],
                 size=(size, size),

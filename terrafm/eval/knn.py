@@ -18,7 +18,7 @@ from terrafm.errors import UsageError
 from terrafm.eval.compatibility import modality_choices, normalisation_for
 from terrafm.eval.datasets import open_labelled
 from terrafm.eval.feature_job import EncoderFeatures, FeatureWorkers, make_features
-from terrafm.eval.features import UNTRAINED_SEED, mean_spectra
+from terrafm.eval.features import UNTRAINED_SEED, input_side, mean_spectra
 from terrafm.eval.labelled import LabelledSet
 from terrafm.modalities import FIRST_CHOICE
 from terrafm.models.weights import infer_model_name, load_encoder
@@ -156,7 +156,7 @@ def evaluate_knn(
     data: str | os.PathLike[str],
     *,
     modalities: Sequence[str] | None = None,
-    size: int = 224,
+    size: int | None = None,
     batch: int = 32,
     device: str | None = None,
     leave_out: str = "image",
@@ -173,7 +173,7 @@ def evaluate_knn(
         data: URI of an EuroSAT-MS folder, or of a dataset made by ingest, whose labels are the
             majority classes of the tiles.
         modalities: only these, fused if they are several.
-        size: side to which images are resized, pixels.
+        size: side to which images are resized, pixels; by default as the weights were trained.
         batch: images at once.
         device: "cpu" or "cuda"; by default a GPU where there is one.
         leave_out: "image" leaves out only the image itself; "cell" also its neighbours cut from
@@ -202,6 +202,7 @@ def evaluate_knn(
     if len(np.unique(groups)) < 2:
         raise UsageError(f"{images.uri} has one grid cell: leave_out=cell leaves no neighbours")
     encoder = load_encoder(weights)
+    size = input_side(encoder, size)
     name = infer_model_name(encoder.state_dict(), os.fspath(weights))
     notes: list[str] = []
     choices = modality_choices(encoder, images, modalities, notes)

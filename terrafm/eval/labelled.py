@@ -141,6 +141,7 @@ def measured_statistics(images: ImageSet, rows: Iterable[int]) -> dict[str, dict
         for modality, grids in images.read(row, images.modalities).items():
             for grid in grids:
                 pixels = grid.pixels.astype(np.float64)
+                pixels[~np.isfinite(pixels)] = np.nan
                 at = list(grid.channels)
                 sums[modality][0, at] += np.isfinite(pixels).sum((1, 2))
                 sums[modality][1, at] += np.nansum(pixels, (1, 2))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from terrafm.eval.compatibility import modality_choices, normalisation_for
 from terrafm.eval.feature_job import EncoderFeatures, FeatureWorkers, make_features
-from terrafm.eval.features import UNTRAINED_SEED, mean_spectra, untrained_like
+from terrafm.eval.features import UNTRAINED_SEED, input_side, mean_spectra, untrained_like
 from terrafm.eval.labelled import ImageSet
 from terrafm.models.encoder import ARCHITECTURES, Encoder
 from terrafm.models.weights import infer_model_name, load_encoder, state_fingerprint
@@ -31,6 +31,7 @@ class Look:
         device: where to compute.
         by_set: normalise by the set's own statistics, not by those that weights state.
         workers: Ray workers that make the features; None for this process.
+        own_size: TerraFM encoders get images of the side that they were trained with instead.
     """
 
     modalities: tuple[str, ...]
@@ -39,6 +40,7 @@ class Look:
     device: torch.device
     by_set: bool = False
     workers: FeatureWorkers | None = None
+    own_size: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Row:
         depends_on: JSON-able, all that the features depend on besides the set.
         compute: makes (N, D) float32, rows of unit length, zero for images without the modality;
             given a URI, workers keep finished parts there.
+        look: how it looks at the images.
         encoder: of a TerraFM row, with its normalisation; for dense tasks.
         normalisation: modality -> {"mean", "std"} that the encoder sees.
     """
@@ -59,6 +62,7 @@ class Row:
     seen: str
     depends_on: dict[str, Any]
     compute: Callable[[str | None], NDArray[np.float32]]
+    look: Look
     encoder: Encoder | None = None
     normalisation: dict[str, dict[str, Any]] | None = None
 
@@ -70,6 +74,7 @@ def mean_spectrum_row(images: ImageSet, look: Look) -> Row:
         "mean of every band, standardised over the set",
         {"row": MEAN_SPECTRUM, "modalities": list(look.modalities)},
         lambda _: mean_spectra(images, [look.modalities])[0],
+        look,
     )
 
 
@@ -78,7 +83,7 @@ def weights_rows(
 ) -> list[Row]:
     """An untrained encoder of each architecture among the weights, then the weights.
 
-    The untrained one is normalised as the first weights of its architecture are.
+    The untrained one sees images as the first weights of its architecture do.
 
     Args:
         weights: URIs of exported or released weights.
@@ -94,12 +99,13 @@ def weights_rows(
     for given in weights:
         uri = os.fspath(given)
         encoder = load_encoder(uri)
+        own = replace(look, size=input_side(encoder, None if look.own_size else look.size))
         modality_choices(encoder, images, look.modalities, notes)
         normalisation, source = normalisation_for(
             encoder, images, look.modalities, notes, by_set=look.by_set
         )
         name = infer_model_name(encoder.state_dict(), uri)
-        trained.append(_encoder_row(uri, uri, encoder, normalisation, source, images, look))
+        trained.append(_encoder_row(uri, uri, encoder, normalisation, source, images, own))
         if name not in untrained:
             untrained[name] = _encoder_row(
                 f"untrained {name} (seed {UNTRAINED_SEED})",
@@ -108,7 +114,7 @@ def weights_rows(
                 normalisation,
                 f"{source} of {uri}",
                 images,
-                look,
+                own,
             )
     return [*untrained.values(), *trained]
 
@@ -147,6 +153,7 @@ def _encoder_row(
         f"normalisation: {source}",
         depends_on,
         lambda parts: make_features(maker, images, look.device, look.workers, parts),
+        look,
         encoder,
         normalisation,
     )

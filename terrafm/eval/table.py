@@ -18,6 +18,7 @@ from terrafm.eval.protocols import CLASS_PROTOCOLS, MASK_PROTOCOLS
 from terrafm.eval.rows import Look, Row, mean_spectrum_row, weights_rows
 from terrafm.eval.timm_rows import PREFIX, timm_row
 from terrafm.modalities import FIRST_CHOICE, MODALITIES
+from terrafm.models.patch_embed import IMAGE_SIZE
 
 EPOCHS = 30
 _NAMES = {
@@ -46,7 +47,8 @@ class CompareOptions:
             radar.
         protocols: some of `CLASS_PROTOCOLS` or `MASK_PROTOCOLS`; by default the fast ones.
         features: URI of the folder that keeps features; None keeps none.
-        size: side to which images are resized, pixels.
+        size: side to which images are resized, pixels; by default each TerraFM encoder gets them
+            as it was trained.
         batch: images at once.
         device: "cpu" or "cuda"; by default a GPU where there is one.
         by_set: normalise by the set's own statistics, not by those that weights state.
@@ -61,7 +63,7 @@ class CompareOptions:
     modalities: Sequence[str] | None = None
     protocols: Sequence[str] | None = None
     features: str | None = None
-    size: int = 224
+    size: int | None = None
     batch: int = 32
     device: str | None = None
     by_set: bool = False
@@ -81,13 +83,14 @@ class CompareOptions:
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         return Look(
             _modalities(images, self.modalities),
-            self.size,
+            IMAGE_SIZE if self.size is None else self.size,
             self.batch,
             torch.device(device),
             self.by_set,
             None
             if self.workers is None
             else FeatureWorkers(self.workers, self.open, self.device, self.progress),
+            own_size=self.size is None,
         )
 
     def chosen(self, usual: Sequence[str], fit: Sequence[str], what: str) -> tuple[str, ...]:
@@ -137,22 +140,29 @@ def table_rows(
                 f"baseline {name!r} is not known: {PREFIX}NAME or {PREFIX}NAME@URI; TerraFM "
                 "weights are named with --weights"
             )
+    ours = weights_rows(weights, images, look, notes)
     return [
-        mean_spectrum_row(images, look),
+        mean_spectrum_row(images, ours[0].look if ours else look),
         *(timm_row(name, images, look) for name in baselines),
-        *weights_rows(weights, images, look, notes),
+        *ours,
     ]
 
 
-def provenance(images: ImageSet, look: Look, options: CompareOptions) -> dict[str, Any]:
-    """What a reader of a result has to know, JSON-able."""
+def provenance(
+    images: ImageSet, look: Look, rows: Sequence[Row], options: CompareOptions
+) -> dict[str, Any]:
+    """What a reader of a result has to know, JSON-able.
+
+    `image_size` is one number, or a list where TerraFM encoders got images of several sizes.
+    """
+    sizes = sorted({row.look.size for row in rows if row.encoder is not None}) or [look.size]
     return {
         "data": images.uri,
         "data_fingerprint": images.fingerprint,
         "classes": list(images.classes),
         "modalities": list(look.modalities),
         "bands": {modality: images.bands[modality] for modality in look.modalities},
-        "image_size": look.size,
+        "image_size": sizes[0] if len(sizes) == 1 else sizes,
         "seed": options.seed,
         "resamples": options.resamples,
     }
@@ -186,7 +196,7 @@ def render(result: dict[str, Any]) -> Table:
         title=f"{result['data']}: {result['n']} images, {len(result['classes'])} classes",
         caption="\n".join(
             [
-                f"{result['split']}; images resized to {result['image_size']} pixels",
+                f"{result['split']}; images resized to {_sizes(result)} pixels",
                 "in percent, [low, high]: 95 % bootstrap interval, "
                 f"{result['resamples']} draws, seed {result['seed']}",
                 *(f"{name}: {text}" for name, text in result["bands"].items()),
@@ -208,6 +218,11 @@ def render(result: dict[str, Any]) -> Table:
             table.add_row("" if at else row["title"], _NAMES.get(protocol, protocol), *cells)
         table.add_section()
     return table
+
+
+def _sizes(result: dict[str, Any]) -> str:
+    sizes = result["image_size"]
+    return str(sizes) if isinstance(sizes, int) else " or ".join(map(str, sizes))
 
 
 def _chosen(row: dict[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ modality has bands: all of them in model order, standardised by the set. Anythin
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,6 +100,7 @@ def timm_row(name: str, images: ImageSet, look: Look) -> Row:
         f"{seen}, {side} pixels",
         depends_on,
         lambda parts: make_features(maker, images, look.device, look.workers, parts),
+        replace(look, size=side),
     )
 
 

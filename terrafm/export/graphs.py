@@ -72,13 +72,13 @@ class EmbeddingGraph(nn.Module):
         """Embeds images.
 
         Args:
-            image: (B, C, S, S) in the modality's unit, NaN where there is no data.
+            image: (B, C, S, S) in the modality's unit, NaN or infinite where there is no data.
 
         Returns:
             (B, D) embeddings, and the normed patch maps of the last block (B, D, S/16, S/16).
         """
         normalised = (image - self.mean) / self.std
-        pixels = torch.where(torch.isnan(normalised), 0.0, normalised)
+        pixels = torch.where(torch.isfinite(normalised), normalised, 0.0)
         patches = self.conv(pixels).flatten(2).transpose(1, 2) + self.modality
         patches = self.projection(patches) + self.position
         tokens = torch.cat([self.cls.expand(image.shape[0], -1, -1), patches], dim=1)
@@ -146,7 +146,7 @@ def _trace(export: Export) -> tuple[Encoder, torch.export.ExportedProgram]:
 
 
 def _example(export: Export, count: int) -> Tensor:
-    """Images as the contract expects them, with some missing pixels."""
+    """Images as the contract expects them, with some missing pixels of every kind."""
     modality, size = _chosen(export)
     expected = export.contract.modalities[modality]
     generator = torch.Generator().manual_seed(count)
@@ -154,7 +154,9 @@ def _example(export: Export, count: int) -> Tensor:
     noise = torch.randn(shape, generator=generator)
     image = noise * torch.tensor(expected.std).view(-1, 1, 1)
     image += torch.tensor(expected.mean).view(-1, 1, 1)
-    return image.masked_fill(torch.rand(shape, generator=generator) < 0.01, torch.nan)
+    for missing in (torch.nan, -torch.inf, torch.inf):
+        image.masked_fill_(torch.rand(shape, generator=generator) < 0.01, missing)
+    return image
 
 
 def _chosen(export: Export) -> tuple[str, int]:

@@ -100,7 +100,7 @@ embedding, patches = session.run(None, {{"image": image.astype(np.float32)}})  #
 print(embedding.shape, patches.shape)
 """
 _IMAGE = """\
-# Your image: {modality} in {unit}, NaN where there is no data, bands
+# Your image: {modality} in {unit} as float, NaN where there is no data, bands
 # {bands}
 image = {example}"""
 

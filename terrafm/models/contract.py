@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 from torch import Tensor
 
@@ -122,11 +123,16 @@ class WeightsContract(BaseModel):
         """Physical values to model input: (x - mean) / std, and 0 where there is no data.
 
         Args:
-            images: (B, C, H, W) in the modality's unit, NaN where there is no data.
+            images: (B, C, H, W) float in the modality's unit; NaN or infinite, as the dB of 0
+                are, where there is no data.
             modality: which one.
 
+        Returns:
+            As `images`, finite.
+
         Raises:
-            ValueError: the weights were not trained on this modality, or wrong bands.
+            ValueError: the weights were not trained on this modality, wrong bands, or integers,
+                which are no physical values: a file's numbers have a scale.
         """
         if modality not in self.modalities:
             known = ", ".join(self.modalities)
@@ -137,6 +143,15 @@ class WeightsContract(BaseModel):
                 f"{modality} images must be (B, {len(contract.bands)}, H, W), bands "
                 f"{' '.join(contract.bands)}; these are {tuple(images.shape)}"
             )
-        mean = images.new_tensor(contract.mean).view(-1, 1, 1)
-        std = images.new_tensor(contract.std).view(-1, 1, 1)
-        return ((images - mean) / std).nan_to_num(nan=0.0)
+        if not images.is_floating_point():
+            raise ValueError(
+                f"{modality} images are {str(images.dtype).removeprefix('torch.')}: give "
+                f"{contract.unit} as float. Digital numbers are images.float() * "
+                f"{contract.storage_scale:g}, where the file says nothing else"
+            )
+        # Half precision knows no dB to the hundredth, and overflows before it is divided.
+        precise = images.to(torch.promote_types(images.dtype, torch.float32))
+        mean = precise.new_tensor(contract.mean).view(-1, 1, 1)
+        std = precise.new_tensor(contract.std).view(-1, 1, 1)
+        normalised = ((precise - mean) / std).to(images.dtype)
+        return torch.where(normalised.isfinite(), normalised, 0.0)

@@ -12,7 +12,8 @@ import json
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -28,6 +29,10 @@ from terrafm.storage.faults import one_line
 TRAINING_ONLY = "patch_embed.fusion."
 _QUERIES = TRAINING_ONLY + "queries"
 _METADATA_KEY = "terrafm_contract"
+# Every encoder has it, and what wraps one puts its name before it.
+_SURE = "cls_token"
+_COMPILED = "_orig_mod."
+_DEEPEST = 4
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
@@ -67,6 +72,10 @@ def load_weights(
 ) -> tuple[dict[str, Tensor], WeightsContract | None]:
     """Reads a weights file, ours or released, recognised by its content.
 
+    Names may have prefixes of what wrapped the encoder where they were saved (`module.`,
+    `_orig_mod.`, `backbone.`, `teacher.`, also stacked), and the state dict may lie in another
+    one, beside optimizer and epoch: whatever ends in the encoder's own names is taken.
+
     Args:
         uri: a `.safetensors` or `.pth` file, or a folder that holds one of them.
 
@@ -76,7 +85,7 @@ def load_weights(
 
     Raises:
         UsageError: there is no such file, or it is unreadable, unsafe, not a state dict of
-            finite numbers, or its contract is broken.
+            finite numbers, holds two encoders, or its contract is broken.
     """
     uri = _find(os.fspath(uri))
     try:
@@ -91,6 +100,7 @@ def load_weights(
     else:
         state, text = _read_safetensors(uri, content)
         source = uri
+    state = _encoder_part(uri, state)
     _check_tensors(uri, state)
     try:
         contract = None if text is None else WeightsContract.from_json(text)
@@ -154,11 +164,14 @@ def encoder_from_state(state: Mapping[str, Tensor], source: str = "weights") -> 
     """
     queries = state.get(_QUERIES)
     name = infer_model_name(state, source)
-    encoder = (
-        build_encoder(name)
-        if queries is None
-        else build_encoder(name, num_queries=queries.shape[0] if queries.ndim else 1)
-    )
+    # Released weights leave the fusion as it is drawn: the same by every process that loads them.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = (
+            build_encoder(name)
+            if queries is None
+            else build_encoder(name, num_queries=queries.shape[0] if queries.ndim else 1)
+        )
     load_state(encoder, state, source)
     return encoder.eval()
 
@@ -270,6 +283,45 @@ def _metadata(content: bytes) -> dict[str, str]:
     length = int.from_bytes(content[:8], "little")
     metadata: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     return metadata
+
+
+def _encoder_part(uri: str, state: dict[str, Any]) -> dict[str, Any]:
+    """What lies under the encoder's own names, whatever stands before them."""
+    flat = dict(_flattened(state))
+    prefixes = {name.removesuffix(_SURE) for name in flat if f".{name}".endswith(f".{_SURE}")}
+    if not prefixes:
+        return state
+    if "" in prefixes:
+        return flat
+    if any(name.endswith("encoder." + _SURE) for name in flat) and _is_own(flat):
+        raise UsageError(
+            f"{uri} is a file of a checkpoint, with head and without a contract: make weights of "
+            "the checkpoint by terrafm export"
+        )
+    if len(prefixes) > 1:
+        raise UsageError(
+            f"{uri} holds several encoders, under {' and '.join(sorted(prefixes))}: save one"
+        )
+    (prefix,) = prefixes
+    return {name.removeprefix(prefix): flat[name] for name in flat if name.startswith(prefix)}
+
+
+def _is_own(flat: Mapping[str, Any]) -> bool:
+    """Of a network or an optimizer of a run's checkpoint."""
+    return "head.last_layer.weight" in flat or any(name.startswith("exp_avg.") for name in flat)
+
+
+def _flattened(
+    state: Mapping[str, Any], above: str = "", depth: int = 0
+) -> Iterator[tuple[str, Any]]:
+    """Names with those of the state dicts around them, without what torch.compile adds."""
+    for name, value in state.items():
+        whole = f"{above}{name}".replace(_COMPILED, "")
+        # A stranger's file may hold a dict that holds itself.
+        if isinstance(value, Mapping) and depth < _DEEPEST:
+            yield from _flattened(value, f"{whole}.", depth + 1)
+        else:
+            yield whole, value
 
 
 def _check_tensors(uri: str, state: dict[str, Tensor]) -> None:

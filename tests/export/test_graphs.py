@@ -43,6 +43,8 @@ def test_a_graph_agrees_with_the_encoder(tmp_path, teacher, format, modality, si
         image = torch.randn(batch, len(expected.bands), size, size, generator=generator)
         image = image * expected.std[0] + expected.mean[0]
         image[:, 0, : size // 3] = np.nan
+        image[:, 1, size // 2] = -np.inf
+        image[:, 0, -1, ::2] = np.inf
         embedding, patches = graph(image)
         pixels = contract.normalise(image, modality)
         with torch.inference_mode():

@@ -25,6 +25,7 @@ from terrafm.models.weights import (
     load_weights,
     save_released,
     save_safetensors,
+    state_fingerprint,
 )
 
 STATISTICS = {
@@ -227,7 +228,7 @@ def test_contents_that_are_no_state_dict_are_named(tmp_path, state):
     for held, message in [
         ([torch.zeros(1)], "not a state dict"),
         ({}, "not a state dict"),
-        ({"model": dict(state)}, "'model' is no tensor"),
+        ({"model": {"a": torch.ones(2)}}, "'model' is no tensor"),
         ({"cls_token": torch.zeros(1, 1, 96, dtype=torch.int32)}, "not a dense float tensor"),
         ({"cls_token": torch.full((1, 1, 96), float("nan"))}, "cls_token holds NaN"),
     ]:
@@ -338,3 +339,121 @@ def test_a_contract_names_no_file_elsewhere_and_its_units_are_words(contract, ke
     place[last] = value
     with pytest.raises(ValueError, match=r"model|unit"):
         WeightsContract.from_json(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+        lambda s: {f"backbone.{k}": v for k, v in s.items()},
+        lambda s: {f"teacher.{k}": v for k, v in s.items()},
+        lambda s: {f"student.module._orig_mod.backbone.{k}": v for k, v in s.items()},
+        lambda s: {f"model.encoder.encoder.{k}": v for k, v in s.items()},
+        # DINO's, with a head beside the backbone.
+        lambda s: (
+            {f"module.backbone.{k}": v for k, v in s.items()}
+            | {"module.head.mlp.0.weight": torch.ones(3, 3)}
+        ),
+        # A block that was compiled by itself.
+        lambda s: {k.replace("blocks.0.", "blocks.0._orig_mod."): v for k, v in s.items()},
+        # Whole checkpoints of other trainers.
+        lambda s: {"model": dict(s), "epoch": 3, "args": {"lr": 0.1}},
+        lambda s: {
+            "state_dict": {f"module.{k}": v for k, v in s.items()},
+            "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
+        },
+    ],
+)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_names_may_have_prefixes(wrap, suffix, state, tmp_path):
+    wrapped = wrap({name: tensor.clone() for name, tensor in state.items()})
+    path = tmp_path / f"wrapped.{suffix}"
+    if suffix == "pth":
+        torch.save(wrapped, path)
+    elif all(isinstance(tensor, torch.Tensor) for tensor in wrapped.values()):
+        safetensors.torch.save_file(wrapped, path)
+    else:
+        pytest.skip("safetensors holds tensors only")
+    found = load_encoder(str(path)).state_dict()
+    assert found.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (
+            lambda s: {
+                f"{n}.backbone.{k}": v for n in ("teacher", "student") for k, v in s.items()
+            },
+            r"several encoders, under student\.backbone\. and teacher\.backbone\.: save one",
+        ),
+        (
+            lambda s: {f"module.{k}": v for k, v in s.items() if k != "norm.weight"},
+            "parameter norm.weight is missing",
+        ),
+        (lambda s: {"vit.cls_token": torch.ones(1, 1, 7)}, "not TerraFM weights, width 7"),
+        (lambda s: {"model": dict(s), "net": dict(s)}, "several encoders, under model. and net."),
+    ],
+)
+def test_what_cannot_be_told_apart_is_one_line(wrap, message, state, tmp_path):
+    path = tmp_path / "wrapped.pth"
+    torch.save(wrap({name: tensor.clone() for name, tensor in state.items()}), path)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_encoder(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["teacher", "student", "optimizer"])
+def test_a_checkpoints_own_file_says_how_to_make_weights_of_it(name, checkpoint):
+    with pytest.raises(UsageError, match="make weights of the checkpoint by terrafm export"):
+        load_encoder(f"{checkpoint}/{name}.safetensors")
+
+
+def test_a_dict_that_holds_itself_is_refused(state, tmp_path):
+    held = {"cls_token": state["cls_token"]}
+    held["again"] = held
+    torch.save(held, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="no tensor"):
+        load_encoder(str(tmp_path / "w.pth"))
+
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64)
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, torch.bool])
+@pytest.mark.parametrize("modality", ["s1", "s2_l2a"])
+def test_integers_are_no_physical_values(dtype, modality, contract):
+    images = torch.ones(1, MODALITIES[modality].channels, 4, 4).to(dtype)
+    with pytest.raises(ValueError, match=r"are \w+: give (dB|reflectance) as float"):
+        contract.normalise(images, modality)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_missing(dtype, missing, contract):
+    images = torch.full((1, 2, 4, 4), -12.0, dtype=dtype)
+    images[0, 0, 1, 2] = missing
+    found = contract.normalise(images, "s1")
+    assert found.dtype == dtype
+    assert found[0, 0, 1, 2] == 0
+    rest = torch.ones(4, 4, dtype=torch.bool)
+    rest[1, 2] = False
+    expected = (-12.0 - STATISTICS["s1"]["mean"][0]) / STATISTICS["s1"]["std"][0]
+    tolerance = {torch.float16: 1e-3, torch.bfloat16: 5e-3}.get(dtype, 1e-6)
+    np.testing.assert_allclose(found[0, 0][rest].double(), expected, rtol=tolerance)
+
+
+def test_released_weights_are_one_encoder_whoever_loads_them(state, tmp_path):
+    """They have no fusion parameters: what stands in their place is no accident of the process."""
+    released = {k: v.clone() for k, v in state.items() if ".fusion." not in k}
+    torch.save(released, tmp_path / "released.pth")
+    torch.manual_seed(1)
+    drawn = torch.rand(1)
+    torch.manual_seed(1)
+    first = load_encoder(str(tmp_path / "released.pth"))
+    assert torch.rand(1) == drawn
+    second = load_encoder(str(tmp_path / "released.pth"))
+    assert state_fingerprint(first) == state_fingerprint(second)

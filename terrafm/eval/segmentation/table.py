@@ -55,9 +55,10 @@ def compare_masks(
     notes: list[str] = []
     look = options.look(images)
     task = MaskTask.of(images, look.device, options.seed)
-    if set(protocols) & {"upernet", "finetune"}:
-        upernet.check_upernet(look.size, len(task.splits["train"]))
     rows = table_rows(images, look, weights, (), notes)
+    if set(protocols) & {"upernet", "finetune"}:
+        smallest = min(row.look.size for row in rows)
+        upernet.check_upernet(smallest, len(task.splits["train"]))
     run = _Run(images, task, look, options, tell)
     shown = []
     for row in rows:
@@ -77,7 +78,7 @@ def compare_masks(
     if images.ignore is not None:
         notes.append(f"pixels of label {images.ignore} do not count")
     return {
-        **provenance(images, look, options),
+        **provenance(images, look, rows, options),
         "task": "segmentation",
         "n": len(task.splits["test"]),
         "split": f"the set's splits ({counts}), scored on test",
@@ -102,7 +103,7 @@ class _Run:
         if protocol == "finetune":
             tell = prefixed(self.tell, f"{row.title}: fine-tuning, ")
             epochs = self.options.epochs
-            tuned = finetune_masks(row, self.images, self.task, self.look, epochs, tell)
+            tuned = finetune_masks(row, self.images, self.task, row.look, epochs, tell)
             return *tuned, None
         return self._linear(row) if protocol == "linear" else self._upernet(row)
 
@@ -133,14 +134,14 @@ class _Run:
 
     def _maps(self, row: Row, levels: int) -> tuple[Tensor, str | None]:
         """(N, L, D, h, w), and where they are kept."""
-        depends_on = {**row.depends_on, "dense": True, "size": self.look.size}
+        depends_on = {**row.depends_on, "dense": True, "size": row.look.size}
         if levels > 1:
             depends_on["levels"] = levels
         flat, file = cached_features(
             self.options.features, f"dense {row.title}", depends_on, self.images,
-            partial(patch_maps, row, self.images, self.look, levels),
+            partial(patch_maps, row, self.images, row.look, levels),
         )  # fmt: skip
-        side = self.look.size // PATCH_SIZE
+        side = row.look.size // PATCH_SIZE
         return torch.from_numpy(flat.reshape(len(flat), levels, -1, side, side)), file
 
 
