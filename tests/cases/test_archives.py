@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 
 from terrafm.config import IngestConfig
+from terrafm.data import ingest as ingest_module
 from terrafm.data.ingest import ingest
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.sources.bigearthnet import BigEarthNet
@@ -22,18 +22,22 @@ from terrafm.errors import TerraFMError
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_safetensors
-from terrafm.ray_runtime import ensure_ray
 from terrafm.storage import join, write_bytes
 
 ALL = tuple(MODALITIES)
 L2A = EmbedOptions(modalities=["s2_l2a"], window=32, workers=0)
 
 
-@pytest.fixture(scope="module")
-def local_ray():
-    ensure_ray(1)
-    yield
-    ray.shutdown()
+@pytest.fixture
+def in_process(monkeypatch):
+    """Ingest without Ray, which these cases do not need."""
+
+    def run(job, works, workers, progress=None):
+        for work in works:
+            work.write(job)
+        return [job.finished(work) for work in works]
+
+    monkeypatch.setattr(ingest_module, "_run", run)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,7 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture
-def take(local_ray, cases, tmp_path):
+def take(in_process, cases, tmp_path):
     """Ingests the input of a case; returns the report, or what it is refused with, and faults."""
 
     def run(source, folder, tile_size, **options):

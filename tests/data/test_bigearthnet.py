@@ -2,6 +2,8 @@ import json
 import pickle
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from terrafm.data.sources.bigearthnet import BigEarthNet
@@ -103,3 +105,65 @@ def test_archives_that_cannot_be_used(tmp_path):
     (tmp_path / "BigEarthNet-S2-v1.0.tar.gz").touch()
     with pytest.raises(UsageError, match=r"unpack BigEarthNet-S2-v1\.0\.tar\.gz first"):
         BigEarthNet(str(tmp_path), ALL).cells()
+
+
+V2_S2 = "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP"
+V2_S1 = "S1A_IW_GRDH_1SDV_20170613T165043"
+
+
+@pytest.fixture
+def second(patch, tmp_path):
+    """Version 2: three optical patches, radar of two, and what is not read."""
+    for number in ("26_57", "26_58", "26_59"):
+        patch(f"BigEarthNet-S2/{V2_S2}", f"{V2_S2}_{number}", 1000)
+        maps = tmp_path / "archive/Reference_Maps" / V2_S2 / f"{V2_S2}_{number}"
+        maps.mkdir(parents=True)
+        (maps / f"{V2_S2}_{number}_reference_map.tif").touch()
+    for number in ("26_57", "26_58"):
+        patch(f"BigEarthNet-S1/{V2_S1}", f"{V2_S1}_33UUP_{number}", 50)
+    root = tmp_path / "archive"
+    rows = [
+        # Not what the numbers suggest, and one more than there are.
+        {"patch_id": f"{V2_S2}_26_57", "s1_name": f"{V2_S1}_33UUP_26_58"},
+        {"patch_id": f"{V2_S2}_90_90", "s1_name": f"{V2_S1}_33UUP_90_90"},
+        {"patch_id": f"{V2_S2}_26_59", "s1_name": None},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows[:2]), root / "metadata.parquet")
+    other = root / "metadata_for_patches_with_snow_cloud_or_shadow.parquet"
+    rows = [*rows[2:], {"patch_id": f"{V2_S2}_26_58", "s1_name": f"{V2_S1}_33UUP_26_57"}]
+    pq.write_table(pa.Table.from_pylist(rows), other)
+    (root / ".DS_Store").touch()
+    (root / "BigEarthNet-S2/Thumbs.db").touch()
+    return root
+
+
+def test_version_2_is_paired_by_its_metadata(second):
+    source = BigEarthNet(str(second), ALL)
+    refs = {ref.cell_id: ref for ref in source.cells()}
+    assert list(refs) == [f"{V2_S2}_{number}" for number in ("26_57", "26_58", "26_59")]
+    assert refs[f"{V2_S2}_26_57"].location["s1"].endswith("33UUP_26_58")
+    assert refs[f"{V2_S2}_26_58"].location["s1"].endswith("33UUP_26_57")
+    assert refs[f"{V2_S2}_26_59"].modalities == ("s2_l2a",)
+    cell = pickle.loads(pickle.dumps(source)).read(refs[f"{V2_S2}_26_57"])
+    assert not cell.faults
+    assert cell.products["s2_l2a"].product_id == f"{V2_S2}_26_57"
+    assert cell.products["s2_l2a"].time == "2017-06-13T10:10:31"
+    assert refs[f"{V2_S2}_26_57"].listed["s1"].time == "2017-06-13T16:50:43"
+
+
+def test_version_2_by_sensor_and_without_its_metadata(second):
+    for folder in (second / "BigEarthNet-S2", second / "BigEarthNet-S2" / V2_S2):
+        refs = BigEarthNet(str(folder), ALL).cells()
+        assert [ref.modalities for ref in refs] == [("s2_l2a",)] * 3
+    refs = BigEarthNet(str(second), ("s1",)).cells()
+    assert [ref.cell_id for ref in refs] == [f"{V2_S2}_26_57", f"{V2_S2}_26_58"]
+    for path in second.glob("*.parquet"):
+        path.unlink()
+    with pytest.raises(UsageError, match=r"version 2, whose metadata.parquet pairs"):
+        BigEarthNet(str(second), ALL).cells()
+
+
+def test_a_patch_that_lies_there_twice_is_refused(second, patch):
+    patch(f"copy/{V2_S2}", f"{V2_S2}_26_57", 1000)
+    with pytest.raises(UsageError, match="are the same: remove one"):
+        BigEarthNet(str(second), ALL).cells()

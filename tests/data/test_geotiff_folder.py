@@ -144,3 +144,106 @@ def test_archives_that_cannot_be_used(geotiff_archive, tmp_path):
     with pytest.raises(TerraFMError, match="no file under") as caught:
         GeotiffFolder(str(archive), ALL).layout()
     assert caught.value.exit_code == 1
+
+
+def coarse(geotiff_bytes, pixels, sensors, number, gsd=20):
+    """The pixels of a place with some sensors on a grid of another size."""
+    corner = (500000.0 + 10_000 * number, 5000000.0)
+    return pixels | {
+        name: geotiff_bytes(pixels[name][:, ::2, ::2], gsd=gsd, corner=corner) for name in sensors
+    }
+
+
+@pytest.mark.parametrize("odd", [0, 1, 2, 4])
+@pytest.mark.parametrize("sensors", [("S1RTC",), ("S1RTC", "S2L1C", "S2L2A", "LULC")])
+def test_one_odd_place_decides_nothing(geotiff_archive, place, geotiff_bytes, odd, sensors):
+    places = {f"p{i}": place(i) for i in range(5)}
+    places[f"p{odd}"] = coarse(geotiff_bytes, places[f"p{odd}"], sensors, odd)
+    source = GeotiffFolder(str(geotiff_archive(places)), ALL)
+    assert (source.layout().gsd, source.layout().shape) == (10, (96, 96))
+    cell = source.read(source.cells()[odd])
+    if len(sensors) == 1:
+        assert set(cell.products) == {"s2_l1c", "s2_l2a"}
+        assert "48 x 48 px at 20 m, not 96 x 96 px at 10 m" in cell.faults["s1"].why
+    else:
+        assert cell.gsd == 20
+
+
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_a_sensor_with_pixels_of_its_own_size_everywhere(
+    geotiff_archive, place, geotiff_bytes, count
+):
+    places = {f"p{i}": coarse(geotiff_bytes, place(i), ("S1RTC",), i) for i in range(count)}
+    source = GeotiffFolder(str(geotiff_archive(places)), ALL)
+    with pytest.raises(UsageError, match="S1RTC has 20 m and the others 10 m"):
+        source.layout()
+    assert GeotiffFolder(source._uri, ("s2_l2a",)).layout().gsd == 10
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a.tif", "a.TIF"),
+        ("a.tif", "a.tiff"),
+        ("a.TIF", "a.Tif", "a.TIFF"),
+    ],
+)
+def test_a_place_that_stands_twice_is_a_fault(geotiff_archive, place, names):
+    root = geotiff_archive({"a": place(0), "b": place(1)})
+    whole = (root / "S2L2A/a.tif").read_bytes()
+    (root / "S2L2A/a.tif").unlink()
+    for name in names:
+        (root / "S2L2A" / name).write_bytes(whole)
+    refs = {ref.cell_id: ref for ref in GeotiffFolder(str(root), ALL).cells()}
+    assert set(refs) == {"a", "b"}
+    assert set(refs["a"].modalities) == {"s1", "s2_l1c"}
+    ((modality, fault),) = refs["a"].faults
+    assert modality == "s2_l2a"
+    assert all(name in str(fault) for name in names)
+
+
+def test_two_folders_of_one_sensor_are_refused(geotiff_archive, place):
+    root = geotiff_archive({"a": place(0)})
+    (root / "S2L2A").rename(root / "s2_l2a")
+    (root / "Sentinel-2-L2A").mkdir()
+    with pytest.raises(UsageError, match=r"s2_l2a and .*Sentinel-2-L2A are both"):
+        GeotiffFolder(str(root), ALL).cells()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["with space", "a#b", "50%", "50%20", "what?", "[0]", "{x}", "Łódź", "a.b.c", "~x", "!y"],
+)
+def test_places_may_have_any_name(geotiff_archive, place, name):
+    root = geotiff_archive({name: place(0)}, folder=f"archive {name}")
+    source = GeotiffFolder(str(root), ALL)
+    (ref,) = source.cells()
+    assert ref.cell_id == name
+    assert set(source.read(ref).products) == set(ALL)
+
+
+def test_clutter_is_passed_over(geotiff_archive, place):
+    root = geotiff_archive({"a": place(0)})
+    for folder in (root, root / "S2L2A"):
+        for name in (".DS_Store", "._a.tif", "Thumbs.db", "desktop.ini", ".hidden.tif"):
+            (folder / name).write_bytes(b"clutter")
+        (folder / "__MACOSX").mkdir()
+    (root / "S2L2A/empty.tif").touch()
+    source = GeotiffFolder(str(root), ALL)
+    refs = {ref.cell_id: ref for ref in source.cells()}
+    assert set(refs) == {"a", "empty"}
+    with pytest.raises(BadCellError, match="the file is empty"):
+        source.read(refs["empty"])
+
+
+def test_links_are_followed(geotiff_archive, place, tmp_path):
+    root = geotiff_archive({"a": place(0)})
+    (root / "S2L2A").rename(tmp_path / "elsewhere")
+    (root / "S2L2A").symlink_to(tmp_path / "elsewhere")
+    (root / "S2L2A/loop").symlink_to(root)
+    (root / "S2L2A/gone.tif").symlink_to(root / "nothing.tif")
+    source = GeotiffFolder(str(root), ALL)
+    refs = {ref.cell_id: ref for ref in source.cells()}
+    assert set(source.read(refs["a"]).products) == set(ALL)
+    with pytest.raises(BadCellError, match="file not found"):
+        source.read(refs["gone"])

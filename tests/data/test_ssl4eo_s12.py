@@ -186,3 +186,34 @@ def test_nearest_without_times():
     assert nearest("", {"a": "2020-01-01", "b": "2020-01-02", "c": ""}) == "b"
     assert nearest("2020-01-01", {"a": "", "b": ""}) == "a"
     assert nearest("2020-01-01", {}) is None
+
+
+@pytest.mark.parametrize("value", ["unknown", float("nan"), [1]])
+def test_clouds_that_are_no_number_are_a_fault(scene, tmp_path, value):
+    path = scene("s2a", s2(4))
+    scene("s1", s1(7))
+    (path / "metadata.json").write_text(json.dumps({"CLOUDY_PIXEL_PERCENTAGE": value}))
+    source, refs = cells(tmp_path / "archive")
+    cell = source.read(next(iter(refs.values())))
+    assert set(cell.products) == {"s1"}
+    assert "CLOUDY_PIXEL_PERCENTAGE is" in cell.faults["s2_l2a"].why
+
+
+def test_clutter_is_passed_over(archive):
+    before = list(cells(archive)[1])
+    for folder in [archive, *archive.rglob("*")]:
+        if folder.is_dir():
+            for name in (".DS_Store", "._x", "Thumbs.db", "desktop.ini"):
+                (folder / name).touch()
+            (folder / "__MACOSX").mkdir(exist_ok=True)
+    assert list(cells(archive)[1]) == before
+
+
+def test_an_odd_first_cell_does_not_decide_the_shape(scene, tmp_path, monkeypatch):
+    for day in (4, 14, 24):
+        scene("s2a", s2(day))
+    monkeypatch.setattr(f"{__name__}.SIDE", 12)
+    scene("s2a", s2(1))
+    source, refs = cells(tmp_path / "archive", ("s2_l2a",))
+    assert source.read(next(iter(refs.values()))).shape == (12, 12)
+    assert source.layout().shape == (24, 24)

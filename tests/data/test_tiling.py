@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from pyproj import Transformer
 
-from terrafm.data.sources.base import Listed
+from terrafm.data.sources.base import Cell, CellRef, Listed, Product
 from terrafm.data.sources.geotiff_folder import GeotiffFolder
-from terrafm.data.tiles.selection import Limits
+from terrafm.data.tiles.selection import NO_CLASS, Limits
 from terrafm.data.tiles.tally import Tally
 from terrafm.data.tiles.tiling import Cutter, make_groups
 from terrafm.errors import UsageError
@@ -266,3 +266,61 @@ def test_what_breaks_a_limit_is_not_read(geotiff_archive, limits, required, open
     assert tally.counts["tiles"] + tally.counts["tiles_over_limits"] == tally.counts["tiles_seen"]
     assert not tally.quarantine
     assert Tally.from_json(json.loads(json.dumps(tally.to_json()))) == tally
+
+
+class OddSource:
+    """One cell of which one band has another size."""
+
+    def __init__(self, rows, gsd):
+        self._rows, self._gsd = rows, gsd
+
+    def read(self, ref):
+        bands = {band: np.full((96, 96), 1500, np.uint16) for band in MODALITIES["s2_l2a"].bands}
+        bands["B05"] = bands["B05"][: self._rows]
+        gsd = dict.fromkeys(bands, 10) | {"B05": self._gsd}
+        radar = {band: np.full((96, 96), -12.0) for band in ("VV", "VH")}
+        products = {
+            "s1": Product("s1", radar, dict.fromkeys(radar, 10)),
+            "s2_l2a": Product("s2_l2a", bands, gsd),
+        }
+        cover = np.full((96, 96), 40, np.uint8)
+        transform = (10.0, 0.0, 5e5, 0.0, -10.0, 5e6)
+        return Cell("a", "EPSG:32633", transform, (96, 96), 10, products, land_cover=cover)
+
+
+@pytest.mark.parametrize(
+    ("rows", "gsd", "why"),
+    [
+        (48, 10, "B05 has 48 x 96 px of 10 m, not 96 x 96 px of 10 m"),
+        (96, 20, "B05 has 96 x 96 px of 20 m, not 96 x 96 px of 10 m"),
+    ],
+)
+def test_a_band_of_any_source_that_does_not_fit_is_a_fault(rows, gsd, why):
+    groups = make_groups({m: (10,) * MODALITIES[m].channels for m in ("s1", "s2_l2a")}, 10, 48)
+    cutter = Cutter(48, 10, (96, 96), groups, ("s1",), 0.5, 0.0, 0, None)
+    tally = Tally()
+    ref = CellRef("a", None, ("s1", "s2_l2a"))
+    tiles = list(cutter.tiles(OddSource(rows, gsd), ref, tally))
+    assert [set(tile.arrays) for tile in tiles] == [{"s1_10m"}] * 4
+    assert [(fault["modality"], fault["why"]) for fault in tally.quarantine] == [("s2_l2a", why)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_pixels_without_a_class_have_no_vote_and_are_no_sea(share):
+    groups = make_groups({m: (10,) * MODALITIES[m].channels for m in ("s1", "s2_l2a")}, 10, 96)
+    source = OddSource(96, 10)
+    cell = source.read(None)
+    cell.land_cover = np.full((96, 96), 80, np.int16)
+    cell.land_cover[:, : int(96 * share)] = NO_CLASS
+    source.read = lambda ref: cell
+    cutter = Cutter(96, 10, (96, 96), groups, ("s1",), 0.5, 1.0, 0, None)
+    tally = Tally()
+    tiles = list(cutter.tiles(source, CellRef("a", None, ("s1", "s2_l2a")), tally))
+    # The sea goes; what may be land stays, unless nothing is known of it.
+    assert len(tiles) == (1 if share == 0.5 else 0)
+    assert tally.counts["water_only_dropped"] == (1 if share == 0 else 0)
+    assert [fault["modality"] for fault in tally.quarantine] == (
+        ["land_cover"] if share == 1 else []
+    )
+    if tiles:
+        assert tiles[0].histogram == {80: 96 * 48}

@@ -177,3 +177,28 @@ def test_a_footprint_across_180_degrees_is_two_polygons():
 def test_a_folder_without_embeddings_is_refused(tmp_path):
     with pytest.raises(UsageError, match="holds no embeddings"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("west", "bounds"),
+    [
+        (179.5, [(179.5, 180.0), (-180.0, -179.5)]),
+        (190.0, [(-170.0, -169.0)]),
+        (-180.5, [(179.5, 180.0), (-180.0, -179.5)]),
+        (180.0, [(-180.0, -179.0)]),
+        (179.0, [(179.0, 180.0)]),
+        (-180.0, [(-180.0, -179.0)]),
+        (359.5, [(-0.5, 0.5)]),
+        (539.5, [(179.5, 180.0), (-180.0, -179.5)]),
+        (12.0, [(12.0, 13.0)]),
+    ],
+)
+@pytest.mark.parametrize("crs", ["EPSG:4326", "OGC:CRS84", "EPSG:4258"])
+def test_longitudes_of_footprints_are_within_180(west, bounds, crs):
+    place = Place("a", crs, (0.1, 0.0, west, 0.0, -0.1, 50.0), (10, 10), "here")
+    outline = footprint(place)
+    parts = sorted(getattr(outline, "geoms", [outline]), key=lambda part: -part.bounds[0])
+    assert outline.geom_type == ("Polygon" if len(bounds) == 1 else "MultiPolygon")
+    np.testing.assert_allclose([part.bounds[::2] for part in parts], bounds, atol=1e-9)
+    assert outline.area == pytest.approx(1.0)
+    assert outline.is_valid

@@ -157,3 +157,47 @@ def test_digital_numbers_stored_as_floats(refuse, write_scene, tmp_path):
         for number, band in enumerate(BANDS, start=1):
             file.set_band_description(number, band)
     assert "which are no reflectance" in refuse()
+
+
+POINTS = [
+    rasterio.control.GroundControlPoint(row, col, 15 + col / 1e4, 45 - row / 1e4)
+    for row, col in ((0, 0), (0, 230), (150, 0), (150, 230))
+]
+ONES = [1.0] * 20
+RPCS = rasterio.rpc.RPC(0, 1, 45, 1, ONES, ONES, 0, 1, 15, 1, ONES, ONES, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"transform": None, "crs": "EPSG:4326", "gcps": POINTS}, "gdalwarp -tps"),
+        ({"transform": None, "crs": None, "rpcs": RPCS}, "gdalwarp -rpc"),
+        ({"transform": None, "crs": None}, "-a_srs EPSG:CODE -a_ullr LEFT"),
+        ({"crs": None}, "gdal_edit.py -a_srs"),
+        ({"transform": None}, "gdal_edit.py -a_ullr"),
+    ],
+    ids=["ground control points", "rpc", "nothing", "no CRS", "no transform"],
+)
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_a_file_without_a_place_is_told_how_to_get_one(
+    refuse, write_scene, tmp_path, changes, advice
+):
+    write_scene(tmp_path / "in" / "a.tif", **changes)
+    assert advice in refuse()
+
+
+def test_clutter_links_and_odd_names(write_scene, tiny_weights, tmp_path):
+    folder = tmp_path / "in [1] #x %20"
+    names = ("a#b", "50%", "what?", "[0]", "Łódź", "東京")
+    for name in names:
+        write_scene(folder / "sub folder" / f"{name}.TIF", shape=(64, 64))
+    clutter = (".DS_Store", "._a.tif", "__MACOSX/a.tif", ".hidden/a.tif", "@eaDir/a.tif")
+    for name in (*clutter, "Thumbs.db"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"clutter")
+    (folder / "loop").symlink_to(folder)
+    options = EmbedOptions(modalities=["s2_l2a"], workers=0)
+    embed(tiny_weights, str(folder), tmp_path / "out", options)
+    found = {row["tile_id"] for row in read_rows(tmp_path / "out")}
+    assert found >= {f"sub folder/{name}_r0_c0" for name in names}
+    assert not any(name.startswith((".", "_", "@")) for name in found)

@@ -149,3 +149,21 @@ def test_an_image_unlike_the_first_is_named(folder, change, words):
     images = open_labelled(folder, OpenOptions(modality="s2_l2a"))
     with pytest.raises(UsageError, match=rf"y/1\.tif.*{words}"):
         images.read(3, ("s2_l2a",))
+
+
+def test_clutter_is_no_image_and_no_class_and_twins_are_both_kept(write_image, tmp_path):
+    for name in ("Forest/a.tif", "Forest/a.TIF", "River/b.tiff"):
+        write_image(tmp_path / "set" / name, np.full((13, 8, 8), 1000, np.uint16))
+    for name in (
+        "Forest/._a.tif",
+        "Forest/Thumbs.db",
+        "__MACOSX/x.tif",
+        ".ipynb/x.tif",
+        ".DS_Store",
+    ):
+        path = tmp_path / "set" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"clutter")
+    images = open_labelled(tmp_path / "set", OpenOptions(modality="s2_l1c"))
+    assert list(images.classes) == ["Forest", "River"]
+    assert list(images.names) == ["Forest/a.TIF", "Forest/a.tif", "River/b.tiff"]

@@ -154,6 +154,7 @@ class _Checked:
     def _note(self, name: str, wrong: "pd.Series[bool]", wanted: str) -> None:
         for row in self.problems.index[wrong & (self.problems == "")]:
             value = self._raw[name][row]
+            value = value.item() if isinstance(value, np.generic) else value
             missing = value is None or (np.ndim(value) == 0 and bool(pd.isna(value)))
             what = "is missing" if missing else f"is {shortened(value)}, not {wanted}"
             self.problems[row] = f"{name} {what}"
@@ -215,7 +216,7 @@ def _written_times(stamps: "pd.Series[Any]") -> "pd.Series[pd.Timestamp]":
     if pd.api.types.is_numeric_dtype(stamps):
         return pd.Series(pd.NaT, index=stamps.index, dtype="datetime64[us, UTC]")
     one, other = (_read_times(stamps, format="mixed", dayfirst=first) for first in (True, False))
-    return one.where(one == other)
+    return one.where((one == other) | other.isna()).fillna(other.where(one.isna()))
 
 
 def _read_times(values: "pd.Series[Any]", **form: Any) -> "pd.Series[pd.Timestamp]":
