@@ -70,10 +70,24 @@ class Dashboard:
             answer.raise_for_status()
             return answer.json()
         except (requests.HTTPError, ValueError):
-            raise TerraFMError(
-                f"{self.url}{path} answers {answer.status_code}, not as Ray's dashboard does: "
-                "is this its address?"
-            ) from None
+            raise self._no_dashboard(path, str(answer.status_code)) from None
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The cluster's nodes as they describe themselves.
+
+        Raises:
+            UsageError, TerraFMError: as `get`.
+        """
+        path = "/nodes?view=summary"
+        try:
+            return list(self.get(path)["data"]["summary"])
+        except (KeyError, TypeError):
+            raise self._no_dashboard(path, "something else") from None
+
+    def _no_dashboard(self, path: str, answer: str) -> TerraFMError:
+        return TerraFMError(
+            f"{self.url}{path} answers {answer}, not as Ray's dashboard does: is this its address?"
+        )
 
     def request(self, method: str, path: str, headers: dict[str, str]) -> requests.Response:
         """One request with these headers and no other credential.

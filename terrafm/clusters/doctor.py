@@ -153,7 +153,7 @@ def _inside(dashboard: Dashboard) -> Iterator[Finding]:
     """What the cluster says of itself to who has its token."""
     try:
         version = str(dashboard.get("/api/version").get("ray_version"))
-        nodes = dashboard.get("/nodes?view=summary")["data"]["summary"]
+        nodes = dashboard.nodes()
     except TerraFMError as error:
         yield Finding(FAULT, f"{error}")
         return

@@ -112,8 +112,8 @@ def status() -> dict[str, Any]:
     """
     cluster = running()
     token = Token(Path(cluster.token_path).read_text().strip(), cluster.token_path)
-    summary = Dashboard(cluster.dashboard_url, token).get("/nodes?view=summary")
-    nodes = [_node(entry["raylet"]) for entry in summary["data"]["summary"] if entry.get("raylet")]
+    entries = Dashboard(cluster.dashboard_url, token).nodes()
+    nodes = [_node(entry["raylet"]) for entry in entries if entry.get("raylet")]
     return {
         "address": cluster.address,
         "dashboard_url": cluster.dashboard_url,

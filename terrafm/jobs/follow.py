@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from contextlib import aclosing
 
 import aiohttp
 
@@ -58,9 +59,11 @@ def exit_code(server: JobServer, job: str) -> int:
 
 
 async def _print(server: JobServer, job: str) -> None:
-    async for text in server.client.tail_job_logs(job):
-        sys.stdout.write(text)
-        sys.stdout.flush()
+    # Closed in this task: whoever is interrupted leaves no other behind.
+    async with aclosing(server.client.tail_job_logs(job)) as texts:
+        async for text in texts:
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
 
 def _interrupted(server: JobServer, job: str, ask: Callable[[str], str]) -> int:

@@ -93,8 +93,7 @@ def check_versions(server: JobServer, head: dict[str, Any]) -> None:
 
 def _head(server: JobServer) -> dict[str, Any]:
     """The head as its own agent describes it; empty while it has not."""
-    nodes = server.dashboard.get("/nodes?view=summary")["data"]["summary"]
-    return next((n for n in nodes if n.get("raylet", {}).get("isHeadNode")), {})
+    return next((n for n in server.dashboard.nodes() if n.get("raylet", {}).get("isHeadNode")), {})
 
 
 def _interpreter(head: dict[str, Any]) -> str:
