@@ -1,4 +1,4 @@
-import contextlib
+import json
 
 import pytest
 import yaml
@@ -48,14 +48,45 @@ def test_lists_and_none_are_read_as_yaml():
             r"unknown configuration key train\.stepz \(did you mean train\.steps\?\)",
         ),
         ("trian.steps=3", r"unknown configuration key trian \(did you mean train\?\)"),
-        ("loss.alpha=2", r"loss\.alpha: .*less than or equal to 1, not 2"),
+        ("loss.alpha=2", r"loss\.alpha takes a number from 0 to 1, not 2$"),
         ("train.zero_stage=4", r"train\.zero_stage"),
-        ("train.steps=many", r"train\.steps: .*integer.*'many'"),
+        ("train.steps=many", r"train\.steps takes none or an integer from 1 to 1e9, not 'many'$"),
         ("alpha=0.5", r"section\.key=value"),
+        (".steps=5", r"section\.key=value, not '\.steps=5'"),
+        ("train.=5", r"section\.key=value, not 'train\.=5'"),
+        ("train={steps: 5}", r"section\.key=value"),
+        ("steps.x=5", r"unknown configuration key steps \(did you mean train\.steps\?\)"),
         ("loss.alpha", r"section\.key=value"),
-        ("data.modalities=[s3]", r"s1, s2_l1c, s2_l2a"),
-        ("data.global_size=100", r"global_size must be a multiple of the patch size 16"),
-        ("data.local_scale=[0.5, 0.1]", r"local_scale must be ordered"),
+        (
+            "data.modalities=[s3]",
+            r"one or more, each s1, s2_l1c or s2_l2a, not \['s3'\]$",
+        ),
+        ("data.modalities=s1", r"modalities takes a list of one or more, each s1.*, not 's1'$"),
+        ("data.modalities=[s1, s1]", r"modalities takes a list in which nothing stands twice"),
+        ("data.global_size=100", r"data\.global_size takes .*, a multiple of 16, not 100$"),
+        (
+            "data.local_scale=[0.5, 0.1]",
+            r"local_scale takes the smaller one first, not \[",
+        ),
+        ("train.workers=[2]", r"workers takes an integer .*the fewest and the most\), not \[2\]$"),
+        ("train.workers=[3, 1]", r"train\.workers takes the smaller one first, not \[3, 1\]$"),
+        ("optim.betas=[0.9, 0.99, 0.1]", r"optim\.betas takes a list of 2, each a number from 0"),
+        (
+            "tune.space=[loss]",
+            r"tune\.space takes none, text or a mapping \(names of spaces",
+        ),
+        ("tune.objectives=[]", r"tune\.objectives takes a list of one or more"),
+        ("tune.arms={1: {loss.alpha: 1}}", r"tune\.arms takes a mapping \(name -> settings"),
+        ("data.fusion=yes", r"data\.fusion takes true or false, not 'yes'$"),
+        ("data.fusion=1", r"data\.fusion takes true or false, not 1$"),
+        ("train.gpu=true", r"train\.gpu takes auto, yes or no, not true$"),
+        ("train.zero_stage=true", r"train\.zero_stage takes an integer from 0 to 3, not true$"),
+        ("train.steps=true", r"train\.steps takes none or an integer .*, not true$"),
+        ("train.steps='5'", r"train\.steps takes none or an integer .*, not '5'$"),
+        ("train.steps=1_000", r"train\.steps takes none or an integer .*, not '1_000'$"),
+        ("data.cache_dir=5", r"data\.cache_dir takes none or text, not 5$"),
+        ("optim.betas=none", r"optim\.betas takes a list of 2, .*, not 'none'$"),
+        ("data.cache_dir={a: 1, a: 2}", "not a YAML value: the key 'a' stands twice"),
         ("loss.alpha={a", r"is not a YAML value"),
     ],
 )
@@ -96,8 +127,14 @@ LAUGHS = ", ".join(["&a0 [ha]", *NINE_EACH])
         ("data: " + "[" * 1000 + "]" * 1000, "not valid YAML: nested too deeply"),
         (f"train: {{seed: 0x{'f' * 5000}}}", "not valid YAML: a number of more than 64 bits"),
         ("train: {steps: 1}\ntrain: {steps: 2}", "the key 'train' stands twice, on lines 1 and 2"),
-        ("data: {cache_dir: [[[[[1]]]]]}", r"data\.cache_dir: .*not \[\[\[\.\.\.\]\]\]"),
-        (f"data: {{crop_on: {'x' * 5000}}}", r"data\.crop_on: .*not 'xxx.*\.\.\..*xxx'$"),
+        (
+            "data: {cache_dir: [[[[[1]]]]]}",
+            r"cache_dir takes none or text, not \[\[\[\.\.\.\]\]\]",
+        ),
+        (
+            f"data: {{crop_on: {'x' * 5000}}}",
+            r"takes workers or device, not 'xxx.*\.\.\..*xxx'$",
+        ),
         (b"data: \xff", "not valid YAML"),
     ],
     ids=lambda text: text[:40],
@@ -113,8 +150,60 @@ def test_a_file_that_says_more_than_can_be_told_is_one_short_line(content, messa
 
 @given(st.text(max_size=40))
 def test_any_text_is_either_an_override_or_a_usage_error(text):
-    with contextlib.suppress(UsageError):
+    said = ""
+    try:
         load_config(None, [text])
+    except UsageError as error:
+        said = str(error)
+    assert len(said.splitlines()) < 2
+
+
+@pytest.mark.parametrize("key", ["train.a\nb", "a\nb.c", "a\n.steps", "train.\x1b[31m"])
+def test_a_key_of_several_lines_is_told_in_one(key, tmp_path):
+    (tmp_path / "file.yaml").write_text(json.dumps({key: {"x": 1}}))
+    (tmp_path / "inner.yaml").write_text(json.dumps({"train": {key: 1}}))
+    for source, overrides in (
+        (None, [f"{key}=1"]),
+        (None, [f"{key}=[1"]),
+        (str(tmp_path / "file.yaml"), []),
+        (str(tmp_path / "inner.yaml"), []),
+    ):
+        with pytest.raises(UsageError) as error:
+            load_config(source, overrides)
+        assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.steps: 5", r"write train: \{steps: \.\.\.\} for the key train\.steps"),
+        ("steps: 5", "'steps' at the top is a section, which takes keys with values, not 5"),
+        ("train: 5", "'train' at the top is a section"),
+        ("train: []", "'train' at the top is a section"),
+        ("train: false", "'train' at the top is a section"),
+        ("1: {a: 2}", r"unknown configuration key 1"),
+        ("train: {5: 3}", r"unknown configuration key train\.5"),
+        ("train: {null: 3}", r"unknown configuration key train\.None"),
+        ("base: 5", "base takes a recipe's name or a .yaml file, not 5"),
+        ("base: [demo]", "base takes a recipe's name or a .yaml file"),
+        (
+            "base: demp",
+            r"named 'demp', which .*top\.yaml stands on \(did you mean demo\?\)",
+        ),
+        ("base: ''", "no recipe named ''"),
+        ("just text", "must map sections to settings"),
+    ],
+)
+def test_a_file_of_another_form_is_one_clear_line(text, message, tmp_path):
+    (tmp_path / "top.yaml").write_text(text)
+    with pytest.raises(UsageError, match=message) as error:
+        load_config(str(tmp_path / "top.yaml"))
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_section_changes_nothing(tmp_path):
+    (tmp_path / "top.yaml").write_text("base: demo\ntrain:\nloss: {}\n")
+    assert load_config(str(tmp_path / "top.yaml")) == load_config("demo")
 
 
 def test_every_key_has_a_description():

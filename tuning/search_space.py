@@ -9,23 +9,25 @@ A space maps keys to distributions, in YAML:
     head.num_prototypes: {choice: [1024, 4096]}     # `grid` is the same, for a grid search
     model.num_queries: {choice: [1, 5], when: {data.fusion: true}}
 
-A key with `when` is drawn only where the other keys have these values; elsewhere it keeps the
-value of the configuration.
+A key with `when` is drawn only where the other keys are drawn and have these values; elsewhere it
+keeps the value of the configuration. Keys may stand in any order.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import numpy as np
-import optuna
 from ray import tune
 
-from terrafm.config import Config, build_config, settings, yaml_number
+from terrafm.config import Config, build_config, settings
+from terrafm.config.yaml_text import parse_yaml, shortened
 from terrafm.errors import UsageError
 
 Point = dict[str, Any]
@@ -78,6 +80,12 @@ _KINDS = {
     "grid": None,
 }
 
+_STEPPED = ("integer", "quantised")
+_MOST_STEPS = 100_000
+_MOST_POINTS = 10_000
+# Values of a distribution that are tried one by one.
+_MOST_CHECKED = 1000
+
 
 @dataclass(frozen=True)
 class Distribution:
@@ -96,36 +104,63 @@ class Distribution:
     when: Mapping[str, Any]
 
     @property
-    def extremes(self) -> tuple[Any, ...]:
-        """The values that must be allowed for all to be."""
-        return self.values if self.is_choice else self.values[:2]
-
-    @property
     def is_choice(self) -> bool:
         """Whether it is a list of values."""
         return _KINDS[self.kind] is None
 
+    def steps(self) -> Sequence[Any] | None:
+        """All values, lowest first; None where there is a continuum of them."""
+        if self.is_choice:
+            return self.values
+        low, high = self.values[:2]
+        if self.kind == "integer":
+            return range(low, high + 1)
+        if self.kind == "quantised":
+            step = self.values[2]
+            count = math.floor((high - low) / step + 1e-9)
+            return [min(high, low + number * step) for number in range(count + 1)]
+        return None
+
+    def examples(self) -> Iterator[Any]:
+        """Values that must be allowed for all to be."""
+        values = self.steps()
+        if values is None:
+            low, high = self.values
+            # Between the ends one that is no round number.
+            yield from (low, low + (high - low) / math.pi, high)
+        elif self.is_choice or len(values) <= _MOST_CHECKED:
+            yield from values
+        else:
+            # Keys are bounded by intervals and by multiples.
+            yield from (values[0], values[1], values[-2], values[-1])
+
+    def ends(self) -> list[Any]:
+        """The lowest and the highest value; of a choice all."""
+        return list(self.values) if self.is_choice else list(self.values[:2])
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value can be drawn."""
+        values = self.steps()
+        return values is not None and any(_same(value, one) for one in values)
+
     def domain(self) -> Any:
         """The same for Ray Tune."""
-        if self.is_choice:
-            return tune.choice(list(self.values))
         if self.kind == "integer":
             return tune.randint(self.values[0], self.values[1] + 1)
-        if self.kind == "quantised":
-            low, high, step = self.values
-            count = math.floor((high - low) / step + 1e-9)
-            return tune.choice([low + number * step for number in range(count + 1)])
+        values = self.steps()
+        if values is not None:
+            return tune.choice(list(values))
         return {"uniform": tune.uniform, "loguniform": tune.loguniform}[self.kind](*self.values)
 
-    def optuna(self) -> optuna.distributions.BaseDistribution:
-        """The same for Optuna."""
+    def suggest(self, trial: Any) -> Any:
+        """The same of an Optuna trial."""
         if self.is_choice:
-            return optuna.distributions.CategoricalDistribution(self.values)
-        if self.kind == "integer":
-            return optuna.distributions.IntDistribution(*self.values)
+            return trial.suggest_categorical(self.key, list(self.values))
         low, high, *step = self.values
-        return optuna.distributions.FloatDistribution(
-            low, high, log=self.kind == "loguniform", step=step[0] if step else None
+        if all(isinstance(value, int) for value in self.values) and self.kind in _STEPPED:
+            return trial.suggest_int(self.key, low, high, step=step[0] if step else 1)
+        return trial.suggest_float(
+            self.key, low, high, step=step[0] if step else None, log=self.kind == "loguniform"
         )
 
 
@@ -142,16 +177,12 @@ class SearchSpace:
     """
 
     def __init__(self, config: Config, tree: Mapping[str, Any]) -> None:
-        self.distributions = tuple(_distribution(key, text) for key, text in tree.items())
-        keys = [distribution.key for distribution in self.distributions]
-        for distribution in self.distributions:
-            for value in distribution.extremes:
-                apply(config, {distribution.key: value}, f"tune.space {distribution.key}")
-            if missing := [key for key in distribution.when if key not in keys]:
-                raise UsageError(
-                    f"tune.space {distribution.key}: `when` names {missing[0]}, which the space "
-                    "does not have"
-                )
+        if not tree:
+            raise UsageError("tune.space is empty: give it keys with distributions")
+        self._config = config
+        self.distributions = tuple(_distribution(config, key, text) for key, text in tree.items())
+        self._by_key = {d.key: d for d in self.distributions}
+        self._conditions_first = self._in_order()
 
     @classmethod
     def of(cls, config: Config) -> SearchSpace:
@@ -177,11 +208,11 @@ class SearchSpace:
 
     def active(self, point: Point) -> Point:
         """Without the keys whose conditions the others do not meet."""
-        return {
-            d.key: point[d.key]
-            for d in self.distributions
-            if d.key in point and all(point.get(key) == value for key, value in d.when.items())
-        }
+        met: Point = {}
+        for distribution in self._conditions_first:
+            if distribution.key in point and _meets(distribution, met):
+                met[distribution.key] = point[distribution.key]
+        return {key: value for key, value in point.items() if key in met}
 
     def random(self, count: int, seed: int) -> list[Point]:
         """So many independent points, the same for the same seed."""
@@ -205,6 +236,8 @@ class SearchSpace:
                     f"tune.search=grid needs `grid: [values]` for {distribution.key}, "
                     f"not {distribution.kind}"
                 )
+        if math.prod(len(d.values) for d in self.distributions) > _MOST_POINTS:
+            raise UsageError(f"tune.search=grid has more than {_MOST_POINTS:,} combinations")
         points: list[Point] = []
         for values in itertools.product(*(d.values for d in self.distributions)):
             keys = (d.key for d in self.distributions)
@@ -214,23 +247,34 @@ class SearchSpace:
         return points
 
     def suggest(self, trial: Any) -> None:
-        """Asks an Optuna trial for the active keys, in an order that conditions can be met in."""
-        known: Point = {}
-        for distribution in self._by_condition():
-            if any(known.get(key) != value for key, value in distribution.when.items()):
-                continue
-            key, kind, values = distribution.key, distribution.kind, distribution.values
-            if distribution.is_choice:
-                known[key] = trial.suggest_categorical(key, list(values))
-            elif kind == "integer":
-                known[key] = trial.suggest_int(key, *values)
-            else:
-                step = values[2] if kind == "quantised" else None
-                log = kind == "loguniform"
-                known[key] = trial.suggest_float(key, values[0], values[1], step=step, log=log)
+        """Asks an Optuna trial for the active keys."""
+        met: Point = {}
+        for distribution in self._conditions_first:
+            if _meets(distribution, met):
+                met[distribution.key] = distribution.suggest(trial)
 
-    def _by_condition(self) -> Iterator[Distribution]:
-        return iter(sorted(self.distributions, key=lambda d: len(d.when)))
+    def _in_order(self) -> tuple[Distribution, ...]:
+        """Each after the keys that it depends on.
+
+        Raises:
+            UsageError: a condition on a key that the space does not have, on a value that is never
+                drawn, or in a circle.
+        """
+        for distribution in self.distributions:
+            for key, value in distribution.when.items():
+                where = f"tune.space {distribution.key}: `when` names {key}"
+                if key not in self._by_key:
+                    raise UsageError(f"{where}, which the space does not have")
+                if not self._by_key[key].holds(value):
+                    raise UsageError(f"{where}, which is never {shortened(value)}")
+        graph = {d.key: d.when.keys() for d in self.distributions}
+        try:
+            keys = list(TopologicalSorter(graph).static_order())
+        except CycleError as error:
+            raise UsageError(
+                f"tune.space: conditions in a circle: {', '.join(error.args[1])}"
+            ) from None
+        return tuple(self._by_key[key] for key in keys)
 
 
 def apply(config: Config, point: Point, where: str) -> Config:
@@ -246,9 +290,9 @@ def apply(config: Config, point: Point, where: str) -> Config:
     """
     tree = config.model_dump()
     for key, value in point.items():
-        section, _, name = key.partition(".")
-        if section in ("ingest", "tune"):
-            raise UsageError(f"{where}: {key} is no setting of a pretraining")
+        section, _, name = str(key).partition(".")
+        if section in ("ingest", "validation", "tune"):
+            raise UsageError(f"{where}: {key} is no setting of a trial's training")
         tree.setdefault(section, {})[name] = value
     try:
         return build_config(tree)
@@ -256,32 +300,95 @@ def apply(config: Config, point: Point, where: str) -> Config:
         raise UsageError(f"{where}: {error}") from None
 
 
-def _distribution(key: str, text: Any) -> Distribution:
+def _distribution(config: Config, key: str, text: Any) -> Distribution:
     where = f"tune.space {key}"
     if not isinstance(text, Mapping):
-        raise UsageError(f"{where}: {text!r} is no distribution; such as {{uniform: [0, 1]}}")
-    when = text.get("when", {})
+        raise UsageError(
+            f"{where}: {shortened(text)} is no distribution; such as {{uniform: [0, 1]}}"
+        )
     kinds = [kind for kind in text if kind != "when"]
     if len(kinds) != 1 or kinds[0] not in _KINDS:
         raise UsageError(f"{where}: one distribution out of {', '.join(_KINDS)}, not {kinds}")
-    if not isinstance(when, Mapping):
-        raise UsageError(f"{where}: `when` maps keys to values, not {when!r}")
     kind, values = kinds[0], text[kinds[0]]
-    if isinstance(values, list | tuple):
-        values = [yaml_number(value) for value in values]
     count = _KINDS[kind]
     if not isinstance(values, list | tuple) or not values or (count and len(values) != count):
-        raise UsageError(f"{where}: {kind} takes a list of {count or 'values'}, not {values!r}")
+        raise UsageError(
+            f"{where}: {kind} takes a list of {count or 'values'}, not {shortened(values)}"
+        )
     if count:
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-            raise UsageError(f"{where}: {kind} takes numbers, not {values!r}")
-        if values[0] >= values[1] or (kind == "loguniform" and values[0] <= 0):
-            raise UsageError(f"{where}: {values!r} is no interval for {kind}")
-    return Distribution(key, kind, tuple(_hashable(v) for v in values), dict(when))
+        values = [_number(value, where, kind) for value in values]
+        _check_interval(where, kind, values)
+    else:
+        values = [_value_of(config, key, value, where) for value in values]
+    distribution = Distribution(key, kind, tuple(values), _conditions(config, text, where))
+    for value in distribution.examples():
+        _value_of(config, key, value, f"{where} {kind} {shortened(list(values))}")
+    return distribution
 
 
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _conditions(config: Config, text: Mapping[str, Any], where: str) -> dict[str, Any]:
+    when = text.get("when", {})
+    if not isinstance(when, Mapping):
+        raise UsageError(f"{where}: `when` maps keys to values, not {shortened(when)}")
+    return {key: _value_of(config, key, value, f"{where} when") for key, value in when.items()}
+
+
+def _check_interval(where: str, kind: str, values: list[Any]) -> None:
+    low, high, *step = values
+    if not low < high or (kind == "loguniform" and low <= 0):
+        raise UsageError(f"{where}: {values} is no interval for {kind}")
+    if kind == "integer" and not all(isinstance(value, int) for value in values):
+        raise UsageError(f"{where}: integer takes whole numbers, not {values}")
+    if step and not 0 < step[0] <= high - low:
+        raise UsageError(
+            f"{where}: the step of quantised is above 0 and no larger than {high - low:g}, not "
+            f"{step[0]:g}"
+        )
+    if step and (high - low) / step[0] > _MOST_STEPS:
+        raise UsageError(f"{where}: {values} has more than {_MOST_STEPS:,} steps: use uniform")
+
+
+def _number(value: Any, where: str, kind: str) -> int | float:
+    number = _read(value)
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        raise UsageError(f"{where}: {kind} takes finite numbers, not {shortened(value)}")
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _value_of(config: Config, key: str, value: Any, where: str) -> Any:
+    """What a key of the configuration makes of a value.
+
+    Raises:
+        UsageError: as `apply`.
+    """
+    section, _, name = str(key).partition(".")
+    try:
+        whole = apply(config, {key: value}, where)
+    except UsageError:
+        if _read(value) is value:
+            raise
+        whole = apply(config, {key: _read(value)}, where)
+    return getattr(getattr(whole, section), name)
+
+
+def _read(value: Any) -> Any:
+    """A value as YAML 1.2 has it, where a reader of 1.1 has left 1e-3 as text."""
+    with suppress(ValueError):
+        return parse_yaml(value) if isinstance(value, str) else value
+    return value
+
+
+def _meets(distribution: Distribution, met: Point) -> bool:
+    return all(key in met and _same(met[key], value) for key, value in distribution.when.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, but for the rounding of steps; 1 and true are not."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)
+    return bool(one == other)
 
 
 def _plain(value: Any) -> Any:

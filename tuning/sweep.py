@@ -43,19 +43,16 @@ from terrafm.storage import (
 )
 from terrafm.storage.faults import one_line
 from terrafm.storage.lease import lease
-from terrafm.train.run import check_runs
 from tuning.objective import HEADLINES, scored_modalities
+from tuning.plan import TrialPlan
 from tuning.report import BEST_FILE, REPORT_FILE, analyse
-from tuning.search_space import Point, SearchSpace, apply
+from tuning.search_space import apply
 from tuning.searchers import optuna_searcher
 from tuning.trial import PretrainTrial, TrialTask
 from tuning.trials import OPEN, TrialWatch
 
 SWEEP_FILE = "sweep.yaml"
 _TUNE = "tune"
-_OBJECTIVES = (*HEADLINES, "effective_rank")
-# What trials may change on the way: nothing that another trial's tensors or samples depend on.
-_CHANGEABLE = ("loss.", "optim.", "model.drop_path", "data.keep_probability")
 # What does not change what a sweep is.
 _FREE = ("max_concurrent", "evaluation_gpus")
 _RESTARTS = 3
@@ -100,20 +97,15 @@ class Sweep:
 
     def __init__(self, config: Config, data: str, output: str) -> None:
         self.tune = config.tune
-        self._check_settings(config)
         if config.data.cpus_per_worker is None:
             # Trials share the machines: none may take all that is free.
             config = apply(config, {"data.cpus_per_worker": 1.0}, "sweep")
         self.config = config
         self.data, self.output = absolute(data), absolute(output)
-        self.space = None if self.tune.arms else SearchSpace.of(config)
-        self.points = self._points()
+        plan = TrialPlan(config, self.data)
+        self.space, self.points, self.total_steps = plan.space, plan.points, plan.total_steps
         self.labelled = absolute(self.tune.labelled or data)
-        for point in self.points or []:
-            check_runs(apply(config, point, f"trial with {point}"), self.data)
-        self.total_steps = check_runs(config, self.data)
         self.modalities = scored_modalities(config, self.labelled)
-        self._check_scheduler()
 
     def run(self, resume: bool = False) -> SweepResult:
         """Runs all trials, or those that an interrupted sweep has left; writes the report.
@@ -145,68 +137,6 @@ class Sweep:
                 "its runs say why"
             )
         return SweepResult(self.output, states, best)
-
-    def _check_settings(self, config: Config) -> None:
-        settings = config.tune
-        if not isinstance(config.train.workers, int):
-            raise UsageError("in a sweep train.workers is one number: trials share the machines")
-        if unknown := [name for name in settings.objectives if name not in _OBJECTIVES]:
-            raise UsageError(
-                f"tune.objectives: there is no {unknown[0]!r}; there are {', '.join(_OBJECTIVES)}"
-            )
-        searched = settings.search == "optuna"
-        stopping = settings.scheduler != "none"
-        clashes = {
-            "the objective effective_rank is of the log: set train.log_every no higher than "
-            "train.checkpoint_every": (
-                "effective_rank" in settings.objectives
-                and config.train.log_every > config.train.checkpoint_every
-            ),
-            "tune.arms are tried as they are: leave out tune.space and tune.search": (
-                settings.arms and (settings.space is not None or settings.search != "random")
-            ),
-            "several tune.objectives need tune.search=optuna, no scheduler and one seed": (
-                len(settings.objectives) != 1
-                and not (searched and not stopping and settings.seeds == 1)
-            ),
-            "optuna with several seeds needs tune.scheduler=none: it learns from means": (
-                searched and settings.seeds > 1 and stopping
-            ),
-            "tune.scheduler=pbt needs tune.search=random, a tune.space and one seed": (
-                settings.scheduler == "pbt"
-                and (settings.search != "random" or settings.arms or settings.seeds > 1)
-            ),
-        }
-        for sentence, clash in clashes.items():
-            if clash:
-                raise UsageError(sentence)
-
-    def _check_scheduler(self) -> None:
-        if self.tune.scheduler == "none":
-            return
-        if self.config.train.checkpoint_every >= self.total_steps:
-            raise UsageError(
-                f"tune.scheduler={self.tune.scheduler} acts at checkpoints, and there is only the "
-                f"last one: set train.checkpoint_every below {self.total_steps}"
-            )
-        if self.space is not None and self.tune.scheduler == "pbt":
-            for distribution in self.space.distributions:
-                if not distribution.key.startswith(_CHANGEABLE) or distribution.when:
-                    raise UsageError(
-                        f"tune.space {distribution.key} cannot change in flight, as pbt wants: "
-                        f"only keys of {', '.join(_CHANGEABLE)} without `when` can"
-                    )
-
-    def _points(self) -> list[Point] | None:
-        """Those that are known ahead."""
-        if self.tune.arms:
-            return list(self.tune.arms.values())
-        assert self.space is not None
-        if self.tune.search == "grid":
-            return self.space.grid()
-        if self.tune.search == "random" and self.tune.scheduler != "pbt":
-            return self.space.random(self.tune.trials, self.tune.seed)
-        return None
 
     def _check_output(self, resume: bool) -> None:
         uri = join(self.output, SWEEP_FILE)

@@ -84,8 +84,9 @@ class TrialTask:
         """
         # A sweep scores all checkpoints itself.
         base = build_config(self.config | {"tune": {}, "validation": {}})
-        seed = base.train.seed + seed_of(choice)
-        return apply(base, point_of(choice) | {"train.seed": seed}, "trial")
+        point = point_of(choice)
+        seed = point.get("train.seed", base.train.seed) + seed_of(choice)
+        return apply(base, point | {"train.seed": seed}, "trial")
 
 
 def trial_folder(output: str, trial_id: str) -> str:

@@ -4,6 +4,7 @@ The tree is the single place of every default. A run saves the tree it used as `
 which is enough to run it again.
 """
 
+from terrafm.config.files import recipe_names
 from terrafm.config.sections import (
     DataConfig,
     HeadConfig,
@@ -19,10 +20,8 @@ from terrafm.config.tree import (
     Config,
     build_config,
     load_config,
-    recipe_names,
     resume_policies,
     settings,
-    yaml_number,
 )
 
 __all__ = [
@@ -41,5 +40,4 @@ __all__ = [
     "recipe_names",
     "resume_policies",
     "settings",
-    "yaml_number",
 ]

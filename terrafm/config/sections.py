@@ -8,14 +8,38 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from terrafm.config.values import (
+    Amount,
+    Area,
+    Aspect,
+    Batch,
+    BelowOne,
+    Bytes,
+    Count,
+    Cpus,
+    Distinct,
+    Flag,
+    Fraction,
+    Gpus,
+    Integer,
+    Modalities,
+    Number,
+    Ordered,
+    Positive,
+    Seed,
+    Side,
+    SomeModalities,
+    Temperature,
+    Text,
+    Whole,
+    Workers,
+)
 from terrafm.modalities import MODALITIES
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
-
+# Of one matrix: 40 GB.
+_MOST_WEIGHTS = 10**10
 
 OnResume = Literal["refused", "free", "told", "extend"]
 """Whether a run that goes on may have another value than it began with.
@@ -46,29 +70,46 @@ class ModelConfig(Section):
     name: Literal["terrafm_tiny", "terrafm_small", "terrafm_base", "terrafm_large"] = Field(
         "terrafm_base", description="architecture"
     )
-    init: str | None = setting(
+    init: Text | None = setting(
         None, "URI of weights to start from, released or own", on_resume="told"
     )
-    drop_path: Fraction = Field(
+    drop_path: BelowOne = Field(
         0.1, description="stochastic depth of the last block; linear in depth"
     )
-    num_queries: Count = Field(5, description="fusion queries per position (N_q)")
+    num_queries: Annotated[Integer, Field(ge=1, le=256)] = Field(
+        5, description="fusion queries per position (N_q)"
+    )
 
 
 class HeadConfig(Section):
     """DINO's projection head."""
 
-    num_prototypes: Count = Field(65536, description="outputs of the head (K)")
-    hidden_dim: Count = Field(2048, description="width of the MLP")
-    bottleneck_dim: Count = Field(256, description="width before the prototypes")
+    num_prototypes: Annotated[Integer, Field(ge=2, le=10**7)] = Field(
+        65536, description="outputs of the head (K)"
+    )
+    hidden_dim: Annotated[Integer, Field(ge=1, le=2**15)] = Field(
+        2048, description="width of the MLP"
+    )
+    bottleneck_dim: Annotated[Integer, Field(ge=1, le=2**15)] = Field(
+        256, description="width before the prototypes"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> HeadConfig:
+        if self.num_prototypes * self.bottleneck_dim > _MOST_WEIGHTS:
+            raise ValueError(
+                f"head.num_prototypes={self.num_prototypes} times head.bottleneck_dim="
+                f"{self.bottleneck_dim} are more weights than fit: lower one of them"
+            )
+        return self
 
 
 class LossConfig(Section):
     """Self-distillation with dual centering."""
 
-    student_temp: Positive = Field(0.1, description="student temperature")
-    teacher_temp: Positive = Field(0.06, description="teacher temperature after the warm-up")
-    warmup_teacher_temp: Positive = Field(0.04, description="teacher temperature at step 0")
+    student_temp: Temperature = Field(0.1, description="student temperature")
+    teacher_temp: Temperature = Field(0.06, description="teacher temperature after the warm-up")
+    warmup_teacher_temp: Temperature = Field(0.04, description="teacher temperature at step 0")
     alpha: Fraction = Field(0.8, description="weight of the global center; 1 is DINO")
     center_momentum: Fraction = Field(0.9, description="EMA momentum of the centers")
     high_frequency_center_momentum: Fraction | None = Field(
@@ -77,15 +118,15 @@ class LossConfig(Section):
     high_frequency_threshold: Positive = Field(
         1.0, description="a class is high-frequency above this times 1 / classes present"
     )
-    high_frequency_classes: tuple[int, ...] | None = Field(
-        None, description="land-cover codes of c_h; by default those above the threshold"
-    )
+    high_frequency_classes: (
+        Annotated[tuple[Annotated[Integer, Field(ge=0, le=2**31 - 1)], ...], Distinct] | None
+    ) = Field(None, description="land-cover codes of c_h; by default those above the threshold")
 
 
 class DataConfig(Section):
     """What a sample is: sampling, modality augmentation, crops."""
 
-    modalities: tuple[str, ...] = Field(tuple(MODALITIES), description="modalities to train on")
+    modalities: SomeModalities = Field(tuple(MODALITIES), description="modalities to train on")
     resample_exponent: Fraction = Field(
         0.5, description="0 keeps the archive's classes, 1 equalises"
     )
@@ -100,160 +141,157 @@ class DataConfig(Section):
         None, description="samples of an epoch; by default all tiles"
     )
     keep_probability: Fraction = Field(0.5, description="chance of each modality to be in a view")
-    fusion: bool = Field(True, description="false: every view draws exactly one modality")
-    global_crops: Count = Field(2, description="crops that teacher and student see")
-    local_crops: Annotated[int, Field(ge=0)] = Field(8, description="crops that the student sees")
-    global_size: Count = Field(224, description="side of a global crop, pixels")
-    local_size: Count = Field(96, description="side of a local crop, pixels")
-    global_scale: tuple[Positive, Fraction] = Field((0.25, 1.0), description="area share, global")
-    local_scale: tuple[Positive, Fraction] = Field((0.05, 0.25), description="area share, local")
-    aspect_ratio: tuple[Positive, Positive] = Field((3 / 4, 4 / 3), description="width / height")
+    fusion: Flag = Field(True, description="false: every view draws exactly one modality")
+    global_crops: Annotated[Integer, Field(ge=1, le=64)] = Field(
+        2, description="crops that teacher and student see"
+    )
+    local_crops: Annotated[Integer, Field(ge=0, le=256)] = Field(
+        8, description="crops that the student sees"
+    )
+    global_size: Side = Field(224, description="side of a global crop, pixels")
+    local_size: Side = Field(96, description="side of a local crop, pixels")
+    global_scale: Annotated[tuple[Area, Area], Ordered] = Field(
+        (0.25, 1.0), description="area share, global"
+    )
+    local_scale: Annotated[tuple[Area, Area], Ordered] = Field(
+        (0.05, 0.25), description="area share, local"
+    )
+    aspect_ratio: Annotated[tuple[Aspect, Aspect], Ordered] = Field(
+        (3 / 4, 4 / 3), description="width / height"
+    )
     crop_on: Literal["workers", "device"] = Field(
         "workers", description="where crops are cut: in data workers, or on the training device"
     )
     rows_per_block: Count = setting(64, "most samples of one Ray Data task", on_resume="free")
-    cpus_per_worker: Positive | None = setting(
+    cpus_per_worker: Cpus | None = setting(
         None,
         "logical CPUs that read for each training worker; by default all free",
         on_resume="free",
     )
-    prefetch_batches: Annotated[int, Field(ge=0)] = setting(
+    prefetch_batches: Annotated[Integer, Field(ge=0, le=1000)] = setting(
         2, "batches made ahead", on_resume="free"
     )
-    max_requests: Count = setting(64, "most range requests of a node at once", on_resume="free")
-    cache_dir: str | None = setting(
+    max_requests: Annotated[Integer, Field(ge=1, le=10**4)] = setting(
+        64, "most range requests of a node at once", on_resume="free"
+    )
+    cache_dir: Text | None = setting(
         None, "local folder that keeps cells of a remote dataset, on every node", on_resume="free"
     )
-    cache_bytes: Count = setting(100_000_000_000, "most bytes of a node's cache", on_resume="free")
+    cache_bytes: Bytes = setting(100_000_000_000, "most bytes of a node's cache", on_resume="free")
     on_damage: Literal["fatal", "quarantine"] = setting(
         "fatal", "a tile whose bytes are damaged ends the run, or is left out", on_resume="free"
     )
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
-        unknown = [m for m in self.modalities if m not in MODALITIES]
-        if unknown or not self.modalities or len(set(self.modalities)) < len(self.modalities):
-            raise ValueError(f"modalities must be distinct names out of {', '.join(MODALITIES)}")
-        for name in ("global_scale", "local_scale", "aspect_ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} must be ordered (smaller, larger), not ({low}, {high})")
-        for name in ("global_size", "local_size"):
-            if getattr(self, name) % 16:
-                raise ValueError(f"{name} must be a multiple of the patch size 16")
         if self.global_crops + self.local_crops < 2:
-            raise ValueError("at least two views are needed: raise global_crops or local_crops")
+            raise ValueError(
+                "at least two views are needed: raise data.global_crops or data.local_crops"
+            )
         return self
 
 
 class OptimConfig(Section):
     """AdamW and its schedules."""
 
-    base_lr: Positive = Field(5e-4, description="peak learning rate at a global batch of 256")
-    min_lr: Annotated[float, Field(ge=0)] = Field(1e-6, description="learning rate at the end")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
+    base_lr: Annotated[Number, Field(gt=0.0, le=1e3)] = Field(
+        5e-4, description="peak learning rate at a global batch of 256"
+    )
+    min_lr: Annotated[Number, Field(ge=0.0, le=1e3)] = Field(
+        1e-6, description="learning rate at the end"
+    )
+    weight_decay: Annotated[Number, Field(ge=0.0, le=100.0)] = Field(
         0.04, description="weight decay at the start"
     )
-    weight_decay_end: Annotated[float, Field(ge=0)] = Field(
+    weight_decay_end: Annotated[Number, Field(ge=0.0, le=100.0)] = Field(
         0.4, description="weight decay at the end"
     )
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="AdamW moments")
+    betas: tuple[BelowOne, BelowOne] = Field((0.9, 0.999), description="AdamW moments")
     clip_grad: Positive = Field(3.0, description="largest global gradient norm")
-    warmup_epochs: Annotated[float, Field(ge=0)] = Field(10, description="warm-up, epochs at most")
+    warmup_epochs: Amount = Field(10, description="warm-up, epochs at most")
     warmup_fraction: Fraction = Field(0.1, description="warm-up, share of the steps at most")
-    freeze_last_layer_epochs: Annotated[float, Field(ge=0)] = Field(
-        1, description="prototypes frozen, epochs at most"
-    )
+    freeze_last_layer_epochs: Amount = Field(1, description="prototypes frozen, epochs at most")
     freeze_last_layer_fraction: Fraction = Field(
         0.1, description="prototypes frozen, share of the steps at most"
     )
-    teacher_momentum: Fraction = Field(0.996, description="EMA momentum at step 0; cosine to 1")
+    teacher_momentum: BelowOne = Field(0.996, description="EMA momentum at step 0; cosine to 1")
 
 
 class TrainConfig(Section):
     """How the run is carried out."""
 
     steps: Count | None = setting(None, "optimizer steps; overrides epochs", on_resume="extend")
-    epochs: Positive = setting(150, "passes over the epoch length", on_resume="extend")
-    workers: Count | tuple[Count, Count] = setting(
+    epochs: Annotated[Number, Field(gt=0.0, le=1e6)] = setting(
+        150, "passes over the epoch length", on_resume="extend"
+    )
+    workers: Workers | Annotated[tuple[Workers, Workers], Ordered] = setting(
         1, "training workers (ranks), or the fewest and the most", on_resume="free"
     )
-    global_batch: Count = Field(1024, description="samples of one step, all workers together")
-    micro_batch: Count = setting(64, "most samples a worker holds at once", on_resume="free")
-    zero_stage: Literal[0, 1, 2, 3] = setting(1, "DeepSpeed ZeRO stage", on_resume="free")
+    global_batch: Batch = Field(1024, description="samples of one step, all workers together")
+    micro_batch: Batch = setting(64, "most samples a worker holds at once", on_resume="free")
+    zero_stage: Annotated[Integer, Field(ge=0, le=3)] = setting(
+        1, "DeepSpeed ZeRO stage, 0 to 3", on_resume="free"
+    )
     precision: Literal["float32", "bf16"] = Field("bf16", description="compute precision")
     activation_checkpointing: Literal["none", "blocks"] = setting(
         "none", "blocks: activations are computed again in the backward pass", on_resume="free"
     )
-    compile: bool = setting(
+    compile: Flag = setting(
         False, "compile the encoder's blocks with torch.compile", on_resume="free"
     )
-    overlap_transfers: bool = setting(
+    overlap_transfers: Flag = setting(
         True, "copy coming micro-batches to the GPU while it computes", on_resume="free"
     )
-    collect_garbage_every: Annotated[int, Field(ge=0)] = setting(
+    collect_garbage_every: Whole = setting(
         50,
         "steps between Python's garbage collections, all ranks at once; 0: Python's",
         on_resume="free",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="seed of everything random")
+    seed: Seed = Field(0, description="seed of everything random")
     checkpoint_every: Count = setting(1000, "steps between checkpoints", on_resume="free")
     keep_checkpoints: Count = setting(3, "newest checkpoints kept", on_resume="free")
     keep_every: Count | None = setting(
         None, "checkpoints at multiples of so many steps are kept for ever", on_resume="free"
     )
-    keep_best: str | None = setting(
+    keep_best: Text | None = setting(
         None, "key of metrics.jsonl whose best checkpoint is kept, such as loss", on_resume="free"
     )
     keep_best_mode: Literal["min", "max"] = setting(
         "min", "whether the smallest or the largest value is the best", on_resume="free"
     )
-    async_checkpoints: bool = setting(
+    async_checkpoints: Flag = setting(
         True, "write checkpoints beside the training; false: training waits", on_resume="free"
     )
     max_failed_checkpoints: Count = setting(
         3, "checkpoints in a row whose writing fails before the run stops", on_resume="free"
     )
     log_every: Count = setting(10, "steps between lines of metrics.jsonl", on_resume="free")
-    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = setting(
+    trackers: Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], Distinct] = setting(
         ("tensorboard",), "where metrics go besides metrics.jsonl", on_resume="free"
     )
-    profile_steps: Annotated[int, Field(ge=0)] = setting(
+    profile_steps: Whole = setting(
         0, "steps traced into profile/, after two of warm-up; --profile sets 3", on_resume="free"
     )
-    audit_samples: bool = setting(
+    audit_samples: Flag = setting(
         False, "record every sample consumed in samples.parquet", on_resume="free"
     )
-    max_failures: Annotated[int, Field(ge=0)] = setting(
+    max_failures: Whole = setting(
         8, "failures survived in a row without another checkpoint", on_resume="free"
     )
-    resize_interval: Annotated[float, Field(ge=0)] = setting(
+    resize_interval: Amount = setting(
         300, "seconds that workers train at least before they stop to become more", on_resume="free"
     )
-    hang_timeout: Positive = setting(
+    hang_timeout: Annotated[Number, Field(ge=1.0, le=1e9)] = setting(
         600, "seconds without any progress before the workers are started again", on_resume="free"
     )
-    max_skipped_steps: Annotated[int, Field(ge=0)] = setting(
+    max_skipped_steps: Whole = setting(
         16, "non-finite steps skipped in a row before the run stops", on_resume="free"
     )
-    standby: bool = setting(
+    standby: Flag = setting(
         True, "beside each worker a process waits with all imports for a restart", on_resume="free"
     )
-    cpus_per_worker: Positive = setting(1, "logical CPUs of a worker", on_resume="free")
+    cpus_per_worker: Cpus = setting(1, "logical CPUs of a worker", on_resume="free")
     gpu: Literal["auto", "yes", "no"] = setting("auto", "one GPU per worker", on_resume="free")
-
-    @field_validator("gpu", mode="before")
-    @classmethod
-    def _yaml_word(cls, gpu: object) -> object:
-        """YAML reads a bare yes or no as a truth value."""
-        return {True: "yes", False: "no"}[gpu] if isinstance(gpu, bool) else gpu
-
-    @field_validator("workers")
-    @classmethod
-    def _in_order(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
-        if isinstance(workers, tuple) and workers[0] > workers[1]:
-            raise ValueError(f"the fewest, {workers[0]}, are more than the most, {workers[1]}")
-        return workers
 
     @property
     def fewest_workers(self) -> int:
@@ -271,35 +309,26 @@ class ValidationConfig(Section):
 
     on_resume: ClassVar[OnResume] = "free"
 
-    every_steps: Annotated[int, Field(ge=0)] = Field(
+    every_steps: Whole = Field(
         0, description="steps between validations, a multiple of train.checkpoint_every; 0: none"
     )
-    data: str | None = Field(
+    data: Text | None = Field(
         None, description="URI of a labelled set; by default the run's tiles with their land cover"
     )
-    samples: Annotated[int, Field(ge=2)] = Field(
+    samples: Annotated[Integer, Field(ge=2, le=10**7)] = Field(
         1000, description="most images scored, as equal over the classes as the set allows"
     )
-    size: Count | None = Field(
+    size: Side | None = Field(
         None, description="side to which images are resized, pixels; by default data.global_size"
     )
-    metric: str = Field(
+    metric: Text = Field(
         "knn20/s2_l2a/accuracy", description="name of the metric that decides which is the best"
     )
     mode: Literal["max", "min"] = Field(
         "max", description="whether the largest or the smallest value is the best"
     )
-    cpus: Positive = Field(1, description="logical CPUs of a validation, of what training leaves")
-    gpus: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="GPUs of a validation, of what training leaves"
-    )
-
-    @field_validator("size")
-    @classmethod
-    def _in_patches(cls, size: int | None) -> int | None:
-        if size is not None and size % 16:
-            raise ValueError(f"must be a multiple of the patch size 16, not {size}")
-        return size
+    cpus: Cpus = Field(1, description="logical CPUs of a validation, of what training leaves")
+    gpus: Gpus = Field(0.0, description="GPUs of a validation, of what training leaves")
 
 
 class IngestConfig(Section):
@@ -307,41 +336,33 @@ class IngestConfig(Section):
 
     on_resume: ClassVar[OnResume] = "free"
 
-    require_modalities: tuple[str, ...] = Field(
+    require_modalities: Modalities = Field(
         tuple(MODALITIES), description="modalities whose absence is a fault of the tile"
     )
-
-    @field_validator("require_modalities")
-    @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [name for name in names if name not in MODALITIES]:
-            raise ValueError(f"unknown {', '.join(unknown)}; there are {', '.join(MODALITIES)}")
-        return names
-
     max_bad_fraction: Fraction = Field(0.5, description="share of bad tiles that fails the job")
     max_nodata: Fraction = Field(0.5, description="largest share of nodata pixels in a tile")
     ocean_drop: Fraction | None = Field(
         None, description="share of water-only tiles dropped; by default 0.98, geotiff: 0"
     )
-    max_gap_days: Annotated[float, Field(ge=0)] | None = Field(
+    max_gap_days: Amount | None = Field(
         None, description="most days between a product and its cell's anchor; any by default"
     )
-    max_cloud_cover: Annotated[float, Field(ge=0, le=100)] | None = Field(
+    max_cloud_cover: Annotated[Number, Field(ge=0.0, le=100.0)] | None = Field(
         None, description="most cloud of an optical product, percent; any by default"
     )
     max_tiles: Count | None = Field(None, description="most tiles of the dataset; all by default")
-    spread: tuple[Literal["land_cover", "climate", "region"], ...] = Field(
+    spread: Annotated[tuple[Literal["land_cover", "climate", "region"], ...], Distinct] = Field(
         ("land_cover", "climate", "region"),
         description="over what max_tiles is spread: land_cover, climate, region",
     )
-    tiles_per_shard: Count = Field(256, description="tiles of one Parquet shard")
+    tiles_per_shard: Annotated[Integer, Field(ge=1, le=10**5)] = Field(
+        256, description="tiles of one Parquet shard"
+    )
     codec: Literal["blosc2", "pcodec"] = Field(
         "blosc2", description="codec of the pixel cells; pcodec where the network is the limit"
     )
-    workers: Count | None = Field(None, description="parallel readers; by default all CPUs")
-    seed: Annotated[int, Field(ge=0)] = Field(
-        0, description="seed of the ocean rule and of max_tiles"
-    )
+    workers: Workers | None = Field(None, description="parallel readers; by default all CPUs")
+    seed: Seed = Field(0, description="seed of the ocean rule and of max_tiles")
 
 
 class TuneConfig(Section):
@@ -349,10 +370,10 @@ class TuneConfig(Section):
 
     on_resume: ClassVar[OnResume] = "free"
 
-    space: str | dict[str, Any] | None = Field(
+    space: Text | dict[str, Any] | None = Field(
         None, description="names of spaces joined by +, or key -> distribution"
     )
-    arms: dict[str, dict[str, Any]] = Field(
+    arms: dict[Text, dict[str, Any]] = Field(
         {}, description="name -> settings: points that are tried as they are, in place of a space"
     )
     search: Literal["random", "grid", "optuna"] = Field(
@@ -361,28 +382,32 @@ class TuneConfig(Section):
     scheduler: Literal["none", "asha", "median", "pbt"] = Field(
         "none", description="what ends or changes trials before their last step"
     )
-    trials: Count = Field(8, description="points of the space; grid and arms have their own number")
-    seeds: Count = Field(1, description="runs of each point, with the seeds train.seed and up")
+    trials: Annotated[Integer, Field(ge=1, le=10**5)] = Field(
+        8, description="points of the space; grid and arms have their own number"
+    )
+    seeds: Annotated[Integer, Field(ge=1, le=1000)] = Field(
+        1, description="runs of each point, with the seeds train.seed and up"
+    )
     max_concurrent: Count | None = Field(
         None, description="trials at once; by default as many as there are CPUs or GPUs for"
     )
-    objectives: tuple[str, ...] = Field(
+    objectives: Annotated[tuple[Text, ...], Field(min_length=1), Distinct] = Field(
         ("balanced_accuracy",), description="measures to maximise; several only with optuna"
     )
-    labelled: str | None = Field(
+    labelled: Text | None = Field(
         None,
         description="URI of the labelled set that checkpoints are scored on; by default --data",
     )
-    modalities: tuple[str, ...] | None = Field(
+    modalities: SomeModalities | None = Field(
         None, description="modalities that are scored, fused if several; by default one sensor"
     )
     grace_steps: Count | None = Field(
         None, description="steps before a scheduler acts; by default the first checkpoint"
     )
-    reduction_factor: Annotated[int, Field(ge=2)] = Field(
+    reduction_factor: Annotated[Integer, Field(ge=2, le=10**6)] = Field(
         3, description="asha goes on with one in so many at each rung"
     )
-    evaluation_gpus: Annotated[float, Field(ge=0)] = Field(
+    evaluation_gpus: Gpus = Field(
         0.0, description="GPUs of a trial that scores checkpoints, beside those of its workers"
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of the search")
+    seed: Annotated[Integer, Field(ge=0, le=2**31 - 1)] = Field(0, description="seed of the search")

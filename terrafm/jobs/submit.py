@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from terrafm.clusters.versions import JOB_VARIABLE, VERSIONS_VARIABLE, differences, own_versions
+from terrafm.config.files import read_files, recipe_names
 from terrafm.errors import UsageError
 from terrafm.jobs import package
 from terrafm.jobs.arguments import Command
@@ -59,7 +61,7 @@ def submit(
     name = _free_name(server, command, run)
     with tempfile.TemporaryDirectory() as scratch:
         packed = package.build(folder, Path(scratch) / "terrafm.zip")
-        _check_config_travels(command, packed)
+        check_config_travels(command, folder, packed)
         tell(f"sending {packed}, from {folder.resolve()}")
         return server.submit(
             submission_id=name,
@@ -134,10 +136,33 @@ def _free_name(server: JobServer, command: Command, run: str) -> str:
     return next(name for name in names if name not in taken)
 
 
-def _check_config_travels(command: Command, packed: package.Package) -> None:
+def check_config_travels(command: Command, folder: Path, packed: package.Package) -> None:
+    """Looks whether a configuration file and all that it stands on go along.
+
+    Raises:
+        UsageError: names the one that does not.
+    """
     for option, value in zip(command.words, command.words[1:], strict=False):
-        if option == "--config" and Path(value).suffix and value not in packed.files:
-            raise UsageError(
-                f"{value} stays here: hidden, ignored, named like a secret, or no .yaml file; "
-                "rename it"
-            )
+        if option != "--config" or not Path(value).suffix or "://" in value:
+            continue
+        if value not in packed.files:
+            raise _stays(value)
+        above = value
+        for file in read_files(str(folder / value))[1:]:
+            if file.name in recipe_names() or "://" in file.uri:
+                break
+            inside = os.path.relpath(file.uri, folder)
+            if os.path.isabs(file.name) or inside.startswith(".."):
+                raise UsageError(
+                    f"`base: {file.name}` of {above} does not travel: put that file into {folder}, "
+                    "and write its place beside the file that stands on it"
+                )
+            if inside not in packed.files:
+                raise _stays(inside)
+            above = inside
+
+
+def _stays(name: str) -> UsageError:
+    return UsageError(
+        f"{name} stays here: hidden, ignored, named like a secret, or no .yaml file; rename it"
+    )

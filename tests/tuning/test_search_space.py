@@ -102,9 +102,9 @@ def test_optuna_draws_the_same_keys_under_the_same_conditions(seed):
         ({"loss.alpha": {"uniform": [0]}}, ["a list of 2"]),
         ({"loss.alpha": 0.5}, ["no distribution"]),
         ({"optim.base_lr": {"loguniform": [0, 1]}}, ["no interval"]),
-        ({"tune.trials": {"choice": [1]}}, ["no setting of a pretraining"]),
+        ({"tune.trials": {"choice": [1]}}, ["no setting of a trial"]),
         ({"loss.alpha": {"grid": [0], "when": {"data.fusion": True}}}, ["data.fusion"]),
-        ({"data.global_size": {"choice": [224, 100]}}, ["multiple of the patch size"]),
+        ({"data.global_size": {"choice": [224, 100]}}, ["multiple of 16"]),
     ],
 )
 def test_what_is_wrong_is_named(tree, words):
