@@ -33,7 +33,7 @@ BAD = {
     "data.crop_on": ["cpu"], "data.rows_per_block": [0], "data.cpus_per_worker": [0, 1e-9, 1e9],
     "data.prefetch_batches": [-1, 1e9], "data.max_requests": [0, 1e9], "data.cache_dir": [1],
     "data.cache_bytes": [0, 1e30, 0.5], "data.on_damage": ["skip"],
-    "optim.base_lr": [0, -1, 1e30], "optim.min_lr": [-1, 1e30], "optim.weight_decay": [-1, 1e9],
+    "optim.base_lr": [0, -1, 1e300], "optim.min_lr": [-1, 1e30], "optim.weight_decay": [-1, 1e9],
     "optim.weight_decay_end": [-1, 1e9], "optim.betas": ["[0.9, 1.0]", "[0.9]", "[-1, 0.9]"],
     "optim.clip_grad": [0, 1e300], "optim.warmup_epochs": [-1, 1e300],
     "optim.warmup_fraction": [1.1], "optim.freeze_last_layer_epochs": [-1, 1e300],

@@ -194,7 +194,7 @@ class DataConfig(Section):
 class OptimConfig(Section):
     """AdamW and its schedules."""
 
-    base_lr: Annotated[Number, Field(gt=0.0, le=1e3)] = Field(
+    base_lr: Annotated[Number, Field(gt=0.0, le=1e30)] = Field(
         5e-4, description="peak learning rate at a global batch of 256"
     )
     min_lr: Annotated[Number, Field(ge=0.0, le=1e3)] = Field(

@@ -124,7 +124,7 @@ def _interval(schema: Schema) -> str:
 
 def _plain(number: float) -> str:
     """1e9 and not 1000000000, where that is the same."""
-    short = f"{number:g}".replace("e+0", "e").replace("e-0", "e-")
+    short = f"{number:g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
     return short if float(short) == number else str(number)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from terrafm.config import Config, resume_policies
+from terrafm.config import Config, build_config, resume_policies
 from terrafm.data.samples.loader import RankLayout
 from terrafm.data.samples.plan import Plan, high_frequency_classes, make_plan
 from terrafm.data.shards.dataset import Dataset
@@ -86,7 +86,7 @@ class TrainingSetup:
 
     def horizon_of(self, record: Mapping[str, Any]) -> int:
         """Optimizer steps that the run of a checkpoint was to take; the plan must be this one."""
-        return self._horizon(Config.model_validate(record["config"]))
+        return self._horizon(_config_of(record, "the checkpoint"))
 
     def _horizon(self, config: Config) -> int:
         train = config.train
@@ -232,7 +232,7 @@ class TrainingSetup:
             UsageError: another model, a changed dataset, or settings that would change what the
                 run is.
         """
-        saved = Config.model_validate(record["config"]).model_dump(mode="json")
+        saved = _config_of(record, where).model_dump(mode="json")
         ours = self.config.model_dump(mode="json")
         policies = resume_policies()
         changed = [key for key in _leaves(ours) if _value(saved, key) != _value(ours, key)]
@@ -267,6 +267,15 @@ def source_commit() -> str | None:
     git = ["git", "-C", str(root), "rev-parse", "HEAD"]
     found = subprocess.run(git, capture_output=True, text=True, check=False)
     return found.stdout.strip() or None
+
+
+def _config_of(record: Mapping[str, Any], where: str) -> Config:
+    try:
+        return build_config(record["config"])
+    except UsageError as error:
+        raise UsageError(
+            f"{where} was trained with settings that this version does not take: {error}"
+        ) from None
 
 
 def _leaves(tree: Mapping[str, Mapping[str, Any]]) -> list[str]:
