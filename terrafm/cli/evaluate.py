@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from terrafm.eval.readouts import Readout
 from terrafm.progress import Advance, progress_bar
 from terrafm.terminal import JsonOption, console, report
 
@@ -36,6 +37,21 @@ class Normalise(StrEnum):
     SET = "set"
 
 
+ReadoutOption = Annotated[
+    Readout,
+    typer.Option(
+        help="The CLS token, the mean of the patch tokens, or it beside their log deviation."
+    ),
+]
+NormaliseOption = Annotated[
+    Normalise, typer.Option(help="By what the weights state, or by the set's statistics.")
+]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(min=16, help="Side of the images, pixels; by default what the weights state."),
+]
+
+
 @evaluate_app.command("knn")
 def knn_command(
     weights: Annotated[str, typer.Option("--weights", help="URI of exported weights.")],
@@ -51,6 +67,43 @@ def knn_command(
     with _shown(workers, as_json) as (advance, _):
         many = None if workers is None else FeatureWorkers(workers, progress=advance)
         result = evaluate_knn(weights, data, size=size, workers=many)
+    report(result, as_json, render)
+
+
+@evaluate_app.command("retrieval")
+def retrieval_command(
+    weights: Annotated[str, typer.Option("--weights", help="URI of exported weights.")],
+    data: Annotated[str, typer.Option("--data", help="URI of a dataset of ingest.")],
+    modality: Annotated[
+        list[str] | None, typer.Option("--modality", help="Only these sensors; repeatable.")
+    ] = None,
+    readout: ReadoutOption = Readout.CLS,
+    normalise: NormaliseOption = Normalise.WEIGHTS,
+    size: SizeOption = None,
+    samples: Annotated[int, typer.Option(min=2, help="Most tiles, whole places.")] = 2000,
+    batch: Annotated[int, typer.Option(min=1, help="Tiles at once.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap draws.")] = 1000,
+    as_json: JsonOption = False,
+) -> None:
+    """Is a place found again, by another sensor or at another date? Needs no label.
+
+    Beside chance, band statistics and untrained encoders.
+    """
+    from terrafm.eval.retrieval.evaluate import RetrievalOptions, evaluate_retrieval, render
+
+    options = RetrievalOptions(
+        modalities=modality,
+        readout=readout,
+        size=size,
+        samples=samples,
+        batch=batch,
+        by_set=normalise is Normalise.SET,
+        seed=seed,
+        resamples=resamples,
+    )
+    with _shown(None, as_json):
+        result = evaluate_retrieval(weights, data, options)
     report(result, as_json, render)
 
 

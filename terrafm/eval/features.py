@@ -17,12 +17,14 @@ from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE
 
 Normalisation = Mapping[str, Mapping[str, Any]]  # modality -> {"mean", "std"}, physical units
 UNTRAINED_SEED = 0
+# Scores of one untrained network differ from the next one's by some points.
+UNTRAINED_SEEDS = (0, 1, 2, 3, 4)
 
 
-def untrained_like(name: str) -> Encoder:
+def untrained_like(name: str, seed: int = UNTRAINED_SEED) -> Encoder:
     """An encoder of the same architecture with fresh weights from a fixed seed, in eval mode."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(UNTRAINED_SEED)
+        torch.manual_seed(seed)
         return build_encoder(name).eval()
 
 

@@ -96,6 +96,7 @@ def test_each_date_of_the_anchor_is_a_cell_with_the_nearest_partners(archive):
         {"s2_l2a": s2(14), "s2_l1c": s2(24), "s1": s1(9)},
         {"s2_l1c": s2(4)},
     ]
+    assert [source.read(ref).place for ref in refs.values()] == ["0000001", "0000001", "0000002"]
     assert count_pairs(list(refs.values()))["s1"] == {
         "cells": 2,
         "within_1_days": 0,

@@ -18,6 +18,11 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.M | re.S)
 
 
+def block_with(words):
+    (found,) = [block for block in blocks("bash") if words in block]
+    return found
+
+
 def run_shell(script, tmp_path, shared_folder, weights):
     # Where the page has them.
     shutil.copytree(Path(weights).parent, tmp_path / "weights")
@@ -45,8 +50,7 @@ def test_the_commands_run(tmp_path, shared_folder, weights):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_command_of_fine_tuning_runs(tmp_path, shared_folder, weights):
-    script = blocks("bash")[2]
-    assert "--epochs 40" in script
+    script = block_with("--epochs 40")
     short = script.replace("--epochs 40", "--epochs 1")
     printed = run_shell(short, tmp_path, shared_folder, weights)
     assert "best after epoch" in " ".join(printed.split())
@@ -55,7 +59,7 @@ def test_the_command_of_fine_tuning_runs(tmp_path, shared_folder, weights):
 def test_the_command_of_masks_runs(fields, weights, run, monkeypatch):
     monkeypatch.setattr("terrafm.eval.compare.open_set", lambda *_: fields())
     monkeypatch.setattr("terrafm.eval.segmentation.upernet.WIDTH", 8)
-    (command,) = blocks("bash")[1].splitlines()
+    (command,) = block_with("m-cashew-plant").splitlines()
     program, *arguments = shlex.split(command)
     assert program == "terrafm"
     given = [weights if argument == "weights" else argument for argument in arguments]
@@ -64,6 +68,23 @@ def test_the_command_of_masks_runs(fields, weights, run, monkeypatch):
     words = " ".join(printed.split())
     assert "linear probe" in words
     assert "UPerNet: learning rate" in words
+
+
+def test_the_command_of_retrieval_runs(small_dataset, weights, run):
+    (command,) = block_with("evaluate retrieval").splitlines()
+    program, *arguments = shlex.split(command)
+    assert program == "terrafm"
+    where = {"weights": weights, "tiles": small_dataset}
+    given = [where.get(argument, argument) for argument in arguments]
+    code, printed, errors = run(*given, "--size", "32", "--resamples", "20")
+    assert code == 0, errors
+    assert "s1>s2_l2a" in printed
+
+
+def test_the_python_of_retrieval_runs(small_dataset, weights, capsys):
+    names = {"tiles": small_dataset, "weights": weights}
+    exec(compile(blocks("python")[1], str(PAGE), "exec"), names)
+    assert "s2_l2a>s1" in capsys.readouterr().out
 
 
 def test_the_python_runs(small_dataset, weights, capsys):

@@ -64,7 +64,10 @@ class Adoption:
         names = [
             name
             for name in entry.rows.column_names
-            if name != "shard" and not name.endswith(".offset")
+            if name != "shard"
+            and not name.endswith(".offset")
+            # An index of an earlier version has no places.
+            and name in self.into.rows.column_names
         ]
         ours = entry.rows.select(names).take(pa.array(here))
         theirs = self.into.rows.take(places[here], names)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from terrafm.data.shards.cells import CellReader
+from terrafm.data.shards.entry import PLACE
 from terrafm.data.shards.index import Index
 from terrafm.data.shards.manifest import (
     CellGroup,
@@ -172,6 +173,14 @@ class Dataset:
         if "climate" not in self.rows.column_names:
             return np.zeros(len(self), dtype=np.int32)
         return self._column("climate")
+
+    @cached_property
+    def places(self) -> NDArray[np.object_]:
+        """(N,) names of the ground: tiles of several dates share one, any other has its own id."""
+        if PLACE not in self.rows.column_names:
+            return self.tile_ids
+        named = self._column(PLACE)
+        return np.where(named == "", self.tile_ids, named)
 
     @cached_property
     def available(self) -> NDArray[np.bool_]:

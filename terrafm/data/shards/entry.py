@@ -13,6 +13,9 @@ from terrafm.data.shards.manifest import CellGroup
 from terrafm.storage import join, read_bytes, remove, write_bytes
 from terrafm.storage.parquet import read_arrow
 
+PLACE = "place"
+"""Column that datasets of earlier versions do not have."""
+
 TILE_FIELDS = [
     pa.field("tile_id", pa.string(), nullable=False),
     pa.field("land_cover", pa.int32(), nullable=False),
@@ -22,6 +25,7 @@ TILE_FIELDS = [
     pa.field("latitude", pa.float64(), nullable=False),
     pa.field("longitude", pa.float64(), nullable=False),
     pa.field("climate", pa.int32(), nullable=False),
+    pa.field(PLACE, pa.string(), nullable=False),
     pa.field("products", pa.string(), nullable=False),
 ]
 
@@ -41,6 +45,8 @@ class TileRecord:
         longitude: of the tile's centre, degrees.
         products: modality -> product id, time and the decisions made; JSON-able.
         climate: climate zone at the tile's centre; 0 where it is not known.
+        place: name of the ground where the archive has it at several dates, equal in all tiles
+            of it; "" where the tile is the only one of its place.
     """
 
     tile_id: str
@@ -53,6 +59,7 @@ class TileRecord:
     longitude: float
     products: dict[str, dict[str, Any]]
     climate: int = 0
+    place: str = ""
 
 
 @dataclass
@@ -88,7 +95,7 @@ class ShardEntry:
             if head["name"] != name:
                 # Files are removed and renamed by it.
                 return None
-            rows = table.replace_schema_metadata(None)
+            rows = _with_place(table.replace_schema_metadata(None))
             return cls(head["name"], head["bytes"], head["sha256"], rows, head["extra"])
         except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
             return None
@@ -131,3 +138,12 @@ def index_schema(groups: Sequence[CellGroup]) -> pa.Schema:
 
 def _entry_uri(dataset_uri: str, shard_name: str) -> str:
     return join(dataset_uri, "entries", f"{shard_name}.arrow")
+
+
+def _with_place(rows: pa.Table) -> pa.Table:
+    """Rows with the column of places, which entries of earlier versions do not have."""
+    if PLACE in rows.column_names:
+        return rows
+    field = next(field for field in TILE_FIELDS if field.name == PLACE)
+    at = rows.column_names.index("products")
+    return rows.add_column(at, field, pa.array([""] * rows.num_rows))

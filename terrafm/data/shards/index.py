@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from terrafm.data.shards.entry import PLACE
 from terrafm.data.shards.manifest import CellGroup, StoredFile
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import download, is_local, join, read_bytes, resolve
@@ -225,6 +226,9 @@ def fingerprint(index: Index, head: Mapping[str, Any]) -> str:
     for name in index.column_names:
         # Where a cell lies is layout, what it holds is content.
         if name != "shard" and not name.endswith(".offset"):
+            if name == PLACE and not any(index.column(name)):
+                # Nor does an empty column make another content of what earlier versions wrote.
+                continue
             digest.update(name.encode())
             for part in _column_bytes(chunk[name] for chunk in index.chunks([name])):
                 digest.update(part)

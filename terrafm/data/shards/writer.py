@@ -168,6 +168,7 @@ def _tile_row(record: TileRecord) -> dict[str, Any]:
         "latitude": float(record.latitude),
         "longitude": float(record.longitude),
         "climate": int(record.climate),
+        "place": record.place,
         "products": to_json(record.products, sort_keys=True),
     }
 

@@ -126,6 +126,8 @@ class Cell:
         products: modality name -> product.
         faults: modality name -> what kept it from being read.
         land_cover: (H, W) codes aligned with the finest grid, or None: then WorldCover is read.
+        place: name of the ground, equal in all cells that show it at other dates, on the same
+            grid; "" where the archive has it once.
     """
 
     cell_id: str
@@ -136,6 +138,7 @@ class Cell:
     products: dict[str, Product]
     faults: dict[str, BadCellError] = field(default_factory=dict)
     land_cover: NDArray[np.integer[Any]] | None = None
+    place: str = ""
 
 
 class Source(Protocol):

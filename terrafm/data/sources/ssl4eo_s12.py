@@ -129,6 +129,7 @@ class Ssl4eoS12:
             gsd=_GSD,
             products=products,
             faults=faults,
+            place=_location(ref),
         )
 
 
@@ -151,6 +152,12 @@ def _pair(location: str, scenes: dict[str, list[str]], folders: dict[str, str]) 
             )
         )
     return refs
+
+
+def _location(ref: CellRef) -> str:
+    """The location's folder, in which the scene's lies."""
+    scene: str = next(iter(ref.location.values()))
+    return scene.rsplit("/", 2)[1]
 
 
 def _times(names: list[str]) -> dict[str, str]:

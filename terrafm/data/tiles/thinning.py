@@ -95,4 +95,5 @@ def _record(row: Mapping[str, Any], arrays: dict[str, NDArray[Any]]) -> TileReco
         longitude=row["longitude"],
         products=json.loads(row["products"]),
         climate=row["climate"],
+        place=row["place"],
     )

@@ -240,6 +240,7 @@ class Cutter:
                 longitude=float(places.longitude[row, column]),
                 products={name: notes[name] for name in sorted(modalities)},
                 climate=int(places.climate[row, column]),
+                place=f"{cell.place}_{row}_{column}" if cell.place else "",
             )
 
     def _places(self, cell: Cell) -> "_Places":

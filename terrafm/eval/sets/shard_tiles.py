@@ -56,10 +56,24 @@ class ShardTiles:
 
     @cached_property
     def groups(self) -> NDArray[np.int64]:
-        """(N,) tiles of one grid cell share a number."""
-        return np.unique([cell_of(name) for name in self.names], return_inverse=True)[1].astype(
-            np.int64
-        )
+        """(N,) tiles of one grid cell, at whatever date, share a number."""
+        cells = [cell_of(str(place)) for place in self.dataset.places]
+        return np.unique(cells, return_inverse=True)[1].astype(np.int64)
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """(N,) tiles of the same ground at several dates share a number."""
+        numbers = np.unique(self.dataset.places.astype(str), return_inverse=True)[1]
+        return numbers.astype(np.int64)
+
+    def available(self, modality: str) -> NDArray[np.bool_]:
+        """(N,) whether a tile has a modality."""
+        return self.dataset.available[:, self.modalities.index(modality)]
+
+    def times(self, rows: Sequence[int], modalities: Sequence[str]) -> dict[str, list[str]]:
+        """Acquisition times of some tiles by modality, ISO 8601; "" where they are not known."""
+        products = [self.dataset.tile(row)["products"] for row in rows]
+        return {m: [tile.get(m, {}).get("time", "") for tile in products] for m in modalities}
 
     @property
     def fingerprint(self) -> str:
