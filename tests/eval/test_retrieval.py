@@ -323,7 +323,7 @@ def test_every_pair_of_sensors_and_dates_is_scored_beside_the_baselines(
     later = tasks["s2_l1c>later"]
     assert later["shifted"]["rows"]["mean_spectrum"]["recall1"]["value"] >= 0.5
     assert later["aligned"]["rows"]["weights"]["median_rank"]["value"] == 1
-    console = Console(width=160)
+    console = Console(width=80)
     with console.capture() as shown:
         console.print(render(result))
     assert "s2_l1c>later" in shown.get()

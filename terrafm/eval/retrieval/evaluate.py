@@ -49,6 +49,9 @@ _TITLES = {
     WEIGHTS: "these weights",
 }
 
+# In the terminal; JSON has all.
+_SHOWN = ("recall1", "recall10")
+
 
 @dataclass(frozen=True)
 class RetrievalOptions:
@@ -252,24 +255,26 @@ def render(result: dict[str, Any]) -> Table:
         ),
         caption_justify="left",
     )
-    table.add_column("task", overflow="fold")
-    table.add_column("encoder")
-    for name in (*(f"@{depth}" for depth in DEPTHS.values()), "median rank", "aligned @1"):
+    table.add_column("", overflow="fold")
+    for name in (*(f"@{DEPTHS[metric]}" for metric in _SHOWN), "median rank", "aligned @1"):
         table.add_column(name, justify="right")
     for task in result["tasks"]:
         shifted, aligned = task[SHIFTED], task[ALIGNED]
-        title = f"{task['task']}\n{task['n']} among {task['candidates']}"
-        for name, row in shifted["rows"].items():
-            cells = [_cell(metric, value) for metric, value in row.items()]
-            table.add_row(title, _TITLES[name], *cells, _cell("", aligned["rows"][name]["recall1"]))
-            title = ""
-        cells = [_cell(metric, value) for metric, value in shifted["gain"].items()]
-        table.add_row("", "gain", *cells, _cell("", aligned["gain"]["recall1"]), style="bold")
+        table.add_row(f"{task['task']}, {task['n']} among {task['candidates']}", style="bold")
+        for name, title in _TITLES.items():
+            if name in shifted["rows"]:
+                table.add_row(title, *_cells(shifted["rows"][name], aligned["rows"][name]))
+        table.add_row("gain", *_cells(shifted["gain"], aligned["gain"]), style="bold")
         table.add_section()
     return table
 
 
-def _cell(metric: str, row: dict[str, Any]) -> str:
-    scale = 1 if metric == MEDIAN else 100
+def _cells(shifted: dict[str, Any], aligned: dict[str, Any]) -> list[str]:
+    percent = [*(shifted[metric] for metric in _SHOWN), aligned["recall1"]]
+    cells = [_cell(row, 100) for row in percent]
+    return [*cells[:-1], _cell(shifted[MEDIAN], 1), cells[-1]]
+
+
+def _cell(row: dict[str, Any], scale: int) -> str:
     value, low, high = (scale * row[name] for name in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{value:.1f}\n[{low:.1f}, {high:.1f}]"
