@@ -24,12 +24,6 @@ WorkersOption = Annotated[
 ]
 
 
-SizeOption = Annotated[
-    int | None,
-    typer.Option(min=16, help="Side of the resized images, pixels; as trained by default."),
-]
-
-
 class Normalise(StrEnum):
     """Whose mean and standard deviation images are normalised by."""
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.eval.compatibility import modality_choices, normalisation_for
-from terrafm.eval.features import UNTRAINED_SEEDS, untrained_like
+from terrafm.eval.features import UNTRAINED_SEEDS, input_side, untrained_like
 from terrafm.eval.metrics import RESAMPLES
 from terrafm.eval.readouts import Readout
 from terrafm.eval.retrieval.ranks import Ranks, centred, standardised
@@ -117,7 +117,7 @@ def evaluate_retrieval(
     if len(rows) < len(images.places):
         notes.append(f"{len(rows)} of {len(images.places)} tiles, whole places drawn at random")
     tasks, places = tasks_of(images, modalities, rows)
-    size = options.size or contract_size(encoder)
+    size = input_side(encoder, options.size)
     encoders = [encoder, *(untrained_like(name, seed) for seed in UNTRAINED_SEEDS)]
     views = sensor_views(
         encoders,
@@ -180,13 +180,6 @@ def tasks_of(
             "twice, beside another tile: there is nothing to retrieve"
         )
     return tasks, places
-
-
-def contract_size(encoder: Encoder) -> int:
-    """Side of the images that weights were trained on, pixels; 224 where they do not say."""
-    from terrafm.models.patch_embed import IMAGE_SIZE
-
-    return encoder.contract.image_size if encoder.contract else IMAGE_SIZE
 
 
 def check_finite(views: dict[str, SensorViews], weights: str) -> None:
