@@ -22,7 +22,7 @@ from terrafm.ray_parts import rows_per_part
 from terrafm.storage import absolute, exists, join, list_names, read_bytes, write_bytes
 
 # Raise it when the same encoder on the same pixels gives other numbers.
-_VERSION = 1
+_VERSION = 2
 # A worker holds a part's patches: 0.6 MB each of terrafm_base.
 _DENSE_ROWS = 128
 # Images whose statistics are held against the weights', where the data states none.

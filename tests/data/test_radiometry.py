@@ -4,9 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from terrafm.data.rasters.offsets import decide
+from terrafm.data.rasters.units import Decision, to_storage
 from terrafm.data.sources.base import Product
 from terrafm.data.sources.geotiff_folder import GeotiffFolder
-from terrafm.data.tiles.radiometry import Decision, decide, radar_unit, to_storage
 from terrafm.modalities import MODALITIES
 
 ALL = tuple(MODALITIES)

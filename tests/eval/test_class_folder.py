@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import rasterio
 
+from terrafm.data.rasters.bands import canonical, match_bands
 from terrafm.errors import UsageError
-from terrafm.eval.band_names import canonical, match_bands
 from terrafm.eval.datasets import OpenOptions, open_labelled
 from terrafm.eval.features import mean_spectra, model_input
 from terrafm.modalities import MODALITIES

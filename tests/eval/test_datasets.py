@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from terrafm.data.rasters.bands import EUROSAT_ORDER
 from terrafm.errors import UsageError
 from terrafm.eval.datasets import check_labelled, open_labelled
 from terrafm.eval.sets.class_folder import ClassFolder
-from terrafm.eval.sets.geotiff import EUROSAT_BANDS
 from terrafm.modalities import MODALITIES
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/realdata/eurosat_ms"
@@ -32,7 +32,7 @@ def test_every_band_lands_in_its_place(folder: Path) -> None:
     images = open_labelled(folder)
     (grid,) = images.read(0, ("s2_l1c",))["s2_l1c"]
     for position, band in enumerate(ORDER):
-        expected = (EUROSAT_BANDS.index(band) + 1) * 100 / 10000
+        expected = (EUROSAT_ORDER.index(band) + 1) * 100 / 10000
         np.testing.assert_allclose(grid.pixels[position], expected, rtol=1e-6)
     assert grid.pixels.shape == (12, 8, 8)
     assert images.classes == ("Forest", "River")

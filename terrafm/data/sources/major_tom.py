@@ -28,7 +28,6 @@ PUBLISHED = {"s2_l2a": "Core-S2L2A", "s2_l1c": "Core-S2L1C", "s1": "Core-S1RTC"}
 _SHAPE = (1068, 1068)
 _GSD = 10
 _CIRRUS = "B10"
-_S1_NODATA = -32768.0
 _OPEN_FILES = 6
 _PROBES = 4
 
@@ -140,16 +139,17 @@ class MajorTom:
         spec = MODALITIES[modality]
         bands = {b: b.lower() if modality == "s1" else b for b in spec.bands}
         columns = ["grid_cell", *bands.values()]
-        # Without a processing baseline in the name, the cirrus band tells the offset.
-        if modality == "s2_l1c" and "_N" not in row.product_id:
-            columns.append(_CIRRUS)
-        cells = self._row(row, columns)
+        # The cirrus band tells the offset, and whether a processing baseline in the name does.
+        optional = [_CIRRUS] if modality == "s2_l1c" else []
+        cells = self._row(row, columns, optional)
         if cells["grid_cell"] != cell_id:
             raise BadCellError(
                 _where(row), f"holds cell {cells['grid_cell']}, metadata says {cell_id}"
             )
         rasters = {}
-        for name in columns[1:]:
+        for name in [name for name in cells if name != "grid_cell"]:
+            if cells[name] is None and name in optional:
+                continue
             where = f"{_where(row)}, band {name}"
             if cells[name] is None:
                 raise BadCellError(where, "no pixels")
@@ -164,36 +164,38 @@ class MajorTom:
                 raise BadCellError(
                     f"{_where(row)}, band {band}", f"grid does not match the cell: {why}"
                 )
-        nodata = rasters[columns[1]].nodata
-        if nodata is None and modality == "s1":
-            nodata = _S1_NODATA
+        first = rasters[next(iter(bands.values()))]
         product = Product(
             modality=modality,
-            bands={band: rasters[name].pixels[0] for band, name in bands.items()},
+            bands={band: rasters[name].measured(modality)[0] for band, name in bands.items()},
             gsd=dict(zip(spec.bands, spec.gsd, strict=True)),
-            nodata=nodata,
             product_id=row.product_id,
             time=row.time,
             cloud_cover=row.cloud_cover,
-            cirrus=rasters[_CIRRUS].pixels[0] if _CIRRUS in rasters else None,
+            cirrus=rasters[_CIRRUS].measured(modality)[0] if _CIRRUS in rasters else None,
+            source=_where(row),
+            claim=first.claim(),
         )
         return product, finest
 
-    def _row(self, row: MetadataRow, columns: list[str]) -> dict[str, Any]:
+    def _row(self, row: MetadataRow, columns: list[str], optional: list[str]) -> dict[str, Any]:
         try:
-            return patiently(lambda: self._read_row(row, columns), row.uri)
+            return patiently(lambda: self._read_row(row, columns, optional), row.uri)
         except BadCellError:
             raise
         # Stores report failures in types of their own libraries.
         except Exception as error:  # noqa: BLE001
             raise _fault(row, error) from None
 
-    def _read_row(self, row: MetadataRow, columns: list[str]) -> dict[str, Any]:
+    def _read_row(
+        self, row: MetadataRow, columns: list[str], optional: list[str]
+    ) -> dict[str, Any]:
         file = self._open(row.uri)
         present = {name.lower(): name for name in file.schema_arrow.names}
         absent = [name for name in columns if name.lower() not in present]
         if absent:
             raise BadCellError(row.uri, f"no column {', '.join(absent)}")
+        columns = columns + [name for name in optional if name.lower() in present]
         names = [present[name.lower()] for name in columns]
         group, index = _row_group(file, row)
         values = file.read_row_group(group, columns=names).slice(index, 1).to_pylist()[0]

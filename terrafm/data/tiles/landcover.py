@@ -51,9 +51,13 @@ _PIXELS_PER_DEGREE = 12000
 _TILE_PIXELS = _TILE_DEGREES * _PIXELS_PER_DEGREE
 
 
+NO_CLASS = -1
+"""Code of a pixel whose class a raster does not know."""
+
+
 def histogram(codes: NDArray[np.integer[Any]]) -> dict[int, int]:
-    """Class code -> pixels, by ascending code."""
-    values, counts = np.unique(codes, return_counts=True)
+    """Class code -> pixels, by ascending code; pixels of no class are not counted."""
+    values, counts = np.unique(codes[codes != NO_CLASS], return_counts=True)
     return {int(code): int(count) for code, count in zip(values, counts, strict=True)}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terrafm.config.yaml_text import parse_yaml, shortened
-from terrafm.data.tiles.landcover import WORLDCOVER_CLASSES
+from terrafm.data.tiles.landcover import NO_CLASS, WORLDCOVER_CLASSES
 from terrafm.errors import UsageError
 from terrafm.storage import read_bytes
 
@@ -39,14 +39,15 @@ class Legend:
         """Raw codes to codes of the dataset.
 
         Args:
-            raw: (H, W) codes.
+            raw: (H, W) codes; `NO_CLASS` stays.
             where: the place, for the error.
 
         Raises:
             UsageError: a raw code that the mapping file does not have.
         """
         values, inverse = np.unique(raw, return_inverse=True)
-        known = self.names if self.codes is None else self.codes
+        own = self.names if self.codes is None else self.codes
+        known: dict[int, Any] = {NO_CLASS: NO_CLASS, **own}
         absent = [int(code) for code in values if int(code) not in known]
         if absent:
             pixels = int(np.isin(raw, absent).sum())
@@ -55,7 +56,7 @@ class Legend:
                 f"land-cover code {', '.join(map(str, absent))} of {where} ({pixels} pixels) is "
                 f"not in the legend {self.uri}: add it under {key}"
             )
-        codes = values if self.codes is None else [self.codes[int(code)] for code in values]
+        codes = values if self.codes is None else [known[int(code)] for code in values]
         translated: NDArray[np.int32] = np.asarray(codes, dtype=np.int32)[inverse]
         return translated.reshape(raw.shape)
 
