@@ -61,7 +61,7 @@ class GeotiffLooks:
         for band, place in self._places.items():
             labels[place - 1] = band
         match = match_bands(labels, modality.name, "as embedded", uri)
-        reader = SensorFiles(match, self._survey, {})
+        reader = SensorFiles(match, self._survey)
         # As it was embedded: what sticks out of the image is missing.
         stacked = np.full((modality.channels, self._side, self._side), np.nan, np.float32)
         height, width = stored.pixels.shape[1:]

@@ -33,7 +33,7 @@ _COMMON = {
     "B07": "rededge3 rededge078 rededge783 re3 vre3",
     "B08": "nir nirbroad broadnir nirwide widenir nir842",
     "B8A": "nir08 nirnarrow narrownir nir865 rededge4 re4 vre4",
-    "B09": "nir09 watervapour watervapor wv",
+    "B09": "nir09 vapour vapor wv",
     "B10": "cirrus swircirrus cirrusswir",
     "B11": "swir16 swir1 swir1610",
     "B12": "swir22 swir2 swir2190",
@@ -214,7 +214,7 @@ def match_file(
     levels: Callable[[], Sequence[float]],
     bands: Sequence[str] | None = None,
     *,
-    assume: bool = False,
+    otherwise: Sequence[str] | None = None,
 ) -> BandMatch:
     """Matches the bands of a file, labelled or not.
 
@@ -225,18 +225,18 @@ def match_file(
         levels: gives the median of each band, digital numbers or reflectance; asked only where
             the order of unlabelled bands depends on it.
         bands: their names as the user gives them.
-        assume: take the usual order where the pixels do not tell, as an archive states it.
+        otherwise: order of 13 bands without labels where the pixels do not tell it, as the layout
+            of the archive states it.
 
     Raises:
         PixelError: it cannot be told which band is which.
     """
     count = len(labels)
     if bands is not None:
-        if len(bands) != count:
-            raise PixelError(where, f"{count} bands, {len(bands)} were named")
         return match_bands(bands, modality, "as named", where)
     if _only_count(labels):
-        if _BARE.fullmatch(_compact(labels[0]).removeprefix("b")) and count <= 12:
+        number = _compact(labels[0]).removeprefix("b")
+        if number.isdigit() and count <= 12 and MODALITIES[modality].unit == "reflectance":
             raise PixelError(
                 where,
                 f"its bands are labelled {labels[0]} to {labels[-1]}, which may count them or "
@@ -245,7 +245,7 @@ def match_file(
         labels = [""] * count
     if all(labels):
         return match_bands(labels, modality, "by the files' band names", where)
-    order, source = usual_order(count, modality, where, levels, assume=assume)
+    order, source = usual_order(count, modality, where, levels, otherwise)
     named = [canonical(label, modality) if label else None for label in labels]
     if all(name in (None, band) for name, band in zip(named, order, strict=True)):
         return match_bands(order, modality, source, where)
@@ -260,12 +260,18 @@ def usual_order(
     modality: str,
     where: str,
     levels: Callable[[], Sequence[float]],
-    *,
-    assume: bool = False,
+    otherwise: Sequence[str] | None = None,
 ) -> tuple[tuple[str, ...], str]:
     """The stated order of bands without labels, and how it is told to a reader.
 
     B01 to B12 with B8A after B08, and B10 before B11 where there are 13; VV, VH.
+
+    Args:
+        count: bands.
+        modality: whose.
+        where: the file, for the message.
+        levels: as in `match_file`.
+        otherwise: as there.
 
     Raises:
         PixelError: no order is stated for so many bands, or the pixels do not tell which.
@@ -288,13 +294,23 @@ def usual_order(
     ):
         if _is_cirrus(medians, order.index(CIRRUS)):
             return order, source
-    if assume:
-        return L1C_ORDER, "no names in the files: the usual order"
+    if otherwise is not None and modality == "s2_l1c":
+        return tuple(otherwise), "no names in the files: the layout's order"
     raise PixelError(
         where,
         "13 bands without names, and neither the 10th nor the 11th is so dark as a cirrus band: "
         "say which with --bands",
     )
+
+
+def check_named(bands: Sequence[str] | None, count: int, where: str) -> None:
+    """Refuses names that the user gives for fewer or more bands than there are.
+
+    Raises:
+        PixelError: they are not as many.
+    """
+    if bands is not None and len(bands) != count:
+        raise PixelError(where, f"it has {count} bands, {len(bands)} were named")
 
 
 def modality_of(labels: Sequence[str], where: str) -> str:

@@ -29,8 +29,8 @@ SUFFIXES = (".tif", ".tiff")
 _GSD_TOLERANCE = 0.05
 # Files up to so many pixels are read whole to decide what they mean; of larger ones windows of so
 # many pixels, so many along each side, more where those hold none.
-_SMALL = 1024 * 1024
-_WINDOW = 256
+_SMALL = 512 * 512
+_WINDOW = 128
 _LOOKS = (4, 8, 16)
 _MASK_SUFFIX = ".msk"
 # GDAL looks at no file beside the one that it is told to open.
@@ -260,13 +260,9 @@ class OpenGeotiff:
             return self.read()
         for windows_a_side in _LOOKS:
             found = [self.read(w) for w in _spread(height, width, windows_a_side)]
-            pixels = np.concatenate(
-                [part.pixels.reshape(len(part.pixels), -1) for part in found], 1
-            )
-            missing = np.concatenate(
-                [part.missing.reshape(pixels.shape[0], -1) for part in found], 1
-            )
-            whole = Stored(pixels[:, None], missing[:, None], self.header)
+            pixels = np.concatenate([part.pixels for part in found], axis=2)
+            missing = np.concatenate([part.missing for part in found], axis=2)
+            whole = Stored(pixels, missing, self.header)
             if whole.has_pixels():
                 break
         return whole
@@ -350,7 +346,9 @@ def open_mask(uri: str, image: DatasetReader) -> DatasetReader | None:
     beside = uri + _MASK_SUFFIX
     if not is_local(uri) or not exists(beside):
         return None
-    with rasterio.Env(**_ALONE):
+    with warnings.catch_warnings(), rasterio.Env(**_ALONE):
+        # It lies where its image does.
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
         mask = rasterio.open(resolve(beside)[1], driver="GTiff")
     _check_block(mask, beside)
     if mask.shape != image.shape:

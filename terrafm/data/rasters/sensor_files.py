@@ -8,13 +8,13 @@ common.
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from terrafm.data.rasters.bands import BandMatch, match_file, modality_of
+from terrafm.data.rasters.bands import BandMatch, check_named, match_file, modality_of
 from terrafm.data.rasters.geotiff import Stored, band_levels
 from terrafm.data.rasters.offsets import Survey, claimed_offset, decide, named_product
 from terrafm.data.rasters.units import Decision, to_storage
@@ -31,11 +31,13 @@ class SensorFiles:
         match: which band of a file is which of the model.
         survey: what those looked at have in common.
         decided: file -> decision, of those looked at.
+        check_units: integers that can be in no unit are refused; else they are digital numbers.
     """
 
     match: BandMatch
-    survey: Survey
-    decided: Mapping[str, Decision]
+    survey: Survey = field(default_factory=Survey)
+    decided: Mapping[str, Decision] = field(default_factory=dict)
+    check_units: bool = True
 
     @classmethod
     def of(
@@ -44,6 +46,7 @@ class SensorFiles:
         modality: str | None,
         bands: Sequence[str] | None,
         *,
+        otherwise: Sequence[str] | None = None,
         check_units: bool = True,
     ) -> "SensorFiles":
         """Looks at some files of a set, which all have the same bands.
@@ -52,13 +55,15 @@ class SensorFiles:
             samples: file -> some of its pixels.
             modality: of the files; by default what their bands or tags say.
             bands: names of their bands, in their order; by default the files' own.
-            check_units: refuse values that can be in no unit of the modality.
+            otherwise: order of 13 bands without names where the pixels do not tell it.
+            check_units: refuse integers that can be in no unit of the modality.
 
         Raises:
             PixelError: it cannot be told which band is which, or what the pixels mean.
         """
         first, stored = next(iter(samples.items()))
         labels = stored.header.names
+        check_named(bands, len(labels), first)
         if modality is None:
             modality = stored.header.tags.get("MODALITY")
             modality = modality if modality in MODALITIES else modality_of(bands or labels, first)
@@ -69,22 +74,20 @@ class SensorFiles:
             pixels = [part.measured(modality, file) for file, part in samples.items()]
             return band_levels(np.concatenate([p.reshape(len(p), -1) for p in pixels], axis=1))
 
-        match = match_file(labels, modality, first, levels, bands)
-        found: dict[str, Decision] = {}
-        faults = []
-        blank = cls(match, Survey(), {})
+        match = match_file(labels, modality, first, levels, bands, otherwise=otherwise)
+        reader = cls(match, check_units=check_units)
+        decided, faults = {}, []
         for file, part in samples.items():
             try:
-                found[file] = blank.decide(file, part)
+                decided[file] = reader.decide(file, part)
             except PixelError as fault:
                 faults.append(fault)
-        if faults and not found and check_units:
+        if not decided:
             raise faults[0]
-        survey = Survey.of({modality: decision} for decision in found.values())
-        if not check_units and not survey.units:
-            survey = Survey(units={modality: "DN"})
-        surveyed = cls(match, survey, {})
-        return cls(match, survey, {file: surveyed.decide(file, samples[file]) for file in samples})
+        reader = replace(reader, survey=Survey.of({modality: d} for d in decided.values()))
+        # Once more: what they have in common decides where one alone did not.
+        again = {file: reader.decide(file, part) for file, part in samples.items()}
+        return replace(reader, decided=again)
 
     @property
     def modality(self) -> str:
@@ -117,7 +120,12 @@ class SensorFiles:
             source=file,
             claim=claimed_offset(header.tags, any(header.offsets)),
         )
-        return decide({self.modality: product}, self.survey)[self.modality]
+        try:
+            return decide({self.modality: product}, self.survey)[self.modality]
+        except PixelError:
+            if self.check_units or measured.dtype.kind == "f":
+                raise
+            return Decision(0, "not checked", "DN")
 
     def physical(self, file: str, pixels: Stored, decision: Decision) -> NDArray[np.float32]:
         """(len(match.take), H, W) in the modality's unit, as shards of ingest would hold them."""

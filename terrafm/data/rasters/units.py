@@ -59,6 +59,9 @@ class Decision:
 def is_missing(pixels: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
     """Pixels without a measurement, in whatever unit: nodata, not finite, or known fill values."""
     missing = np.zeros(pixels.shape, dtype=bool)
+    if pixels.dtype == np.float16:
+        # It cannot hold what it is compared with.
+        pixels = pixels.astype(np.float32)
     if pixels.dtype.kind == "f":
         # NaN compares false.
         missing |= ~(np.abs(pixels) < _HUGE)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from terrafm.data.rasters.bands import match_file
+from terrafm.data.rasters.bands import L1C_ORDER, match_file
 from terrafm.data.rasters.geotiff import band_levels
 from terrafm.data.rasters.offsets import named_product
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Product
@@ -147,7 +147,7 @@ def _product(modality: str, raster: Raster, where: str) -> Product:
             modality,
             where,
             lambda: band_levels(measured),
-            assume=True,
+            otherwise=L1C_ORDER,
         )
     except PixelError as fault:
         raise BadCellError(fault.where, fault.why) from None

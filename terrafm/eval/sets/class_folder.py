@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terrafm.data.rasters.bands import EUROSAT_ORDER
 from terrafm.data.rasters.geotiff import SUFFIXES, read_whole
 from terrafm.data.rasters.offsets import spread
 from terrafm.data.rasters.sensor_files import SensorFiles
@@ -19,8 +20,8 @@ class ClassFolder:
     """A folder per class with GeoTIFFs of one sensor.
 
     Bands are known by `bands`, or by the files' own band descriptions, or by the usual order; 13
-    bands without names may also lie in EuroSAT's, in which B8A is last. Units, offset and missing
-    pixels are those of `terrafm.data.rasters`.
+    bands without names lie in it or, as EuroSAT's, with B8A last: the cirrus band tells. Units,
+    offset and missing pixels are those of `terrafm.data.rasters`.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class ClassFolder:
         self._first = samples[self.files[0]].header
         for file, sample in samples.items():
             sample.header.check_like(self._first, file, self.files[0])
-        self._reader = SensorFiles.of(samples, modality, bands, check_units=check_units)
+        self._reader = SensorFiles.of(
+            samples, modality, bands, otherwise=EUROSAT_ORDER, check_units=check_units
+        )
         self.modalities: tuple[str, ...] = (self._reader.modality,)
         how = f"{self._reader.match.describe()}; {self._reader.describe()}"
         self.bands = {self._reader.modality: how}
