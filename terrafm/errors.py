@@ -13,6 +13,23 @@ class UsageError(TerraFMError):
     exit_code = 2
 
 
+class PixelError(UsageError):
+    """Pixels, or the names of bands, of which it cannot be told what they mean.
+
+    Attributes:
+        where: the file, place or product at fault.
+        why: one line, what is wrong with it.
+    """
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(f"{where}: {why}")
+        self.where = where
+        self.why = why
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.where, self.why)
+
+
 class StoreFailedError(TerraFMError):
     """A store or disk failed for too long: exit code 1. Nothing is said about what lies there."""
 

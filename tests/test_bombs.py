@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import rasterio
 
+from terrafm.data.rasters.geotiff import open_geotiff, read_whole
 from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.raster import decode_geotiff, read_patch
-from terrafm.embed.geotiffs import open_geotiff
 from terrafm.errors import UsageError
-from terrafm.eval.sets.geotiff import read_whole
 from terrafm.storage.claims import check_claim
 
 READERS = {
@@ -60,7 +59,7 @@ def test_a_geotiff_that_memory_does_not_suffice_for_is_one_line(read, tmp_path, 
         raise MemoryError
 
     monkeypatch.setattr("terrafm.data.sources.raster.check_claim", refuse)
-    monkeypatch.setattr("terrafm.eval.sets.geotiff.check_claim", refuse)
+    monkeypatch.setattr("terrafm.data.rasters.geotiff.check_claim", refuse)
     with pytest.raises((BadCellError, UsageError), match=r"image\.tif: .*not fit into memory"):
         read(path)
 
@@ -79,4 +78,4 @@ def test_a_constant_image_is_no_bomb(compress, tmp_path):
 @pytest.mark.parametrize("dtype", ["complex_int16", "complex64", "int8", "float64"])
 def test_pixels_of_any_type_are_counted(dtype, tmp_path):
     path = geotiff(tmp_path / "image.tif", dtype=dtype)
-    assert read_whole(str(path))[1].shape == (1, 8, 8)
+    assert read_whole(str(path)).pixels.shape == (1, 8, 8)

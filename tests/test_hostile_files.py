@@ -7,12 +7,11 @@ import pytest
 import rasterio
 from rasterio.errors import RasterioError
 
+from terrafm.data.rasters.geotiff import open_geotiff, read_whole
 from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.raster import decode_geotiff
-from terrafm.embed.geotiffs import open_geotiff
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.eval.feature_cache import read_features
-from terrafm.eval.sets.geotiff import read_whole
 from terrafm.storage.parquet import parquet_file
 from terrafm.train.records import SAMPLES_FILE, trim_samples
 from tuning.trials import TABLE_FILE, read_table

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from terrafm.config import IngestConfig
+from terrafm.data.rasters.offsets import survey_archive
 from terrafm.data.shards.commit import commit_dataset
 from terrafm.data.shards.entry import ShardEntry
 from terrafm.data.shards.manifest import Manifest, manifest_name, read_manifest, with_codec
@@ -193,7 +194,12 @@ def _ingest(
             raise _occupied(output_uri, "the archive has changed since")
         return IngestReport(output_uri, previous.tiles, previous.fingerprint, True, previous.report)
     cutter = _make_cutter(source, layout, refs, worldcover, tile_size, modalities, config)
-    cutter = replace(cutter, legend=mapping, climate=ClimateZones(climate) if climate else None)
+    cutter = replace(
+        cutter,
+        legend=mapping,
+        climate=ClimateZones(climate) if climate else None,
+        survey=survey_archive(archive, refs),
+    )
     _warn_of_lacking(cutter, refs)
     shards = _divide(refs, cutter.tiles_per_cell(layout.shape), config.tiles_per_shard)
     ensure_writable(output_uri)

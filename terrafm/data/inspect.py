@@ -192,6 +192,7 @@ def _origin(d: dict[str, Any]) -> Table:
         lines = [
             f"{x['products']:,} x {x['unit']}"
             + ("" if modality == "s1" else f", offset {x['offset']} by {x['reason']}")
+            + (f" (by {x['margin']:,} DN or more)" if "margin" in x else "")
             for x in decisions
         ]
         table.add_row(f"{modality} products", "\n".join(lines))

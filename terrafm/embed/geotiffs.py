@@ -6,6 +6,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, partial
@@ -16,19 +17,20 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
+from terrafm.data.rasters.geotiff import SUFFIXES, Header, OpenGeotiff, Stored, open_geotiff
+from terrafm.data.rasters.offsets import spread
+from terrafm.data.rasters.sensor_files import SensorFiles
+from terrafm.data.rasters.units import Decision
 from terrafm.data.sources.folders import is_clutter
-from terrafm.data.sources.raster import block_size, open_through, why_no_place
+from terrafm.data.sources.raster import why_no_place
 from terrafm.data.tiles.selection import parse_time
 from terrafm.embed.source import Affine, Place
 from terrafm.embed.windows import Windows
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.eval.labelled import Grid, Image, files_fingerprint, measured_statistics
-from terrafm.eval.sets.geotiff import SUFFIXES, Header, match_header, physical
-from terrafm.storage import file_size, is_local, join, open_file, resolve
-from terrafm.storage.claims import HARMLESS_BYTES, check_claim
+from terrafm.storage import join, resolve
 
 _THREADS = 16
 # Windows of which statistics are taken where the data's own are asked for.
@@ -64,7 +66,7 @@ class GeoTiffWindows:
     """Windows of one or many GeoTIFFs of one sensor, each on its file's own grid.
 
     Files may lie in different zones; bands, pixel size and the kind of CRS must be those of the
-    first. How bands are known is told by `terrafm.eval.sets.geotiff`.
+    first. How bands, units and offsets are known is told by `terrafm.data.rasters`.
     """
 
     kind: Literal["dataset", "geotiff"] = "geotiff"
@@ -103,22 +105,27 @@ class GeoTiffWindows:
         for file in self.files[1:]:
             file.header.check_like(first.header, file.uri, first.uri)
         _check_names(self.files)
-        self._match = match_header(first.header, modality, bands, first.uri)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            some = [self.files[at].uri for at in spread(len(self.files))]
+            samples = dict(zip(some, threads.map(_sample, some), strict=True))
+        self._reader = SensorFiles.of(samples, modality, bands)
         largest = max(max(file.shape) for file in self.files)
         self.windows = Windows.choose(window or min(size, largest), overlap, size, dense)
         counts = [len(self._starts(file)[0]) * len(self._starts(file)[1]) for file in self.files]
         self.first_rows = [0, *accumulate(counts)]
-        self.modalities: tuple[str, ...] = (self._match.modality,)
-        self.bands = {self._match.modality: self._match.describe()}
+        match = self._reader.match
+        self.modalities: tuple[str, ...] = (match.modality,)
+        self.bands = {match.modality: match.describe()}
         self.classes: tuple[str, ...] = ()
         self.splits: NDArray[np.str_] | None = None
         self.legend: dict[int, str] = {}
         self.options: dict[str, Any] = {
             "window": self.windows.side,
             "overlap": self.windows.overlap,
-            "bands": self.bands[self._match.modality],
+            "bands": self.bands[match.modality],
+            "pixels": self._reader.to_json(),
         }
-        self._open: tuple[str, DatasetReader] | None = None
+        self._open: tuple[str, OpenGeotiff, Decision] | None = None
 
     def __len__(self) -> int:
         return self.first_rows[-1]
@@ -157,7 +164,7 @@ class GeoTiffWindows:
         height = min(self.windows.side, file.shape[0] - top)
         width = min(self.windows.side, file.shape[1] - left)
         a, b, c, d, e, f = file.transform
-        modality = self._match.modality
+        modality = self._reader.modality
         return Place(
             tile_id=f"{file.name}_r{top}_c{left}",
             crs=file.crs,
@@ -174,21 +181,21 @@ class GeoTiffWindows:
         Raises:
             TerraFMError: the file cannot be read.
         """
-        if self._match.modality not in modalities:
+        reader = self._reader
+        if reader.modality not in modalities:
             return {}
         place = self.place(row)
         assert place.window is not None
         try:
-            image = self._opened(place.source)
-            stored = image.read(window=Window(*place.window))
+            image, decision = self._opened(place.source)
+            stored = image.read(Window(*place.window))
         except (RasterioError, OSError, ValueError) as error:
             raise TerraFMError(f"cannot read image {place.source}: {error}") from None
-        pixels = physical(stored, image.nodata, self._match.modality, place.source)
-        pixels = pixels[list(self._match.take)]
+        pixels = reader.physical(place.source, stored, decision)
         side = self.windows.side
         missing = [(0, 0), (0, side - place.shape[0]), (0, side - place.shape[1])]
         padded = np.pad(pixels, missing, constant_values=np.nan)
-        return {self._match.modality: [Grid(self._match.channels, padded)]}
+        return {reader.modality: [Grid(reader.match.channels, padded)]}
 
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Of all windows, or of 256 that are spread evenly where they are more."""
@@ -206,15 +213,17 @@ class GeoTiffWindows:
     def _starts(self, file: GeoTiff) -> tuple[list[int], list[int]]:
         return self.windows.starts(file.shape[0]), self.windows.starts(file.shape[1])
 
-    def _opened(self, uri: str) -> DatasetReader:
-        """The file, which stays open for the windows that follow."""
+    def _opened(self, uri: str) -> tuple[OpenGeotiff, Decision]:
+        """The file, which stays open for the windows that follow, and what its pixels mean."""
         if self._open is None or self._open[0] != uri:
             if self._open is not None:
                 self._open[1].close()
             # GDAL would take a twentieth of the machine for every worker.
             with rasterio.Env(GDAL_CACHEMAX=_CACHE):
-                self._open = uri, open_geotiff(uri)
-        return self._open[1]
+                image = OpenGeotiff(uri)
+            decision = self._reader.decided.get(uri) or self._reader.decide(uri, image.sample())
+            self._open = uri, image, decision
+        return self._open[1:]
 
 
 def _list(uri: str) -> list[str]:
@@ -257,29 +266,12 @@ def _describe(root: str, uri: str) -> GeoTiff:
         raise UsageError(f"cannot read image {uri}: {error}") from None
 
 
-def open_geotiff(uri: str) -> DatasetReader:
-    """Opens a file where it lies; of one in a store only what is asked for is read.
-
-    Raises:
-        RasterioError, OSError, ValueError: it cannot be read, or the blocks it is decoded by are
-            larger than its bytes can hold.
-    """
-    image = _open_geotiff(uri)
-    block = block_size(image)
-    if block > HARMLESS_BYTES:
-        check_claim(block, file_size(uri) or 0)
-    return image
-
-
-def _open_geotiff(uri: str) -> DatasetReader:
-    path = resolve(uri)[1]
-    if path.startswith("/vsi"):
-        raise ValueError("GDAL would look for it elsewhere")
-    if is_local(uri):
-        return rasterio.open(path, driver="GTiff")
-
-    # Neighbours, such as masks, would each cost a request.
-    return open_through(uri, lambda: open_file(uri))
+def _sample(uri: str) -> Stored:
+    try:
+        with closing(OpenGeotiff(uri)) as image:
+            return image.sample()
+    except (RasterioError, OSError, ValueError) as error:
+        raise UsageError(f"cannot read image {uri}: {error}") from None
 
 
 def _check_names(files: Sequence[GeoTiff]) -> None:

@@ -96,4 +96,6 @@ def open_set(uri: str | os.PathLike[str], options: OpenOptions | None = None) ->
     # An unfinished ingest has shards but no manifest: opening it says so.
     if exists(join(uri, "manifest.json")) or exists(join(uri, "shards")):
         return ShardTiles(uri)
-    return ClassFolder(uri, modality=options.modality, bands=options.bands)
+    return ClassFolder(
+        uri, modality=options.modality, bands=options.bands, check_units=options.check_units
+    )

@@ -1,16 +1,18 @@
 """Windows of GeoTIFFs in colour, cut from the files that were embedded."""
 
 import re
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from terrafm.embed.geotiffs import open_geotiff
+from terrafm.data.rasters.bands import match_bands
+from terrafm.data.rasters.geotiff import OpenGeotiff
+from terrafm.data.rasters.sensor_files import SensorFiles, survey_of
 from terrafm.embed.schema import EmbeddingManifest
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.eval.sets.geotiff import physical
 from terrafm.modalities import MODALITIES
 from terrafm.pictures.colours import colours
 from terrafm.search.look import COLOUR_BANDS, Look
@@ -34,12 +36,13 @@ class GeotiffLooks:
         self._uri, self._embedded = uri.rstrip("/"), manifest.data.rstrip("/")
         (self._modality,) = manifest.modalities
         self._side = int(manifest.options["window"])
-        # As `terrafm.eval.band_names.BandMatch` describes it: "... (by their names): B02=1 B03=2".
+        # As `terrafm.data.rasters.bands.BandMatch` has it: "... (by their names): B02=1 B03=2".
         went = str(manifest.options["bands"]).partition("): ")[2].partition(";")[0]
         places = {band: int(place) for band, place in re.findall(r"(\w+)=(\d+)", went)}
         wanted = sorted(COLOUR_BANDS & set(MODALITIES[self._modality].bands))
-        self._bands = {band: places[band] for band in wanted if band in places}
-        self._is_whole = len(self._bands) == len(wanted)
+        self._places = places
+        self._is_whole = set(wanted) <= set(places)
+        self._survey = survey_of(manifest.options.get("pixels", {}))
 
     def look(self, tile: dict[str, Any]) -> Look | None:
         """See `Looks.look`."""
@@ -49,17 +52,21 @@ class GeotiffLooks:
         sides = tile["window"]
         window = Window(sides["column"], sides["row"], sides["width"], sides["height"])
         try:
-            with open_geotiff(uri) as image:
-                stored = image.read(list(self._bands.values()), window=window)
-                nodata = image.nodata
+            with closing(OpenGeotiff(uri)) as image:
+                stored, sample = image.read(window), image.sample()
         except (RasterioError, OSError, ValueError) as error:
             raise TerraFMError(f"cannot read image {uri}: {error}") from None
         modality = MODALITIES[self._modality]
+        labels = ["-"] * stored.header.count
+        for band, place in self._places.items():
+            labels[place - 1] = band
+        match = match_bands(labels, modality.name, "as embedded", uri)
+        reader = SensorFiles(match, self._survey)
         # As it was embedded: what sticks out of the image is missing.
         stacked = np.full((modality.channels, self._side, self._side), np.nan, np.float32)
-        channels = [modality.bands.index(band) for band in self._bands]
-        height, width = stored.shape[1:]
-        stacked[channels, :height, :width] = physical(stored, nodata, modality.name, uri)
+        height, width = stored.pixels.shape[1:]
+        pixels = reader.physical(uri, stored, reader.decide(uri, sample))
+        stacked[list(match.channels), :height, :width] = pixels
         return Look(modality.name, colours(stacked, modality.name))
 
     def _where(self, source: str) -> str:

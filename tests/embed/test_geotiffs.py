@@ -139,7 +139,7 @@ def test_files_that_cannot_be_embedded(refuse, write_scene, tmp_path):
     assert "cannot read image" in refuse()
     (tmp_path / "in" / "a.tif").unlink()
     write_scene(tmp_path / "in" / "a.tif", bands=("one", "two"))
-    assert "is a band of s2_l2a" in refuse()
+    assert "band one, two is not understood as a band of s2_l2a" in refuse()
     assert "2 bands, 3 were named" in refuse(*L2A, "--bands", "B02,B03,B04")
     write_scene(tmp_path / "in" / "a.tif")
     assert "do not tell Sentinel-2 L1C from L2A" in refuse("--size", "64")
@@ -148,15 +148,15 @@ def test_files_that_cannot_be_embedded(refuse, write_scene, tmp_path):
     assert "differ in their suffix alone" in refuse()
 
 
-def test_digital_numbers_stored_as_floats(refuse, write_scene, tmp_path):
+def test_floats_that_are_neither_reflectance_nor_digital_numbers(refuse, write_scene, tmp_path):
     pixels = write_scene(tmp_path / "in" / "a.tif")
     with rasterio.open(tmp_path / "in" / "a.tif") as file:
         profile = file.profile | {"dtype": "float32"}
     with rasterio.open(tmp_path / "in" / "a.tif", "w", **profile) as file:
-        file.write(pixels.astype(np.float32))
+        file.write(pixels.astype(np.float32) / 100)
         for number, band in enumerate(BANDS, start=1):
             file.set_band_description(number, band)
-    assert "which are no reflectance" in refuse()
+    assert "look like percent or an 8-bit picture" in refuse()
 
 
 POINTS = [

@@ -1,43 +1,18 @@
 """Folders of GeoTIFF classes: bands by name, units, and what is refused."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import rasterio
 
 from terrafm.errors import UsageError
-from terrafm.eval.band_names import canonical, match_bands
 from terrafm.eval.datasets import OpenOptions, open_labelled
 from terrafm.eval.features import mean_spectra, model_input
 from terrafm.modalities import MODALITIES
 
 BANDS = MODALITIES["s2_l2a"].bands
-
-
-@pytest.mark.parametrize(
-    ("name", "band"),
-    [
-        ("B8A", "B8A"), ("08A - Vegetation Red Edge", "B8A"), ("b08a", "B8A"), ("8", "B08"),
-        ("B1", "B01"), ("01 - Coastal aerosol", "B01"), ("B12.tif", "B12"), ("B10", "B10"),
-        ("B13", None), ("Cloud Probability", None), ("B1A", None), ("B100", None), ("", None),
-        ("TCI_R", None), ("B2_10m", "B02"),
-    ],
-)  # fmt: skip
-def test_names_that_are_in_use_are_known(name, band):
-    assert canonical(name, "s2_l1c") == band
-
-
-@pytest.mark.parametrize(
-    ("name", "band"), [("VV", "VV"), ("vh", "VH"), ("VV - dB", "VV"), ("VVH", None), ("HH", None)]
-)
-def test_radar_names(name, band):
-    assert canonical(name, "s1") == band
-
-
-def test_a_band_that_occurs_twice_or_not_at_all_is_refused():
-    with pytest.raises(UsageError, match="here: band B02 occurs 2 times"):
-        match_bands(["B2", "B02", "B03"], "s2_l2a", "by name", "here")
-    with pytest.raises(UsageError, match="none of its bands"):
-        match_bands(["red", "green"], "s2_l2a", "by name", "here")
 
 
 def write(path, bands, *, names=None, dtype="uint16", gsd=10.0, crs="EPSG:32633", scale=100):
@@ -73,7 +48,7 @@ def test_bands_go_to_their_places_by_name_and_the_rest_are_missing(folder):
         np.testing.assert_allclose(pixels, (channel + 1) * 0.01, rtol=1e-6)
     text = images.bands["s2_l2a"]
     assert "B02=3 B04=5 B8A=2 B12=1" in text
-    assert "dropped unknown=4" in text
+    assert "dropped SCL=4" in text
     assert "missing B01 B03 B05 B06 B07 B08 B09 B11: 0 after normalisation" in text
     seen = model_input(
         images.read(0, ("s2_l2a",)), {"s2_l2a": {"mean": [0.0] * 12, "std": [1.0] * 12}}, 16
@@ -97,6 +72,8 @@ def test_bands_without_names_have_to_be_named(tmp_path):
         write(tmp_path / name / "0.tif", BANDS)
     with pytest.raises(UsageError, match="12 bands without names: say which with --bands"):
         open_labelled(tmp_path)
+    usual = open_labelled(tmp_path, OpenOptions(modality="s2_l2a"))
+    assert "no names in the files: the usual order" in usual.bands["s2_l2a"]
     images = open_labelled(tmp_path, OpenOptions(modality="s2_l2a", bands=BANDS))
     (grid,) = images.read(0, ("s2_l2a",))["s2_l2a"]
     np.testing.assert_allclose(grid.pixels[:, 0, 0], 0.01 * np.arange(1, 13), rtol=1e-6)
@@ -108,12 +85,16 @@ def test_floats_are_reflectance_and_others_are_refused(tmp_path):
     options = OpenOptions(modality="s2_l2a", bands=BANDS)
     (grid,) = open_labelled(tmp_path, options).read(1, ("s2_l2a",))["s2_l2a"]
     np.testing.assert_allclose(grid.pixels[:, 0, 0], 0.01 * np.arange(1, 13), rtol=1e-6)
+    # Digital numbers stay what they are when they become floats, and mean the same.
     write(tmp_path / "y" / "0.tif", BANDS, dtype="float32", scale=100)
-    with pytest.raises(UsageError, match=r"y/0\.tif holds floats up to 1200.* no reflectance"):
+    (grid,) = open_labelled(tmp_path, options).read(1, ("s2_l2a",))["s2_l2a"]
+    np.testing.assert_allclose(grid.pixels[:, 0, 0], 0.01 * np.arange(1, 13), rtol=1e-6)
+    write(tmp_path / "y" / "0.tif", BANDS, dtype="float32", scale=1)
+    with pytest.raises(UsageError, match=r"y/0\.tif: values up to about 12 look like percent"):
         open_labelled(tmp_path, options).read(1, ("s2_l2a",))
 
 
-def test_radar_is_in_db(tmp_path):
+def test_radar_becomes_db(tmp_path):
     for name in ("x", "y"):
         write(tmp_path / name / "0.tif", ["VH", "VV"], names=("VH", "VV"), dtype="float32")
         with rasterio.open(tmp_path / name / "0.tif", "r+") as file:
@@ -123,14 +104,28 @@ def test_radar_is_in_db(tmp_path):
     assert images.modalities == ("s1",)
     (grid,) = images.read(0, ("s1",))["s1"]
     assert grid.pixels[:, 0, 0].tolist() == [-12.0, -19.0]
+    # Linear power is known by its sign, and becomes dB as in ingest.
     with rasterio.open(tmp_path / "y" / "0.tif", "r+") as file:
         file.write(np.full((8, 8), 0.02, "float32"), 1)
         file.write(np.full((8, 8), 0.05, "float32"), 2)
-    with pytest.raises(UsageError, match=r"y/0\.tif has no value below 0, so it is not in dB"):
-        images.read(1, ("s1",))
+    (grid,) = open_labelled(tmp_path).read(1, ("s1",))["s1"]
+    np.testing.assert_allclose(grid.pixels[:, 0, 0], [-13.01, -16.99], rtol=1e-6)
     write(tmp_path / "y" / "0.tif", ["VH", "VV"], names=("VH", "VV"))
-    with pytest.raises(UsageError, match=r"y/0\.tif is uint16: s1 is wanted in dB"):
-        images.read(1, ("s1",))
+    with rasterio.open(tmp_path / "y" / "0.tif", "r+") as file:
+        file.write(np.full((2, 8, 8), 150, "uint16"))
+    with pytest.raises(UsageError, match=r"y/0\.tif: .*uncalibrated amplitudes"):
+        open_labelled(tmp_path).read(1, ("s1",))
+
+
+def test_eight_bits_are_a_set_of_its_own_statistics_only(tmp_path):
+    for name in ("x", "y"):
+        write(tmp_path / name / "0.tif", BANDS[1:4], dtype="uint8", scale=10)
+    options = OpenOptions(modality="s2_l2a", bands=BANDS[1:4])
+    with pytest.raises(UsageError, match=r"x/0\.tif: 8-bit pixels look like a picture"):
+        open_labelled(tmp_path, options)
+    images = open_labelled(tmp_path, replace(options, check_units=False))
+    (grid,) = images.read(1, ("s2_l2a",))["s2_l2a"]
+    np.testing.assert_allclose(grid.pixels[:, 0, 0], [0.002, 0.003, 0.004], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +141,18 @@ def test_an_image_unlike_the_first_is_named(folder, change, words):
     bands = ["B12", "B8A", "B02", "SCL", "B04"]
     names = ("b12", "08A - Vegetation Red Edge", "B2", "SCL", "B4")
     write(folder / "y" / "1.tif", bands, **{"names": names, **change})
-    images = open_labelled(folder, OpenOptions(modality="s2_l2a"))
     with pytest.raises(UsageError, match=rf"y/1\.tif.*{words}"):
-        images.read(3, ("s2_l2a",))
+        open_labelled(folder, OpenOptions(modality="s2_l2a"))
+
+
+def test_an_image_unlike_the_first_that_was_not_looked_at_is_named(tmp_path):
+    for i in range(60):
+        write(tmp_path / "xy"[i % 2] / f"{i:02}.tif", BANDS[:4], names=BANDS[:4])
+    images = open_labelled(tmp_path, OpenOptions(modality="s2_l2a"))
+    odd = images.files[1]
+    write(Path(odd), BANDS[:4], names=BANDS[:4], gsd=20.0)
+    with pytest.raises(UsageError, match=rf"{odd} has pixels of 20 metres"):
+        images.read(1, ("s2_l2a",))
 
 
 def test_clutter_is_no_image_and_no_class_and_twins_are_both_kept(write_image, tmp_path):

@@ -155,7 +155,7 @@ def test_what_cannot_be_validated_is_refused_in_one_line(settings, message, smal
 
 def test_a_set_without_the_runs_modalities_is_refused(small_dataset, tmp_path, write_image):
     for name in ("a", "b"):
-        write_image(tmp_path / name / "1.tif", np.ones((13, 16, 16), np.uint16))
+        write_image(tmp_path / name / "1.tif", np.full((13, 16, 16), 1000, np.uint16))
     task = ValidationTask(
         load_config(None, ["validation.every_steps=1000", f"validation.data={tmp_path}",
                            "data.modalities=[s1]"]),

@@ -93,14 +93,16 @@ class Product:
 
     Attributes:
         modality: key of `terrafm.modalities.MODALITIES`.
-        bands: band name -> (H_g, W_g) array on the band's own grid, raw digital numbers (S2),
-            linear power or dB (S1). All grids share the cell's footprint.
+        bands: band name -> (H_g, W_g) array on the band's own grid: digital numbers or, as floats,
+            reflectance (S2); linear power or dB (S1). All grids share the cell's footprint.
         gsd: band name -> ground sampling distance, metres.
-        nodata: value that marks missing pixels besides NaN, or None.
+        nodata: value that marks missing pixels besides NaN and known fill values, or None.
         product_id: name of the product; S2's holds the processing baseline.
         time: acquisition time, ISO 8601, or "" where the archive does not say.
         cloud_cover: 0..100, or None where the archive does not say.
         cirrus: B10 of Level-1C where the archive has it: evidence for the radiometric offset.
+        source: the file or row it was read from, for messages.
+        claim: DN that are still to be subtracted and which of the file's tags says so, or None.
     """
 
     modality: str
@@ -111,6 +113,8 @@ class Product:
     time: str = ""
     cloud_cover: float | None = None
     cirrus: NDArray[Any] | None = None
+    source: str = ""
+    claim: tuple[int, str] | None = None
 
 
 @dataclass

@@ -233,10 +233,11 @@ def _read(modality: str, patch: str) -> tuple[Product, Grid]:
             raise BadCellError(files[band], f"grid does not match the patch: {why}")
     product = Product(
         modality=modality,
-        bands={band: raster.pixels[0] for band, raster in rasters.items()},
+        bands={band: raster.measured(modality)[0] for band, raster in rasters.items()},
         gsd=dict(zip(spec.bands, spec.gsd, strict=True)),
-        nodata=rasters[spec.bands[0]].nodata,
         product_id=metadata.product_id,
         time=metadata.time,
+        source=patch,
+        claim=rasters[spec.bands[0]].claim(),
     )
     return product, finest

@@ -1,12 +1,13 @@
 """A folder for each sensor, one GeoTIFF for each place.
 
     ARCHIVE/S1RTC/PLACE.tif      2 bands: VV, VH; linear power or dB
-    ARCHIVE/S2L1C/PLACE.tif      12 bands in model order, or 13 with B10 before B11
-    ARCHIVE/S2L2A/PLACE.tif      12 bands in model order
+    ARCHIVE/S2L1C/PLACE.tif      12 bands, or 13 with B10; digital numbers or reflectance
+    ARCHIVE/S2L2A/PLACE.tif      12 bands
     ARCHIVE/LULC/PLACE.tif       1 band of class codes, any legend; the folder may be absent
 
 All bands of a place lie on one grid, projected in metres, with pixels of one size in the whole
-archive. Bands are taken by their names where the file names all of them, else by their order.
+archive. Bands are taken by their names, and only without any by the order of
+`terrafm.data.rasters.bands`.
 """
 
 from collections import Counter
@@ -15,6 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terrafm.data.rasters.bands import L1C_ORDER, match_file
+from terrafm.data.rasters.geotiff import band_levels
+from terrafm.data.rasters.offsets import named_product
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Product
 from terrafm.data.sources.folders import (
     LAND_COVER,
@@ -24,11 +28,11 @@ from terrafm.data.sources.folders import (
     spread_out,
 )
 from terrafm.data.sources.raster import Grid, Raster, read_geotiff, read_grid, reference_grid
-from terrafm.errors import TerraFMError, UsageError
+from terrafm.data.tiles.selection import NO_CLASS
+from terrafm.errors import PixelError, TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, join
 
-_CIRRUS = "B10"
 _SUFFIXES = (".tif", ".tiff")
 # So many places tell the archive's grid: one odd one among them is outvoted.
 _PROBED = 3
@@ -209,30 +213,35 @@ def _most_common(sizes: list[int]) -> int:
 
 def _product(modality: str, raster: Raster, where: str) -> Product:
     expected = MODALITIES[modality].bands
-    with_cirrus = (*expected[:10], _CIRRUS, *expected[10:])
-    count = len(raster.pixels)
-    orders = [expected, with_cirrus] if modality == "s2_l1c" else [expected]
-    order = next((o for o in orders if len(o) == count), None)
-    if order is None:
-        wanted = " or ".join(str(len(o)) for o in orders)
-        raise BadCellError(where, f"{count} bands, not {wanted}")
-    names = tuple(name.upper() for name in raster.names)
-    if set(names) == set(order):
-        order = names
-    pixels = dict(zip(order, raster.pixels, strict=True))
+    measured = raster.measured(modality)
+    try:
+        match = match_file(
+            raster.stored.header.names,
+            modality,
+            where,
+            lambda: band_levels(measured),
+            otherwise=L1C_ORDER,
+        )
+    except PixelError as fault:
+        raise BadCellError(fault.where, fault.why) from None
+    if match.missing:
+        raise BadCellError(where, f"it has no band {', '.join(match.missing)}")
     return Product(
         modality=modality,
-        bands={band: pixels[band] for band in expected},
+        bands=dict(zip(expected, measured[list(match.take)], strict=True)),
         gsd=dict.fromkeys(expected, raster.grid.gsd),
-        nodata=raster.nodata,
-        product_id=raster.tags.get("product_id", ""),
+        product_id=named_product(raster.tags, where.rpartition("/")[2].rpartition(".")[0]),
         time=raster.tags.get("datetime", ""),
-        cirrus=pixels.get(_CIRRUS),
+        cirrus=None if match.cirrus is None else measured[match.cirrus],
+        source=where,
+        claim=raster.claim(),
     )
 
 
 def _codes(raster: Raster, where: str) -> NDArray[np.integer[Any]]:
     if len(raster.pixels) != 1 or not np.issubdtype(raster.pixels.dtype, np.integer):
         raise BadCellError(where, "land cover must be one band of integer codes")
-    codes: NDArray[np.integer[Any]] = raster.pixels[0]
-    return codes
+    codes = raster.pixels[0].astype(np.int64)
+    (nodata,) = raster.stored.header.nodata
+    missing = raster.stored.missing[0]
+    return np.where(missing if nodata is None else missing | (codes == nodata), NO_CLASS, codes)

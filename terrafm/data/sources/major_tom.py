@@ -37,7 +37,6 @@ _SHAPE = (1068, 1068)
 _GSD = 10
 _CIRRUS = "B10"
 _PRODUCT = "product_id"
-_S1_NODATA = -32768.0
 _OPEN_FILES = 6
 
 
@@ -141,21 +140,22 @@ class MajorTom:
     def _product(self, modality: str, row: MetadataRow, cell_id: str) -> tuple[Product, Grid]:
         spec = MODALITIES[modality]
         bands = {b: b.lower() if modality == "s1" else b for b in spec.bands}
-        columns = ["grid_cell", _PRODUCT, *bands.values()]
-        # Without a processing baseline in the name, the cirrus band tells the offset.
-        if modality == "s2_l1c" and "_N" not in row.product_id:
-            columns.append(_CIRRUS)
-        cells = self._row(row, columns)
+        columns = ["grid_cell", *bands.values()]
+        # The cirrus band tells the offset, and whether a processing baseline in the name does.
+        optional = [_PRODUCT, *([_CIRRUS] if modality == "s2_l1c" else [])]
+        cells = self._row(row, columns, optional)
         if cells["grid_cell"] != cell_id:
             raise BadCellError(
                 _where(row), f"holds cell {cells['grid_cell']}, metadata says {cell_id}"
             )
         # Time, clouds and offset are those of the product that the metadata names.
-        held = cells[_PRODUCT]
+        held = cells.get(_PRODUCT)
         if held is not None and _plain(held) != _plain(row.product_id):
             raise BadCellError(_where(row), f"holds product {held}, metadata says {row.product_id}")
         rasters = {}
-        for name in columns[2:]:
+        for name in [name for name in cells if name not in ("grid_cell", _PRODUCT)]:
+            if cells[name] is None and name in optional:
+                continue
             where = f"{_where(row)}, band {name}"
             if cells[name] is None:
                 raise BadCellError(where, "no pixels")
@@ -170,41 +170,43 @@ class MajorTom:
                 raise BadCellError(
                     f"{_where(row)}, band {band}", f"grid does not match the cell: {why}"
                 )
-        nodata = rasters[columns[2]].nodata
-        if nodata is None and modality == "s1":
-            nodata = _S1_NODATA
+        first = rasters[next(iter(bands.values()))]
         product = Product(
             modality=modality,
-            bands={band: rasters[name].pixels[0] for band, name in bands.items()},
+            bands={band: rasters[name].measured(modality)[0] for band, name in bands.items()},
             gsd=dict(zip(spec.bands, spec.gsd, strict=True)),
-            nodata=nodata,
             product_id=row.product_id,
             time=row.time,
             cloud_cover=row.cloud_cover,
-            cirrus=rasters[_CIRRUS].pixels[0] if _CIRRUS in rasters else None,
+            cirrus=rasters[_CIRRUS].measured(modality)[0] if _CIRRUS in rasters else None,
+            source=_where(row),
+            claim=first.claim(),
         )
         return product, finest
 
-    def _row(self, row: MetadataRow, columns: list[str]) -> dict[str, Any]:
+    def _row(self, row: MetadataRow, columns: list[str], optional: list[str]) -> dict[str, Any]:
         try:
-            return patiently(lambda: self._read_row(row, columns), row.uri)
+            return patiently(lambda: self._read_row(row, columns, optional), row.uri)
         except BadCellError:
             raise
         # Stores report failures in types of their own libraries.
         except Exception as error:  # noqa: BLE001
             raise _fault(row, error) from None
 
-    def _read_row(self, row: MetadataRow, columns: list[str]) -> dict[str, Any]:
+    def _read_row(
+        self, row: MetadataRow, columns: list[str], optional: list[str]
+    ) -> dict[str, Any]:
         file = self._open(row.uri)
         present = {name.lower(): name for name in file.schema_arrow.names}
-        absent = [name for name in columns if name.lower() not in present and name != _PRODUCT]
+        absent = [name for name in columns if name.lower() not in present]
         if absent:
             raise BadCellError(row.uri, f"no column {', '.join(absent)}")
-        names = {name: present[name.lower()] for name in columns if name.lower() in present}
+        columns = columns + [name for name in optional if name.lower() in present]
+        names = {name: present[name.lower()] for name in columns}
         group, index = _row_group(file, row)
         read = file.read_row_group(group, columns=list(names.values()))
         values = read.slice(index, 1).to_pylist()[0]
-        return {_PRODUCT: None} | {column: values[name] for column, name in names.items()}
+        return {column: values[name] for column, name in names.items()}
 
     def _open(self, uri: str) -> pq.ParquetFile:
         if uri not in self._files:

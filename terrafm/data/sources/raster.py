@@ -1,19 +1,26 @@
 """GeoTIFF bytes to arrays, and the grid they lie on."""
 
-import hashlib
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
-from rasterio.io import DatasetReader, MemoryFile
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
 
+from terrafm.data.rasters.geotiff import (
+    Header,
+    Stored,
+    open_bytes,
+    open_mask,
+    read_stored,
+    size_in_memory,
+)
+from terrafm.data.rasters.offsets import claimed_offset
 from terrafm.data.sources.base import BadCellError
+from terrafm.errors import PixelError
 from terrafm.storage import read_bytes
 from terrafm.storage.claims import check_claim
 
@@ -65,18 +72,34 @@ class Raster:
     """A GeoTIFF in memory.
 
     Attributes:
-        pixels: (C, H, W), as stored in the file.
+        stored: its pixels, and what it says of them.
         grid: where they lie.
-        nodata: the file's nodata value, or None.
-        names: the file's band descriptions, "" where it has none.
         tags: the file's metadata.
+        where: the file, for messages.
     """
 
-    pixels: NDArray[Any]
+    stored: Stored
     grid: Grid
-    nodata: float | None
-    names: tuple[str, ...]
     tags: dict[str, str]
+    where: str
+
+    @property
+    def pixels(self) -> NDArray[Any]:
+        """(C, H, W), as stored in the file, without alpha."""
+        return self.stored.pixels
+
+    def measured(self, modality: str) -> NDArray[Any]:
+        """(C, H, W) of a sensor, see `Stored.measured`.
+
+        Raises:
+            BadCellError: the file contradicts itself.
+        """
+        return _measured(self.stored, modality, self.where)
+
+    def claim(self) -> tuple[int, str] | None:
+        """The offset that the file's tags state, see `claimed_offset`."""
+        header = self.stored.header
+        return claimed_offset(header.tags, any(header.offsets))
 
 
 @dataclass(frozen=True)
@@ -84,16 +107,36 @@ class Patch:
     """A GeoTIFF of one band whose georeference is left to its source to judge.
 
     Attributes:
-        pixels: (H, W), as stored in the file.
+        stored: (1, H, W) pixels, and what the file says of them.
         crs: authority string, of any kind.
         transform: affine coefficients (a, b, c, d, e, f), in units of the crs.
-        nodata: the file's nodata value, or None.
+        where: the file, for messages.
     """
 
-    pixels: NDArray[Any]
+    stored: Stored
     crs: str
     transform: Affine
-    nodata: float | None
+    where: str
+
+    @property
+    def pixels(self) -> NDArray[Any]:
+        """(H, W), as stored in the file."""
+        band: NDArray[Any] = self.stored.pixels[0]
+        return band
+
+    def measured(self, modality: str) -> NDArray[Any]:
+        """(H, W) of a sensor, see `Stored.measured`.
+
+        Raises:
+            BadCellError: the file contradicts itself.
+        """
+        band: NDArray[Any] = _measured(self.stored, modality, self.where)[0]
+        return band
+
+    def claim(self) -> tuple[int, str] | None:
+        """The offset that the file's tags state, see `claimed_offset`."""
+        header = self.stored.header
+        return claimed_offset(header.tags, any(header.offsets))
 
 
 def read_patch(uri: str) -> Patch:
@@ -105,13 +148,15 @@ def read_patch(uri: str) -> Patch:
     """
     content = _fetch(uri)
     with _opened(content, uri) as dataset:
-        if dataset.count != 1:
-            raise BadCellError(uri, f"{dataset.count} bands, not 1")
+        header = Header.of(dataset)
+        if header.count != 1:
+            raise BadCellError(uri, f"{header.count} bands, not 1")
         if why := why_no_place(dataset):
             raise BadCellError(uri, why)
         _check_size(dataset, len(content), uri)
         a, b, c, d, e, f = (float(value) for value in tuple(dataset.transform)[:6])
-        return Patch(dataset.read(1), dataset.crs.to_string(), (a, b, c, d, e, f), dataset.nodata)
+        stored = _read(dataset, header, uri)
+        return Patch(stored, dataset.crs.to_string(), (a, b, c, d, e, f), uri)
 
 
 def read_grid(uri: str) -> Grid:
@@ -125,12 +170,12 @@ def read_grid(uri: str) -> Grid:
 
 
 def read_geotiff(uri: str) -> Raster:
-    """Reads a GeoTIFF from any file system.
+    """Reads a GeoTIFF from any file system; on a disk with the mask beside it.
 
     Raises:
-        BadCellError: as `decode_geotiff`, or the file is missing.
+        BadCellError: as `decode_geotiff`, or the file is missing, or the mask is none of it.
     """
-    return decode_geotiff(_fetch(uri), uri)
+    return _decode(_fetch(uri), uri, uri)
 
 
 def decode_geotiff(content: bytes, where: str) -> Raster:
@@ -144,42 +189,7 @@ def decode_geotiff(content: bytes, where: str) -> Raster:
         BadCellError: the bytes are damaged, cut short, claim more pixels than they can hold or
             than fit into memory, or the grid cannot be used.
     """
-    with _opened(content, where) as dataset:
-        _check_size(dataset, len(content), where)
-        return Raster(
-            pixels=dataset.read(),
-            grid=_grid(dataset, where),
-            nodata=dataset.nodata,
-            names=tuple(name or "" for name in dataset.descriptions),
-            tags=dataset.tags(),
-        )
-
-
-def open_through(name: str, open_file: Callable[[], Any]) -> DatasetReader:
-    """Opens a GeoTIFF whose bytes Python reads, alone: files beside it are not looked for.
-
-    GDAL gets a name of its own. It looks for neighbours by cutting bytes off a name, and what is
-    left of letters outside ASCII is no text, at which rasterio 1.4 raises a SystemError.
-
-    Args:
-        name: of the file, any text.
-        open_file: opens it, to read and seek.
-
-    Raises:
-        RasterioError, OSError: it is no GeoTIFF, or cannot be opened.
-    """
-    alias = f"{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()}.tif"
-
-    def opener(path: str, mode: str = "rb") -> Any:
-        if path.rpartition("/")[2] != alias:
-            raise FileNotFoundError(path)
-        return open_file()
-
-    try:
-        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
-            return rasterio.open(alias, driver="GTiff", opener=opener)
-    except RasterioError:
-        raise RasterioIOError(f"{name} is not a readable GeoTIFF (damaged or cut short)") from None
+    return _decode(content, where, None)
 
 
 def why_no_place(image: DatasetReader) -> str | None:
@@ -207,24 +217,6 @@ def why_no_place(image: DatasetReader) -> str | None:
     )
 
 
-def size_in_memory(image: DatasetReader) -> int:
-    """Bytes of an open GeoTIFF once it is read, in whole blocks.
-
-    GDAL decodes block by block: one of gigabytes may lie behind an image of 8 x 8.
-    """
-    rows, columns = _block(image)
-    down, across = -(-int(image.height) // rows), -(-int(image.width) // columns)
-    return block_size(image) * down * across
-
-
-def block_size(image: DatasetReader) -> int:
-    """Bytes that GDAL decodes for any one pixel: the block around it, in all bands."""
-    # rasterio reads pairs of 16-bit integers, for which numpy has no type, as floats.
-    names = (str(name).replace("complex_int16", "complex64") for name in image.dtypes)
-    rows, columns = _block(image)
-    return rows * columns * sum(np.dtype(name).itemsize for name in names)
-
-
 def reference_grid(grids: Mapping[str, Grid]) -> tuple[str, dict[str, str]]:
     """The grid that most rasters of a cell share; a tie goes to the first named.
 
@@ -244,21 +236,43 @@ def reference_grid(grids: Mapping[str, Grid]) -> tuple[str, dict[str, str]]:
     }
 
 
+def _decode(content: bytes, where: str, uri: str | None) -> Raster:
+    with _opened(content, where) as dataset:
+        _check_size(dataset, len(content), where)
+        stored = _read(dataset, Header.of(dataset), uri)
+        return Raster(stored, _grid(dataset, where), dataset.tags(), where)
+
+
+def _read(dataset: DatasetReader, header: Header, uri: str | None) -> Stored:
+    mask = open_mask(uri, dataset) if uri else None
+    try:
+        return read_stored(dataset, header, mask=mask)
+    finally:
+        if mask is not None:
+            mask.close()
+
+
+def _measured(stored: Stored, modality: str, where: str) -> NDArray[Any]:
+    try:
+        return stored.measured(modality, where)
+    except PixelError as fault:
+        raise BadCellError(fault.where, fault.why) from None
+
+
 @contextmanager
 def _opened(content: bytes, where: str) -> Iterator[Any]:
     """An open GeoTIFF; everything GDAL finds wrong with it leaves as a BadCellError."""
     if not content:
         raise BadCellError(where, "the file is empty")
     try:
-        with warnings.catch_warnings(), MemoryFile(content) as memory:
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            # GDAL would go by the content: a VRT points at any other file or address.
-            with memory.open(driver="GTiff") as dataset:
-                yield dataset
+        with open_bytes(content) as dataset:
+            yield dataset
     except RasterioError:
         raise BadCellError(where, "not a readable GeoTIFF (damaged or cut short)") from None
     except MemoryError:
         raise BadCellError(where, "its pixels do not fit into memory") from None
+    except ValueError as error:
+        raise BadCellError(where, str(error)) from None
 
 
 def _check_size(dataset: DatasetReader, stored: int, where: str) -> None:
@@ -274,11 +288,6 @@ def _fetch(uri: str) -> bytes:
     except OSError as error:
         reason = "file not found" if isinstance(error, FileNotFoundError) else str(error)
         raise BadCellError(uri, reason) from None
-
-
-def _block(image: DatasetReader) -> tuple[int, int]:
-    rows, columns = max(image.block_shapes, default=(1, 1))
-    return int(rows), int(columns)
 
 
 def _grid(dataset: Any, where: str) -> Grid:

@@ -178,20 +178,21 @@ def _read(modality: str, folder: str) -> tuple[Product, Patch]:
     finest = patches[spec.bands[spec.gsd.index(_GSD)]]
     for (band, patch), gsd in zip(patches.items(), spec.gsd, strict=True):
         _check_stamp(patch, finest, gsd, join(folder, files[band]))
-    cirrus = None
-    # Without a processing baseline in the name, the cirrus band tells the offset.
-    if modality == "s2_l1c" and "_N" not in product_id:
-        cirrus = read_patch(join(folder, f"{_CIRRUS}.tif")).pixels
+    cirrus, cirrus_file = None, join(folder, f"{_CIRRUS}.tif")
+    # The cirrus band tells the offset, and whether a processing baseline in the name does.
+    if modality == "s2_l1c" and ("_N" not in product_id or exists(cirrus_file)):
+        cirrus = read_patch(cirrus_file).measured(modality)
     where = join(folder, "metadata.json")
     product = Product(
         modality=modality,
-        bands={band: patch.pixels for band, patch in patches.items()},
+        bands={band: patch.measured(modality) for band, patch in patches.items()},
         gsd=dict(zip(spec.bands, spec.gsd, strict=True)),
-        nodata=finest.nodata,
         product_id=product_id,
         time=_time(folder.rpartition("/")[2]),
         cloud_cover=_cloud_cover(metadata.get("CLOUDY_PIXEL_PERCENTAGE"), where),
         cirrus=cirrus,
+        source=folder,
+        claim=finest.claim(),
     )
     return product, finest
 

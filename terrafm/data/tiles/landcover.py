@@ -19,9 +19,9 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from typing_extensions import override
 
+from terrafm.data.rasters.geotiff import open_through
 from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.folders import is_clutter
-from terrafm.data.sources.raster import open_through
 from terrafm.data.tiles.land_tiles import PUBLISHED_TILES, SOUTHERNMOST, may_hold_land
 from terrafm.data.tiles.selection import NO_CLASS, WATER
 from terrafm.errors import STORE_ERRORS, TerraFMError, UsageError

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terrafm.data.rasters.units import Decision
 from terrafm.modalities import MODALITIES
 
 _COUNTS = (
@@ -37,6 +38,7 @@ class Tally:
         codes: all land-cover codes that occur in kept tiles.
         lacking: WorldCover tile -> cells whose land cover it would have told.
         decisions: (modality, unit, offset, reason) -> products.
+        margins: as above -> the least margin of those products, where pixels decided.
         sums: modality -> band -> (pixels, sum, sum of squares) of the storage integers.
         quarantine: one entry for each fault: tile or cell, modality, where, why, and whether
             tiles were lost by it.
@@ -48,8 +50,16 @@ class Tally:
     codes: set[int] = field(default_factory=set)
     lacking: Counter[str] = field(default_factory=Counter)
     decisions: Counter[tuple[str, str, int, str]] = field(default_factory=Counter)
+    margins: dict[tuple[str, str, int, str], int] = field(default_factory=dict)
     sums: dict[str, dict[str, tuple[int, int, int]]] = field(default_factory=dict)
     quarantine: list[dict[str, Any]] = field(default_factory=list)
+
+    def decide(self, modality: str, decision: Decision) -> None:
+        """Counts what was decided of a product."""
+        key = (modality, decision.unit, decision.offset, decision.reason)
+        self.decisions[key] += 1
+        if decision.margin is not None:
+            self.margins[key] = min(decision.margin, self.margins.get(key, decision.margin))
 
     def fault(self, what: str, modality: str, where: str, why: str, *, fatal: bool) -> None:
         """Records one fault; `fatal` says that the tile, or the cell's tiles, are lost."""
@@ -74,6 +84,8 @@ class Tally:
         self.codes |= other.codes
         self.lacking.update(other.lacking)
         self.decisions.update(other.decisions)
+        for key, margin in other.margins.items():
+            self.margins[key] = min(margin, self.margins.get(key, margin))
         for modality, bands in other.sums.items():
             mine = self.sums.setdefault(modality, {})
             for band, (count, total, squares) in bands.items():
@@ -103,10 +115,12 @@ class Tally:
     def summary(self) -> dict[str, Any]:
         """The counts and decisions for the dataset's report, ready for JSON."""
         decisions: dict[str, list[dict[str, Any]]] = {}
-        for (modality, unit, offset, reason), products in sorted(self.decisions.items()):
-            decisions.setdefault(modality, []).append(
-                {"unit": unit, "offset": offset, "reason": reason, "products": products}
-            )
+        for key, products in sorted(self.decisions.items()):
+            modality, unit, offset, reason = key
+            found = {"unit": unit, "offset": offset, "reason": reason, "products": products}
+            if key in self.margins:
+                found["margin"] = self.margins[key]
+            decisions.setdefault(modality, []).append(found)
         left_out: dict[str, dict[str, int]] = {}
         for (modality, rule), products in sorted(self.left_out.items()):
             left_out.setdefault(modality, {})[rule] = products
@@ -136,6 +150,7 @@ class Tally:
             "codes": sorted(self.codes),
             "lacking": dict(sorted(self.lacking.items())),
             "decisions": [[*key, count] for key, count in sorted(self.decisions.items())],
+            "margins": [[*key, margin] for key, margin in sorted(self.margins.items())],
             "sums": {m: {b: list(s) for b, s in bands.items()} for m, bands in self.sums.items()},
             "quarantine": self.quarantine,
         }
@@ -151,6 +166,8 @@ class Tally:
             # Entries of older versions have none.
             lacking=Counter(values.get("lacking", {})),
             decisions=Counter({tuple(key): count for *key, count in values["decisions"]}),
+            # Shards of earlier versions have none.
+            margins={tuple(key): margin for *key, margin in values.get("margins", [])},
             sums={
                 m: {b: (s[0], s[1], s[2]) for b, s in bands.items()}
                 for m, bands in values["sums"].items()

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pyproj import Transformer
 
+from terrafm.data.rasters.offsets import Survey, decide, unclear
+from terrafm.data.rasters.units import Decision, to_storage
 from terrafm.data.shards.entry import TileRecord
 from terrafm.data.shards.manifest import LARGEST_TILE, CellGroup, side_of
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Listed, Product, Source
 from terrafm.data.tiles.climate import UNKNOWN, ClimateZones
 from terrafm.data.tiles.landcover import WorldCover, histogram, majority
 from terrafm.data.tiles.legend import Legend
-from terrafm.data.tiles.radiometry import S1_FLOOR, Decision, decide, to_storage
 from terrafm.data.tiles.selection import NO_CLASS, WATER, Limits, days_from_anchor, drops_water
 from terrafm.data.tiles.tally import Tally
 from terrafm.errors import UsageError
@@ -39,6 +40,7 @@ class Cutter:
         legend: of the rasters that cells bring; None takes their codes as they are.
         limits: what products must keep to be joined.
         climate: zones of the tiles' centres, or None.
+        survey: what other products of the archive say of those that do not tell their offset.
     """
 
     tile_size: int
@@ -53,6 +55,7 @@ class Cutter:
     legend: Legend | None = None
     limits: Limits = field(default_factory=Limits)
     climate: ClimateZones | None = None
+    survey: Survey = field(default_factory=Survey)
 
     def tiles(self, source: Source, ref: CellRef, tally: Tally) -> Iterator[TileRecord]:
         """Reads a cell and yields its usable tiles; everything else goes into the tally."""
@@ -79,9 +82,12 @@ class Cutter:
             tally.fault(ref.cell_id, "", fault.where, fault.why, fatal=True)
             self._lose(self.cell_shape, tally)
             return
-        lost = False
+        for modality, odd in unclear(cell.products, self.survey, ref.cell_id).items():
+            cell.faults[modality] = BadCellError(odd.where, odd.why)
+            del cell.products[modality]
+        lost = not cell.products
         for modality, reason in sorted(cell.faults.items()):
-            fatal = modality in self.required
+            fatal = modality in self.required or not cell.products
             tally.fault(ref.cell_id, modality, reason.where, reason.why, fatal=fatal)
             lost |= fatal
         if lost:
@@ -192,9 +198,9 @@ class Cutter:
     def _cut(
         self, cell: Cell, cover: NDArray[np.integer[Any]], places: "_Places", tally: Tally
     ) -> Iterator[TileRecord]:
-        decisions = decide(cell.products)
+        decisions = decide(cell.products, self.survey, cell.cell_id)
         for name, decision in decisions.items():
-            tally.decisions[name, decision.unit, decision.offset, decision.reason] += 1
+            tally.decide(name, decision)
         stored = self._stored(cell.products, decisions)
         notes = _notes(cell.products, decisions)
         size = self.tile_size
@@ -205,7 +211,7 @@ class Cutter:
         for row, column in np.ndindex(rows, columns):
             tally.counts["tiles_seen"] += 1
             tile_id = f"{cell.cell_id}_{row}_{column}"
-            counts = histogram(_window(cover, row, column, size, size))
+            counts = self._histogram(cover, cell, row, column)
             if not counts:
                 where = f"{cell.cell_id} row {row} column {column}"
                 why = "no class of land cover is known for any of its pixels"
@@ -242,6 +248,18 @@ class Cutter:
                 climate=int(places.climate[row, column]),
                 place=f"{cell.place}_{row}_{column}" if cell.place else "",
             )
+
+    def _histogram(
+        self, cover: NDArray[np.integer[Any]], cell: Cell, row: int, column: int
+    ) -> dict[int, int]:
+        """Classes of a tile, where its raster knows none WorldCover's; none where neither does."""
+        size = self.tile_size
+        counts = histogram(_window(cover, row, column, size, size))
+        if counts or self.worldcover is None or cell.land_cover is None:
+            return counts
+        a, b, c, d, e, f = cell.transform
+        corner = (a, b, c + a * column * size, d, e, f + e * row * size)
+        return histogram(self.worldcover.codes(cell.crs, corner, (size, size)))
 
     def _places(self, cell: Cell) -> "_Places":
         size = self.tile_size
@@ -353,11 +371,9 @@ def _window(pixels: NDArray[Any], row: int, column: int, height: int, width: int
 
 
 def _worst_band(arrays: dict[CellGroup, NDArray[Any]], modality: str) -> tuple[str, float]:
-    # No ground is as dark as the floor: zeros fill the edges of radar products without a nodata
-    # value.
-    darkest = S1_FLOOR if modality == "s1" else MODALITIES[modality].nodata
+    nodata = MODALITIES[modality].nodata
     shares = {
-        band: float(np.mean(pixels <= darkest))
+        band: float(np.mean(pixels == nodata))
         for group, stack in arrays.items()
         if group.modality == modality
         for band, pixels in zip(group.bands, stack, strict=True)

@@ -7,34 +7,43 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terrafm.data.rasters.bands import EUROSAT_ORDER
+from terrafm.data.rasters.geotiff import SUFFIXES, read_whole
+from terrafm.data.rasters.offsets import spread
+from terrafm.data.rasters.sensor_files import SensorFiles
 from terrafm.data.sources.folders import archive_names
 from terrafm.errors import UsageError
 from terrafm.eval.labelled import Grid, Image, files_fingerprint, measured_statistics
-from terrafm.eval.sets.geotiff import SUFFIXES, match_header, physical, read_whole
 from terrafm.storage import join
 
 
 class ClassFolder:
     """A folder per class with GeoTIFFs of one sensor.
 
-    Bands are known by `bands`, or by the files' own band descriptions, or, for 13 bands without
-    names, by EuroSAT's order, in which B8A is last. Sentinel-2 integers are digital numbers:
-    reflectance = number / 10000, 0 is nodata, no offset is removed; floats are reflectance.
-    Sentinel-1 is dB.
+    Bands are known by `bands`, or by the files' own band descriptions, or by the usual order; 13
+    bands without names lie in it or, as EuroSAT's, with B8A last: the cirrus band tells. Units,
+    offset and missing pixels are those of `terrafm.data.rasters`.
     """
 
     def __init__(
-        self, uri: str, *, modality: str | None = None, bands: Sequence[str] | None = None
+        self,
+        uri: str,
+        *,
+        modality: str | None = None,
+        bands: Sequence[str] | None = None,
+        check_units: bool = True,
     ) -> None:
-        """Lists the images, in the order of class and file name, and reads the first.
+        """Lists the images, in the order of class and file name, and looks at a few.
 
         Args:
             uri: the folder.
             modality: of the images; by default what the bands say.
             bands: names of the files' bands, in their order.
+            check_units: refuse values that are no reflectance or backscatter.
 
         Raises:
-            UsageError: no class folder holds a GeoTIFF, or its bands cannot be told.
+            UsageError: no class folder holds a GeoTIFF, or it cannot be told which band is which
+                or what the pixels mean.
         """
         self.uri = uri
         self.files: list[str] = []
@@ -56,26 +65,33 @@ class ClassFolder:
         self.classes = tuple(classes)
         self.groups = np.arange(len(labels), dtype=np.int64)
         self.splits: NDArray[np.str_] | None = None
-        self._first = read_whole(self.files[0])
-        self._match = match_header(self._first[0], modality, bands, self.files[0])
-        self.modalities: tuple[str, ...] = (self._match.modality,)
-        self.bands = {self._match.modality: self._match.describe()}
+        samples = {self.files[at]: read_whole(self.files[at]) for at in spread(len(self.files))}
+        self._first = samples[self.files[0]].header
+        for file, sample in samples.items():
+            sample.header.check_like(self._first, file, self.files[0])
+        self._reader = SensorFiles.of(
+            samples, modality, bands, otherwise=EUROSAT_ORDER, check_units=check_units
+        )
+        self.modalities: tuple[str, ...] = (self._reader.modality,)
+        how = f"{self._reader.match.describe()}; {self._reader.describe()}"
+        self.bands = {self._reader.modality: how}
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the files' names, sizes and times, and of how the bands were matched."""
-        return f"{files_fingerprint(self.uri, self.files)}:{self._match.describe()}"
+        """Of the files' names, sizes and times, and of how bands and pixels were read."""
+        how = self.bands[self._reader.modality]
+        return f"{files_fingerprint(self.uri, self.files)}:{how}"
 
     def read(self, row: int, modalities: Sequence[str]) -> Image:
         """One image, all bands on one grid; empty without the set's modality in `modalities`."""
-        modality = self._match.modality
-        if modality not in modalities:
+        reader, file = self._reader, self.files[row]
+        if reader.modality not in modalities:
             return {}
-        file = self.files[row]
-        header, stored = self._first if row == 0 else read_whole(file)
-        header.check_like(self._first[0], file, self.files[0])
-        pixels = physical(stored, header.nodata, modality, file)[list(self._match.take)]
-        return {modality: [Grid(self._match.channels, pixels)]}
+        stored = read_whole(file)
+        stored.header.check_like(self._first, file, self.files[0])
+        decision = reader.decided.get(file) or reader.decide(file, stored)
+        pixels = reader.physical(file, stored, decision)
+        return {reader.modality: [Grid(reader.match.channels, pixels)]}
 
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Computed over all images in one pass."""

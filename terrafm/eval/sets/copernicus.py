@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terrafm.data.rasters.bands import match_bands
+from terrafm.data.rasters.units import is_missing
 from terrafm.errors import UsageError
-from terrafm.eval.band_names import match_bands
 from terrafm.eval.labelled import (
     Grid,
     Image,
@@ -100,7 +101,7 @@ class _Copernicus:
             return {}
         stored = np.asarray(self._sample(row)["image"].numpy(), np.float32)
         pixels = stored[list(self._match.take)] * np.float32(self._known.scale)
-        pixels[~np.isfinite(pixels) | (pixels == 0)] = np.nan
+        pixels[is_missing(stored[list(self._match.take)], None) | (pixels == 0)] = np.nan
         return {self._known.modality: [Grid(self._match.channels, pixels)]}
 
     def statistics(self) -> dict[str, dict[str, Any]]:

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terrafm.data.rasters.bands import BandMatch, match_bands
+from terrafm.data.rasters.units import is_missing
 from terrafm.errors import UsageError
-from terrafm.eval.band_names import BandMatch, match_bands
 from terrafm.eval.labelled import (
     SPLITS,
     Grid,
@@ -193,9 +194,9 @@ class _GeoBench:
         stored = np.stack([np.asarray(sample.bands[at].data) for at in match.take])
         pixels = stored.astype(np.float32)
         if match.modality == "s1":
-            pixels[pixels <= 0] = np.nan
+            pixels[is_missing(pixels, None) | (pixels <= 0)] = np.nan
             return np.asarray(10 * np.log10(pixels), np.float32)
-        pixels[stored == 0] = np.nan
+        pixels[is_missing(stored, None) | (stored == 0)] = np.nan
         return pixels * np.float32(self._layout.scale)
 
     def _check_units(self) -> None:

@@ -1,0 +1,1 @@
+"""What a raster says of itself: bands by name, units, offsets and missing pixels, for all verbs."""
