@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from terrafm.config import IngestConfig
-from terrafm.data.ingest import QUARANTINE, IngestReport, canonical_input, ingest
+from terrafm.data.ingest import canonical_input, ingest
+from terrafm.data.ingest_report import QUARANTINE, IngestReport
 from terrafm.data.shards.adopt import Adoption
 from terrafm.data.shards.codec import CODECS
 from terrafm.data.shards.commit import commit_dataset

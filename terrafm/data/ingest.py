@@ -10,16 +10,16 @@ import json
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import ray.data
 from numpy.typing import NDArray
-from rich.text import Text
 
 from terrafm.config import IngestConfig
+from terrafm.data.ingest_report import QUARANTINE, IngestReport, first_names
 from terrafm.data.rasters.offsets import survey_archive
 from terrafm.data.shards.commit import commit_dataset
 from terrafm.data.shards.entry import ShardEntry
@@ -54,64 +54,14 @@ from terrafm.storage.lease import lease
 
 logger = logging.getLogger(__name__)
 
-QUARANTINE = "quarantine.jsonl"
 # Settings that change how an ingest runs or ends, but not the tiles it makes.
 _NOT_CONTENT = {"workers", "max_bad_fraction"}
 _OCEAN_DROP = {"geotiff": 0.0}
 _DEFAULT_OCEAN_DROP = 0.98
 # Small archives are still divided among several readers.
 _LEAST_SHARDS = 8
-_NAMED = 20
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class IngestReport:
-    """What an ingest did.
-
-    Attributes:
-        uri: the dataset.
-        tiles: tiles in it.
-        fingerprint: of its content.
-        already_complete: nothing had to be done.
-        details: the report stored in the dataset's manifest.
-    """
-
-    uri: str
-    tiles: int
-    fingerprint: str
-    already_complete: bool
-    details: dict[str, Any]
-
-    def render(self) -> Text:
-        """One paragraph for the terminal."""
-        counts = self.details["selection"]
-        head = "already complete" if self.already_complete else "done"
-        parts = [f"{head}: {self.tiles} tiles of {counts['cells']} cells"]
-        if counts["water_only_dropped"]:
-            parts.append(f"{counts['water_only_dropped']} of open sea dropped")
-        if counts.get("tiles_over_limits"):
-            parts.append(f"{counts['tiles_over_limits']} over a limit dropped")
-        if thinned := self.details.get("max_tiles"):
-            parts.append(f"{thinned['tiles_dropped']} over ingest.max_tiles dropped")
-        if counts["edge_pixels_dropped"]:
-            parts.append(f"{counts['edge_pixels_dropped']} pixels at the edges dropped")
-        text = Text(", ".join(parts) + f"\ndataset {self.uri}, fingerprint {self.fingerprint[:16]}")
-        if lacking := self.details.get("worldcover_lacking"):
-            # Never more than what fits a terminal: inspect has them all.
-            text.append(
-                f"\n{counts['cells_without_worldcover']} cells lie on WorldCover tiles that are "
-                f"not at hand ({_some(lacking)}): their land cover is not known there",
-                style="yellow",
-            )
-        if faults := self.details["quarantine"]["faults"]:
-            lost = counts["tiles_quarantined"]
-            text.append(
-                f"\n{lost} tiles in quarantine, {faults} faults: {join(self.uri, QUARANTINE)}",
-                style="yellow",
-            )
-        return text
 
 
 def ingest(
@@ -459,15 +409,8 @@ def _warn_of_lacking(cutter: Cutter, refs: list[CellRef]) -> None:
             "%s lacks %d WorldCover tiles of this archive (%s): cells there go to quarantine",
             cutter.worldcover.uri,
             len(lacking),
-            _some(lacking),
+            first_names(lacking),
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first few of many names."""
-    names = list(names)
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def _divide(refs: list[CellRef], tiles_per_cell: int, tiles_per_shard: int) -> list[list[CellRef]]:
