@@ -64,6 +64,9 @@ def append(
         TerraFMError: as `ingest`; or a tile id that the dataset holds with other content.
     """
     config = config or IngestConfig()
+    if not exists(output_uri):
+        # The lease would make it, and this says that it is missing.
+        read_manifest(output_uri)
     with lease(output_uri, "terrafm ingest --append"):
         return _append(
             source, input_uri, absolute(output_uri), tile_size, config, progress, options
