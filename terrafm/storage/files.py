@@ -73,6 +73,9 @@ def is_local(uri: str | os.PathLike[str]) -> bool:
     return "file" in _protocols(resolve(uri)[0])
 
 
+_ALIASES = {"s3a": "s3", "gcs": "gs"}
+
+
 def absolute(uri: str | os.PathLike[str]) -> str:
     """A URI that means the same in every process, spelled in one way.
 
@@ -89,7 +92,10 @@ def absolute(uri: str | os.PathLike[str]) -> str:
     if uri.startswith(("http://", "https://", "hf://")):
         # A server's own business, queries and revisions too.
         return uri
-    return str(filesystem.unstrip_protocol(re.sub("//+", "/", path)))
+    # By its text: what a file system makes of a path has lost host and account.
+    scheme, separator, place = uri.partition("://")
+    place = re.sub("//+", "/", place).rstrip("/")
+    return f"{_ALIASES.get(scheme, scheme)}{separator}{place}"
 
 
 def canonical(uri: str | os.PathLike[str]) -> str:
