@@ -406,9 +406,8 @@ def _warn_of_lacking(cutter: Cutter, refs: list[CellRef]) -> None:
     lacking = cutter.worldcover.lacking_at(*np.transpose(places))
     if lacking:
         logger.warning(
-            "%s lacks %d WorldCover tiles of this archive (%s): cells there go to quarantine",
+            "%s lacks WorldCover tiles of this archive (%s): cells there go to quarantine",
             cutter.worldcover.uri,
-            len(lacking),
             first_names(lacking),
         )
 

@@ -185,9 +185,7 @@ def _origin(d: dict[str, Any]) -> Table:
     faults = d["quarantine"]
     table.add_row("quarantine", f"{faults['tiles']:,} tiles, {faults['faults']:,} faults")
     if lacking := d["worldcover_lacking"]:
-        table.add_row(
-            "no WorldCover", _listed({f"{tile}, cells": n for tile, n in lacking.items()})
-        )
+        table.add_row("cells without WorldCover tile", _listed(lacking))
     for modality, decisions in d["decisions"].items():
         lines = [
             f"{x['products']:,} x {x['unit']}"

@@ -1,11 +1,17 @@
 import pickle
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import rasterio
+from folders import faults_of, rendered
 from pyproj import Transformer
 from rasterio.warp import Resampling, reproject
 
+from terrafm.config import IngestConfig
+from terrafm.data import ingest as ingest_module
+from terrafm.data.shards.dataset import Dataset
 from terrafm.data.sources.base import BadCellError
 from terrafm.data.tiles import landcover
 from terrafm.data.tiles.landcover import WorldCover, histogram, legend, majority
@@ -164,3 +170,39 @@ def test_folders_without_tiles_say_what_to_do(tmp_path):
         WorldCover(str(tmp_path))
     with pytest.raises(UsageError, match=r"cannot reach WorldCover at .*--worldcover"):
         WorldCover(str(tmp_path / "missing"))
+
+
+def test_an_absent_tile_is_named_before_the_work_and_at_its_end(
+    major_tom_archive, product_bands, worldcover_tile, tmp_path, monkeypatch, caplog
+):
+    def in_process(job, works, workers, progress=None):
+        for work in works:
+            work.write(job)
+        return [job.finished(work) for work in works]
+
+    monkeypatch.setattr(ingest_module, "_run", in_process)
+    rows = [
+        ({"grid_cell": cell, "product_id": f"x_N0400_{cell}", "timestamp": "2022-07-06"},
+         product_bands("s2_l2a", corner=(left, 5000000.0)))
+        for cell, left in (("0U_1R", 500000.0), ("0U_2R", 300000.0))
+    ]  # fmt: skip
+    archive = major_tom_archive({"Core-S2L2A": rows})
+    metadata = archive / "Core-S2L2A/metadata.parquet"
+    table = pq.read_table(metadata)
+    for name, values in (("centre_lat", [45.14, 45.14]), ("centre_lon", [15.01, 12.46])):
+        table = table.append_column(name, pa.array(values))
+    pq.write_table(table, metadata)
+    # The second cell lies in this tile, the first in the one east of it.
+    codes = np.full((2000, 2000), 40, np.uint8)
+    folder = worldcover_tile("N45E012", codes, row=34000, column=4800)
+    config = IngestConfig(require_modalities=("s2_l2a",), workers=1)
+    report = ingest_module.ingest(
+        "major-tom", str(archive), str(tmp_path / "out"), tile_size=96, config=config,
+        worldcover=str(folder), modalities=("s2_l2a",),
+    )  # fmt: skip
+    assert f"{folder} lacks WorldCover tiles of this archive (N45E015)" in caplog.text
+    assert "1 cells lie on WorldCover tiles that are not at hand (N45E015)" in report.render().plain
+    assert Dataset.open(report.uri).tile_ids.tolist() == ["0U_2R_0_0"]
+    (fault,) = faults_of(tmp_path / "out")
+    assert fault["why"] == "no WorldCover tile N45E015 for this cell"
+    assert "N45E015: 1 " in rendered(report.uri)
