@@ -16,6 +16,15 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state per parameter, by PyTorch's names."""
 
 
+# DeepSpeed's default: 2 GB of float32, held beside the gradients however small the model is.
+_LARGEST_BUCKET = 500_000_000
+
+
+def reduce_bucket(parameters: int) -> int:
+    """Elements of the buffer that ZeRO gathers gradients in before it reduces them."""
+    return min(parameters, _LARGEST_BUCKET)
+
+
 class GuardedAdamW(torch.optim.AdamW):
     """AdamW that clips by the global gradient norm and skips a step that is not finite.
 

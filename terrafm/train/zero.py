@@ -39,6 +39,7 @@ from terrafm.train.optimizer import (
     build_optimizer,
     create_moments,
     parameter_groups,
+    reduce_bucket,
     write_settings,
 )
 from terrafm.train.schedules import StepSettings
@@ -54,6 +55,7 @@ def zero_config(
     micro_rows: int,
     n_micro: int,
     clip_grad: float,
+    parameters: int,
 ) -> dict[str, Any]:
     """DeepSpeed's configuration for one worker's layout.
 
@@ -70,6 +72,7 @@ def zero_config(
             "stage": stage,
             "overlap_comm": False,
             "contiguous_gradients": True,
+            "reduce_bucket_size": reduce_bucket(parameters),
             # Below DeepSpeed's default threshold every small tensor would stay whole.
             "stage3_param_persistence_threshold": 0,
         },
@@ -124,6 +127,7 @@ class ZeroEngine(Engine):
                 micro_rows=micro_rows,
                 n_micro=n_micro,
                 clip_grad=config.clip_grad,
+                parameters=sum(p.numel() for p in student.parameters()),
             ),
         )
         self._client = client
