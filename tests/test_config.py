@@ -76,7 +76,11 @@ def test_lists_and_none_are_read_as_yaml():
             r"tune\.space takes none, text or a mapping \(names of spaces",
         ),
         ("tune.objectives=[]", r"tune\.objectives takes a list of one or more"),
-        ("tune.arms={1: {loss.alpha: 1}}", r"tune\.arms takes a mapping \(name -> settings"),
+        (
+            "tune.arms={0.5: {loss.alpha: 0.5}}",
+            r"takes names that are text, such as '0\.5'",
+        ),
+        ("tune.arms={a: 5}", r"tune\.arms takes a mapping \(name -> settings"),
         ("data.fusion=yes", r"data\.fusion takes true or false, not 'yes'$"),
         ("data.fusion=1", r"data\.fusion takes true or false, not 1$"),
         ("train.gpu=true", r"train\.gpu takes auto, yes or no, not true$"),
@@ -204,6 +208,10 @@ def test_a_file_of_another_form_is_one_clear_line(text, message, tmp_path):
 def test_an_empty_section_changes_nothing(tmp_path):
     (tmp_path / "top.yaml").write_text("base: demo\ntrain:\nloss: {}\n")
     assert load_config(str(tmp_path / "top.yaml")) == load_config("demo")
+
+
+def test_an_arm_without_settings_is_the_configuration_as_it_is():
+    assert load_config(None, ["tune.arms={a: , b: {}}"]).tune.arms == {"a": {}, "b": {}}
 
 
 def test_every_key_has_a_description():

@@ -152,6 +152,11 @@ class Distribution:
             return tune.choice(list(values))
         return {"uniform": tune.uniform, "loguniform": tune.loguniform}[self.kind](*self.values)
 
+    def mutation(self) -> Any:
+        """The same for population based training, which goes to a neighbour in a list."""
+        values = self.steps()
+        return self.domain() if values is None else list(values)
+
     def suggest(self, trial: Any) -> Any:
         """The same of an Optuna trial."""
         if self.is_choice:
@@ -252,6 +257,18 @@ class SearchSpace:
         for distribution in self._conditions_first:
             if _meets(distribution, met):
                 met[distribution.key] = distribution.suggest(trial)
+
+    def within(self, point: Point) -> Point:
+        """Continuous values moved to the next end where they lie outside.
+
+        Population based training multiplies them by 0.8 or 1.2, whatever their ends.
+        """
+        moved = dict(point)
+        for distribution in self.distributions:
+            if distribution.steps() is None:
+                low, high = distribution.values
+                moved[distribution.key] = min(max(moved[distribution.key], low), high)
+        return moved
 
     def _in_order(self) -> tuple[Distribution, ...]:
         """Each after the keys that it depends on.

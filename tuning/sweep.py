@@ -282,10 +282,12 @@ class Sweep:
         if self.tune.scheduler == "median":
             return MedianStoppingRule(time_attr="step", grace_period=grace)
         if self.tune.scheduler == "pbt":
+            assert self.space is not None
             return PopulationBasedTraining(
                 time_attr="step",
                 perturbation_interval=grace,
-                hyperparam_mutations=self._domains(),
+                hyperparam_mutations={d.key: d.mutation() for d in self.space.distributions},
+                custom_explore_fn=self.space.within,
                 require_attrs=False,
             )
         return None

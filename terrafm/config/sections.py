@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from terrafm.config.values import (
     Amount,
@@ -376,6 +376,17 @@ class TuneConfig(Section):
     arms: dict[Text, dict[str, Any]] = Field(
         {}, description="name -> settings: points that are tried as they are, in place of a space"
     )
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _named(cls, arms: Any) -> Any:
+        if not isinstance(arms, dict):
+            return arms
+        if unquoted := [name for name in arms if not isinstance(name, str)]:
+            raise ValueError(f"takes names that are text, such as '{unquoted[0]}' in quotes")
+        # An arm without settings is the configuration as it is.
+        return {name: {} if settings is None else settings for name, settings in arms.items()}
+
     search: Literal["random", "grid", "optuna"] = Field(
         "random", description="how points of the space are chosen"
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from ray.tune.schedulers.pbt import _explore
 
 from terrafm.config import load_config
 from terrafm.errors import UsageError
@@ -112,6 +113,36 @@ def test_arms_of_one_length_are_that_long(sweep):
     assert sweep("demo", *run, arms)._scheduler()._max_t == 60
     with pytest.raises(UsageError, match=r"train\.steps would make"):
         sweep("demo", *run, "tune.arms={a: {}, b: {train.steps: 60}}")
+
+
+def test_population_based_training_stays_within_the_space(sweep):
+    tree = {
+        "loss.alpha": "{uniform: [0.5, 1]}",
+        "optim.base_lr": "{loguniform: [1e-3, 1e-2]}",
+        "optim.betas": "{choice: [[0.9, 0.95], [0.9, 0.999]]}",
+        "loss.center_momentum": "{choice: [0.8, 0.9, 0.99]}",
+        "model.drop_path": "{quantised: [0, 0.3, 0.1]}",
+        "data.keep_probability": "{integer: [0, 1]}",
+    }
+    space = ", ".join(f"{key}: {text}" for key, text in tree.items())
+    run = ["tune.scheduler=pbt", "train.steps=6", "train.checkpoint_every=3"]
+    checked = sweep("demo", *run, f"tune.space={{{space}}}")
+    scheduler = checked._scheduler()
+    (point,) = checked.space.random(1, seed=1)
+    for _ in range(300):
+        point, _ = _explore(
+            point,
+            scheduler._hyperparam_mutations,
+            scheduler._resample_probability,
+            scheduler._perturbation_factors,
+            scheduler._custom_explore_fn,
+        )
+        assert 0.5 <= point["loss.alpha"] <= 1
+        assert 1e-3 <= point["optim.base_lr"] <= 1e-2
+        assert point["optim.betas"] in ((0.9, 0.95), (0.9, 0.999))
+        assert point["loss.center_momentum"] in (0.8, 0.9, 0.99)
+        assert point["model.drop_path"] in (0, 0.1, 0.2, pytest.approx(0.3))
+        assert point["data.keep_probability"] in (0, 1)
 
 
 def test_epochs_that_steps_override_are_not_swept(sweep):
