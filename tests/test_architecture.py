@@ -91,7 +91,7 @@ def test_what_joins_a_cluster_knows_no_work(package, below):
 
 
 def test_files_of_arrow_are_opened_in_one_place():
-    """Anywhere else a stranger's file could run code: tests/test_hostile_files.py."""
+    """Anywhere else a stranger's file could run code: tests/security/test_hostile_files.py."""
     opens = {"ParquetFile", "ParquetDataset", "read_table", "read_parquet", "open_file"}
     found = {
         f"{path.relative_to(ROOT)}: {ast.unparse(node)}"
