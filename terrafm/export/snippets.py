@@ -32,12 +32,15 @@ from terrafm.models.hub import HubEncoder
 model = HubEncoder.from_pretrained({place!r})
 """
 _HUB_REMOTE = """\
-import fsspec
+from pathlib import Path
+
 import torch
 from terrafm.models.hub import HubEncoder
+from terrafm.storage import download, join, list_names
 
-filesystem, folder = fsspec.core.url_to_fs({place!r})
-filesystem.get(folder + "/", {model!r}, recursive=True)
+Path({model!r}).mkdir(exist_ok=True)
+for name in list_names({place!r}):
+    download(join({place!r}, name), Path({model!r}, name))
 model = HubEncoder.from_pretrained({model!r})
 """
 _EMBED = """

@@ -8,8 +8,10 @@ are but for a disk that is full.
 import io
 import os
 import re
+import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
@@ -19,6 +21,7 @@ from typing_extensions import override
 
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage.faults import STALL_SECONDS, explain, is_full, patiently
+from terrafm.storage.removal import erase
 
 Answer = TypeVar("Answer")
 
@@ -47,15 +50,19 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[Any, str]:
         The fsspec file system and the path inside it, without a trailing slash.
 
     Raises:
-        UsageError: the protocol is unknown or its library is missing, or the URI is a chain.
+        UsageError: the protocol is unknown or its library is missing, or the URI is a chain or
+            names a version of an object.
     """
     uri = os.fspath(uri)
     # Files name others by URI. A chain unpacks and renders what it finds, up to running code
     # (`reference://` of fsspec before 2026.6), and none is needed for anything here.
     if "::" in uri or uri.startswith("reference:"):
         raise UsageError(f"cannot open {uri}: chained and reference file systems are not read")
+    s3 = uri.startswith(("s3://", "s3a://"))
+    if s3 and "?versionId=" in uri:
+        # s3fs reads a version out of it, and would write and remove the object without it.
+        raise UsageError(f"cannot open {uri}: names with ?versionId= are not read or written")
     try:
-        s3 = uri.startswith(("s3://", "s3a://"))
         options = dict(_S3_OPTIONS) if s3 else {}
         if s3 and pays_requests():
             options["requester_pays"] = True
@@ -179,31 +186,21 @@ def write_bytes(uri: str | os.PathLike[str], content: bytes) -> None:
     if not is_local(uri):
         _write(uri, filesystem, lambda: filesystem.pipe_file(path, content))
         return
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        if is_full(error):
-            raise explain(error, "write", os.fspath(uri)) from None
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _replacing(path, uri) as temporary, temporary.open("wb") as file:
+        file.write(content)
 
 
 def upload(file: str | os.PathLike[str], uri: str | os.PathLike[str]) -> None:
-    """Copies a local file to a store, whole or invisible.
+    """Copies a local file to any place, whole or invisible.
 
     Raises:
         UsageError: no bucket, no permission, no room.
         TerraFMError: the store fails for too long.
     """
     filesystem, path = resolve(uri)
+    if is_local(uri):
+        _copy_local(file, path, uri)
+        return
     _write(uri, filesystem, lambda: filesystem.put_file(os.fspath(file), path))
 
 
@@ -317,7 +314,10 @@ def copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None
     """
     filesystem, path = resolve(target)
     origin = resolve(source)[1]
-    _write(target, filesystem, lambda: filesystem.copy(origin, path))
+    if is_local(target):
+        _copy_local(origin, path, target)
+        return
+    _write(target, filesystem, lambda: filesystem.cp_file(origin, path))
 
 
 def list_names(uri: str | os.PathLike[str]) -> list[str]:
@@ -331,14 +331,44 @@ def list_names(uri: str | os.PathLike[str]) -> list[str]:
 
 
 def remove(uri: str | os.PathLike[str]) -> None:
-    """Removes a file or a folder with all it holds; nothing happens where none is."""
+    """Removes a file, a link, or a folder with all it holds; nothing happens where none is.
+
+    Raises:
+        OSError: the disk does not.
+        StoreRefusedError, StoreFailedError: the store does not.
+    """
     filesystem, path = resolve(uri)
+    if not is_local(uri):
+        _ask("write", uri, filesystem, lambda: erase(filesystem, path))
+    elif os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(path)
 
-    def erase() -> None:
-        if filesystem.exists(path):
-            filesystem.rm(path, recursive=True)
 
-    _ask("write", uri, filesystem, erase)
+@contextmanager
+def _replacing(path: str, uri: str | os.PathLike[str]) -> Iterator[Path]:
+    """A neighbour of a local file that takes its place, whole, when the block ends."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        if is_full(error):
+            raise explain(error, "write", os.fspath(uri)) from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy_local(source: str | os.PathLike[str], path: str, uri: str | os.PathLike[str]) -> None:
+    with _replacing(path, uri) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _ask(

@@ -31,7 +31,7 @@ from terrafm.data.synthetic.landscape import BIOMES, make_landscape
 from terrafm.data.synthetic.products import offset, optical_date, radar_date
 from terrafm.data.synthetic.worldcover import warp, write_tiles
 from terrafm.errors import UsageError
-from terrafm.storage import exists, is_local, join, resolve, write_bytes
+from terrafm.storage import exists, is_local, join, resolve, upload, write_bytes
 
 PREFIX = "synthetic:"
 FOLDERS = {"s2_l2a": "Core-S2L2A", "s2_l1c": "Core-S2L1C", "s1": "Core-S1RTC"}
@@ -376,9 +376,10 @@ def open_synthetic(uri: str, modalities: tuple[str, ...], workspace: str) -> Maj
         if is_local(archive):
             write_archive(spec, resolve(archive)[1])
         else:
-            filesystem, path = resolve(archive)
             with tempfile.TemporaryDirectory() as folder:
                 write_archive(spec, folder)
-                filesystem.put(f"{folder}/", f"{path}/", recursive=True)
+                for file in Path(folder).rglob("*"):
+                    if file.is_file():
+                        upload(file, join(archive, str(file.relative_to(folder))))
         write_bytes(seal, json.dumps(values).encode())
     return MajorTom(archive, modalities)
