@@ -104,6 +104,24 @@ def test_files_of_arrow_are_opened_in_one_place():
     assert {line.partition(":")[0] for line in found} == {"terrafm/storage/parquet.py"}, found
 
 
+def test_file_systems_are_asked_for_exact_names():
+    """Calls that take patterns would meet other files: tests/security/test_names.py."""
+    literal = {
+        "call_s3", "cat_file", "connect", "cp_file", "exists", "find", "get_file", "info", "isdir",
+        "ls", "open", "pipe_file", "put_file", "rm_file", "rmdir", "size",
+    }  # fmt: skip
+    found = {
+        f"{path.relative_to(ROOT)}: {ast.unparse(node)}"
+        for path in modules("terrafm", "ray_jobs", "tuning")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value).rpartition(".")[2].lstrip("_") in ("filesystem", "fs")
+        and node.func.attr not in literal
+    }
+    assert found == set()
+
+
 def test_terminals_are_written_to_from_one_place():
     """Anywhere else a name from a file could steer the terminal: tests/test_terminal.py."""
     makers = {"Console", "get_console"}
