@@ -20,13 +20,19 @@ from terrafm.data.shards.codec import CODECS
 from terrafm.data.shards.commit import commit_dataset
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.shards.entry import ShardEntry
-from terrafm.data.shards.manifest import Manifest, StoredFile, manifest_name, read_manifest
+from terrafm.data.shards.folder import (
+    STAGING,
+    check_folder,
+    remove_entries,
+    remove_shards,
+    remove_staged,
+)
+from terrafm.data.shards.manifest import Manifest, StoredFile, read_manifest
 from terrafm.data.tiles.tally import Tally
 from terrafm.errors import STORE_ERRORS, TerraFMError, UsageError
-from terrafm.storage import absolute, exists, join, list_names, read_bytes, remove, write_bytes
+from terrafm.storage import absolute, exists, join, read_bytes, write_bytes
 from terrafm.storage.lease import lease
 
-STAGING = "appending"
 _PARALLEL_READS = 16
 
 
@@ -84,6 +90,7 @@ def _append(
 ) -> IngestReport:
     base = read_manifest(output_uri)
     _check_settings(base, output_uri, tile_size, config)
+    check_folder(output_uri)
     held = _read_entries(output_uri, base)
     what = [
         source,
@@ -110,9 +117,9 @@ def _append(
         raise
     except TerraFMError:
         # An archive that was refused is read anew when it has been put right.
-        _remove_staging(output_uri, staging)
+        remove_staged(output_uri)
         raise
-    _remove_staging(output_uri, staging)
+    remove_staged(output_uri)
     return result
 
 
@@ -137,7 +144,10 @@ def _take_over(
         # One file for each version: what an older one could not use stays as it is.
         name = QUARANTINE.replace(".", f"-{version}.")
         write_bytes(join(output_uri, name), read_bytes(join(staging, QUARANTINE)))
-    _remove_leftovers(output_uri, adoption.prefix, {entry.name for entry in adopted})
+    # What an append of other tiles, never finished, took over for this version.
+    taken_over = {entry.name for entry in adopted}
+    remove_shards(output_uri, taken_over, f"{adoption.prefix}-")
+    remove_entries(output_uri, taken_over, f"{adoption.prefix}-")
     manifest = commit_dataset(
         output_uri,
         entries,
@@ -149,20 +159,6 @@ def _take_over(
         report=report,
     )
     return IngestReport(output_uri, manifest.tiles, manifest.fingerprint, False, report)
-
-
-def _remove_staging(output_uri: str, staging: str) -> None:
-    # The manifest first: what is left of a removal that was stopped is unfinished, not complete.
-    remove(join(staging, manifest_name()))
-    remove(join(output_uri, STAGING))
-
-
-def _remove_leftovers(uri: str, prefix: str, kept: set[str]) -> None:
-    """Removes what an append of other tiles, never finished, took over for this version."""
-    for folder in ("shards", "entries"):
-        for name in list_names(join(uri, folder)):
-            if name.startswith(f"{prefix}-") and name.rpartition(".")[0] not in kept:
-                remove(join(uri, folder, name))
 
 
 def _check_settings(base: Manifest, uri: str, tile_size: int, config: IngestConfig) -> None:

@@ -23,6 +23,7 @@ from terrafm.data.ingest_report import QUARANTINE, IngestReport, first_names
 from terrafm.data.rasters.offsets import survey_archive
 from terrafm.data.shards.commit import commit_dataset
 from terrafm.data.shards.entry import ShardEntry
+from terrafm.data.shards.folder import ARCHIVE, check_folder, remove_shards
 from terrafm.data.shards.manifest import Manifest, manifest_name, read_manifest, with_codec
 from terrafm.data.shards.writer import read_shard_entry, write_shard
 from terrafm.data.sources.base import CellRef, Layout, Source
@@ -44,8 +45,6 @@ from terrafm.storage import (
     ensure_writable,
     exists,
     join,
-    list_names,
-    remove,
     to_json,
     write_bytes,
 )
@@ -136,7 +135,9 @@ def _ingest(
         "ingest": config.model_dump(mode="json", exclude=_NOT_CONTENT),
     }
     previous = _previous(output_uri, settings)
-    archive = open_source(source, input_uri, modalities, join(output_uri, "archive"))
+    if previous is None:
+        check_folder(output_uri)
+    archive = open_source(source, input_uri, modalities, join(output_uri, ARCHIVE))
     layout, refs = archive.layout(), archive.cells()
     settings["archive"] = _digest([[ref.cell_id, repr(ref.location)] for ref in refs])
     if previous is not None:
@@ -331,15 +332,9 @@ def _commit(
         legend=legend(tally.codes, None if mapping is None else mapping.names),
         report=report,
     )
-    _remove_leftovers(job.output_uri, {entry.name for entry in entries if entry.bytes})
+    # What an unfinished ingest with other settings left behind.
+    remove_shards(job.output_uri, {entry.name for entry in entries if entry.bytes})
     return IngestReport(job.output_uri, manifest.tiles, manifest.fingerprint, False, report)
-
-
-def _remove_leftovers(output_uri: str, shards: set[str]) -> None:
-    """Removes shards that an unfinished ingest with other settings left behind."""
-    for name in list_names(join(output_uri, "shards")):
-        if name.removesuffix(".parquet") not in shards:
-            remove(join(output_uri, "shards", name))
 
 
 def _check_quality(tally: Tally, output_uri: str, max_bad_fraction: float) -> None:

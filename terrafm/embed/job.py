@@ -8,6 +8,7 @@ that are known beforehand need no such bookkeeping.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,9 +24,19 @@ from terrafm.embed.schema import DENSE, MANIFEST, TILES, EmbeddingManifest, part
 from terrafm.embed.work import ENTRIES, Entry, OpenPartWork
 from terrafm.errors import TerraFMError
 from terrafm.ray_parts import Part, divide, run_parts
-from terrafm.storage import absolute, ensure_writable, join, list_names, remove, write_bytes
+from terrafm.storage import (
+    absolute,
+    ensure_writable,
+    join,
+    list_names,
+    remove_empty,
+    remove_files,
+    write_bytes,
+)
 from terrafm.storage.lease import lease
 
+# Files of a part, and those of a writer that was killed: nothing else is cleared away.
+_PART = re.compile(r"part-\d{5}\.\w+|\.part-\d{5}\.\w+\.[0-9a-f]{32}")
 _THREADS = 16
 _LIBRARIES = ("torch", "timm", "numpy", "ray", "pyarrow", "rasterio")
 
@@ -178,9 +189,8 @@ def _finish(output: str, request: Request, entries: list[Entry]) -> EmbeddingMan
     )
     # What killed writers left halfway; readers ask for *.parquet and never saw it.
     known = {file.name for file in files}
-    for name in list_names(join(output, TILES)):
-        if name not in known:
-            remove(join(output, TILES, name))
+    found = set(list_names(join(output, TILES)))
+    remove_files(join(output, TILES), filter(_PART.fullmatch, found - known))
     write_bytes(join(output, MANIFEST), manifest.to_json().encode())
     _remove_scaffold(output)
     return manifest
@@ -188,5 +198,6 @@ def _finish(output: str, request: Request, entries: list[Entry]) -> EmbeddingMan
 
 def _remove_scaffold(output: str) -> None:
     """What only an unfinished job needs; one killed right after its manifest left it behind."""
-    remove(join(output, ENTRIES))
-    remove(join(output, BLOCKS))
+    for folder in (join(output, ENTRIES), join(output, BLOCKS)):
+        remove_files(folder, filter(_PART.fullmatch, list_names(folder)))
+        remove_empty(folder)

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage.faults import STALL_SECONDS, explain, is_full, patiently
-from terrafm.storage.removal import erase
+from terrafm.storage.removal import erase, erase_files
 
 Answer = TypeVar("Answer")
 
@@ -345,6 +345,35 @@ def remove(uri: str | os.PathLike[str]) -> None:
     else:
         with suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(path)
+
+
+def remove_files(uri: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Removes files that lie directly in a folder; in a store many with one request.
+
+    Raises:
+        OSError: the disk does not; of a folder, for one.
+        StoreRefusedError, StoreFailedError: the store does not.
+    """
+    filesystem, path = resolve(uri)
+    paths = [join(path, name) for name in names]
+    if not is_local(uri):
+        _ask("write", uri, filesystem, lambda: erase_files(filesystem, paths))
+        return
+    for file in paths:
+        with suppress(FileNotFoundError):
+            os.unlink(file)
+
+
+def remove_empty(uri: str | os.PathLike[str]) -> None:
+    """Removes a folder in which nothing lies; in a store there is none then."""
+    if is_local(uri):
+        with suppress(OSError):
+            os.rmdir(resolve(uri)[1])
+
+
+def is_link(uri: str | os.PathLike[str]) -> bool:
+    """Whether a name on this machine's disk is a link to another place."""
+    return is_local(uri) and os.path.islink(resolve(uri)[1])
 
 
 @contextmanager

@@ -5,6 +5,7 @@ too. The calls used here take names as they are.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 # What S3 takes in one request.
@@ -27,15 +28,29 @@ def erase(filesystem: Any, path: str) -> None:
     if path not in files and _is_object(filesystem, path):
         # A store may have both: `find` lists the one or the other.
         files.add(path)
-    if "s3" in filesystem.protocol:
-        _erase_objects(filesystem, sorted(files))
-        return
-    # Clients of other stores wait for each other in one thread of their own.
-    with ThreadPoolExecutor(_THREADS if filesystem.async_impl else 1) as pool:
-        list(pool.map(filesystem.rm_file, sorted(files)))
+    erase_files(filesystem, sorted(files))
     if not filesystem.async_impl:
         for folder in sorted(found.keys() - files, reverse=True):
             filesystem.rmdir(folder)
+
+
+def erase_files(filesystem: Any, paths: list[str]) -> None:
+    """Removes files, many with one request where the store can; those that are gone are passed.
+
+    Raises:
+        Exception: of the library; see `terrafm.storage.faults`.
+    """
+    if "s3" in filesystem.protocol:
+        _erase_objects(filesystem, paths)
+        return
+
+    def erase_one(path: str) -> None:
+        with suppress(FileNotFoundError):
+            filesystem.rm_file(path)
+
+    # Other clients wait for each other in one thread of their own.
+    with ThreadPoolExecutor(_THREADS if filesystem.async_impl else 1) as pool:
+        list(pool.map(erase_one, paths))
 
 
 def _is_object(filesystem: Any, path: str) -> bool:

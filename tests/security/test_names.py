@@ -95,6 +95,8 @@ def test_a_folder_of_any_name_is_that_folder_alone(name, neighbours, root):
         storage.write_bytes(storage.join(folder, inside), b"1")
     assert sorted(storage.list_names(folder)) == sorted({"file", "deep", name})
     assert len(everything(folder)) == 4
+    storage.remove_files(folder, [name, "not there"])
+    assert len(everything(folder)) == 3
     storage.remove(folder)
     assert everything(place) == before
     assert storage.list_names(folder) == []

@@ -16,6 +16,7 @@ import hashlib
 import logging
 import os
 import queue
+import re
 import shutil
 import struct
 import sys
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 _IDLE_SECONDS = 3600
 # A dataset's folder says when it was read last, to the minute.
 _MARK_SECONDS = 60
+# As `_path` names the folder of a dataset.
+_DATASET = re.compile(r"[0-9a-f]{16}")
 # A full cache looks so rarely for room: it counts its files then.
 _FULL_SECONDS = 600
 _NUMBERS = struct.Struct("<3Q")
@@ -215,7 +218,9 @@ class CellCache:
         """Removes datasets that are out of use, the longest first; returns the bytes left."""
         sizes = {}
         for folder in self.folder.iterdir():
-            if folder.is_dir():
+            # The folder is the user's choice, and other things may lie in it.
+            ours = _DATASET.fullmatch(folder.name) and not folder.is_symlink()
+            if ours and folder.is_dir():
                 sizes[folder] = (folder.stat().st_mtime, _tree_bytes(folder))
         total = sum(size for _, size in sizes.values())
         for folder, (used, size) in sorted(sizes.items(), key=lambda item: item[1]):

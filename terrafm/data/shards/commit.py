@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from terrafm.data.shards.entry import ShardEntry
+from terrafm.data.shards.folder import remove_halves
 from terrafm.data.shards.index import Index, fingerprint, head_of, write_index
 from terrafm.data.shards.manifest import (
     BandStatistics,
@@ -21,7 +22,7 @@ from terrafm.data.shards.manifest import (
 )
 from terrafm.data.shards.scratch import publish, scratch_file
 from terrafm.errors import TerraFMError
-from terrafm.storage import exists, join, list_names, remove, write_bytes
+from terrafm.storage import exists, join, write_bytes
 from terrafm.storage.parquet import parquet_file
 
 
@@ -95,10 +96,7 @@ def commit_dataset(
     )
     for name in (manifest_name(version), manifest_name()):
         write_bytes(join(dataset_uri, name), manifest.to_json().encode())
-    # Writers that were killed leave hidden files behind; no reader ever opens them.
-    for name in list_names(join(dataset_uri, "shards")):
-        if name.startswith("."):
-            remove(join(dataset_uri, "shards", name))
+    remove_halves(dataset_uri)
     return manifest
 
 
