@@ -31,7 +31,9 @@ def erase(filesystem: Any, path: str) -> None:
     erase_files(filesystem, sorted(files))
     if not filesystem.async_impl:
         for folder in sorted(found.keys() - files, reverse=True):
-            filesystem.rmdir(folder)
+            # Some know folders only as long as files lie in them.
+            with suppress(FileNotFoundError):
+                filesystem.rmdir(folder)
 
 
 def erase_files(filesystem: Any, paths: list[str]) -> None:

@@ -224,7 +224,9 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
 
 def test_commit_clears_what_killed_writers_left(tmp_path):
     (tmp_path / "shards").mkdir()
-    (tmp_path / "shards" / ".part-00000.parquet.123").write_bytes(b"half")
+    (tmp_path / "shards" / ".part-00000.parquet.0123456789abcdef0123456789abcdef").write_bytes(
+        b"half"
+    )
     build(str(tmp_path))
     assert sorted(p.name for p in (tmp_path / "shards").iterdir()) == [
         "part-00000.parquet",
