@@ -14,6 +14,7 @@ from terrafm.data.shards.entry import TILE_FIELDS, ShardEntry
 from terrafm.data.shards.manifest import manifest_name
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import is_link, join, list_names, remove, remove_empty, remove_files
+from terrafm.storage.lease_record import LEASE_FILE
 from terrafm.storage.parquet import open_parquet
 
 SHARDS, ENTRIES, ARCHIVE, STAGING = "shards", "entries", "archive", "appending"
@@ -97,7 +98,8 @@ def _remove_dataset(uri: str) -> None:
         remove_empty(join(uri, folder))
     # An archive that was drawn for this ingest.
     remove(join(uri, ARCHIVE))
-    remove_files(uri, [n for n in list_names(uri) if _TOP.fullmatch(n) or _is_half(n)])
+    top = [n for n in list_names(uri) if _TOP.fullmatch(n) or _is_half(n) or n == LEASE_FILE]
+    remove_files(uri, top)
     remove_empty(uri)
 
 
