@@ -50,6 +50,7 @@ SizeOption = Annotated[
 def knn_command(
     weights: Annotated[str, typer.Option("--weights", help="URI of exported weights.")],
     data: Annotated[str, typer.Option("--data", help="Folder of classes or dataset of ingest.")],
+    readout: ReadoutOption = Readout.CLS,
     size: SizeOption = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
@@ -60,7 +61,7 @@ def knn_command(
 
     with _shown(workers, as_json) as (advance, _):
         many = None if workers is None else FeatureWorkers(workers, progress=advance)
-        result = evaluate_knn(weights, data, size=size, workers=many)
+        result = evaluate_knn(weights, data, workers=many, readout=readout, size=size)
     report(result, as_json, render)
 
 
@@ -137,9 +138,8 @@ def compare_command(
     trust_pickles: Annotated[
         bool, typer.Option("--trust-pickles", help="GEO-Bench labels are pickles: read them.")
     ] = False,
-    normalise: Annotated[
-        Normalise, typer.Option(help="By what the weights state, or by the set's statistics.")
-    ] = Normalise.WEIGHTS,
+    normalise: NormaliseOption = Normalise.WEIGHTS,
+    readout: ReadoutOption = Readout.CLS,
     features: Annotated[
         str | None, typer.Option(help="URI of a folder that keeps features as Parquet.")
     ] = None,
@@ -165,6 +165,7 @@ def compare_command(
         modalities=modality,
         protocols=tuple(protocol) if protocol else None,
         features=features,
+        readout=readout,
         size=size,
         batch=batch,
         by_set=normalise is Normalise.SET,

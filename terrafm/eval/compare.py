@@ -20,10 +20,12 @@ from terrafm.eval.finetune.training import Tell, prefixed
 from terrafm.eval.labelled import LabelledSet
 from terrafm.eval.metrics import as_dicts, multi_label_scores, single_label_scores
 from terrafm.eval.protocols import CLASS_PROTOCOLS, FOLDS, PROTOCOLS, Outcome, Task, predict
+from terrafm.eval.readouts import Readout
 from terrafm.eval.rows import Row
 from terrafm.eval.segmentation.table import compare_masks
 from terrafm.eval.table import (
     CompareOptions,
+    averaged,
     check_protocols,
     provenance,
     table_rows,
@@ -49,7 +51,8 @@ def compare(
 
     Returns:
         JSON-able: "rows" of {"title", "seen", "features", "protocols": protocol -> {"scores":
-        metric -> {"value", "low", "high"}, ...}}, and how they came about.
+        metric -> {"value", "low", "high"}, ...}}, the untrained encoders as `averaged`; and how
+        they came about.
 
     Raises:
         UsageError: an unreadable or unfit encoder, a protocol that does not fit, or a labelled set
@@ -61,11 +64,18 @@ def compare(
     if hasattr(opened, "mask"):
         if options.workers is not None:
             raise UsageError(f"{opened.uri} has masks: it is scored in one process, not --workers")
+        if options.readout is not Readout.CLS:
+            raise UsageError(f"{opened.uri} has masks: patch maps score it, there is no --readout")
         return compare_masks(opened, weights, baselines, options, tell)
     protocols = options.chosen(PROTOCOLS, CLASS_PROTOCOLS, f"{opened.uri} has classes")
     images = check_labelled(opened)
     notes: list[str] = []
     look = options.look(images)
+    if "finetune" in protocols and look.readout is not Readout.CLS:
+        raise UsageError(
+            f"fine-tuning trains on the CLS token: --readout {look.readout.value} is for features "
+            "that stay as they are"
+        )
     rows = table_rows(images, look, weights, baselines, notes)
     found = [_features(row, images, options) for row in rows]
     # All rows of the table are scored on the same images: those that have the modality.
@@ -85,14 +95,16 @@ def compare(
     )
     _check(images, task)
     kept_rows = np.flatnonzero(usable)
-    shown = []
+    shown, tuned = [], set[str | None]()
     for row, (features, file) in zip(rows, found, strict=True):
         scored = {}
         for protocol in protocols:
             tell(f"{row.title}: {protocol}")
             if protocol != "finetune":
                 outcome = predict(protocol, features[usable], task)
-            elif row.encoder is not None:
+            elif row.encoder is not None and row.family not in tuned:
+                # Of a family, one is enough: each is three trainings.
+                tuned |= {row.family} - {None}
                 outcome = finetune_classes(
                     row, images, kept_rows, task, row.look, options.epochs,
                     prefixed(tell, f"{row.title}: fine-tuning, "),
@@ -109,7 +121,7 @@ def compare(
         "task": "several labels" if multi else "one label",
         "n": _scored_count(task),
         "split": _split_text(task),
-        "rows": with_scores(shown, protocols, notes),
+        "rows": with_scores(averaged(rows, shown), protocols, notes),
         "notes": list(dict.fromkeys(notes)),
     }
 

@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 
 from terrafm.errors import UsageError
 from terrafm.eval.datasets import OpenOptions, absolute_uri, open_set
-from terrafm.eval.features import Normalisation, cls_features, untrained_like
+from terrafm.eval.features import Normalisation, encoder_features, untrained_like
 from terrafm.eval.labelled import ImageSet
+from terrafm.eval.readouts import Readout
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import load_encoder, state_fingerprint
 from terrafm.ray_parts import Part, Work, divide, rows_per_part, run_parts
 from terrafm.storage import join, list_names, read_bytes, remove, write_bytes
 
 _THREADS = 16
+_UNTRAINED = "untrained:"
 
 Features = NDArray[np.float32]
 MakeFeatures = Callable[[ImageSet, Sequence[int]], Features]
@@ -36,15 +38,16 @@ class FeatureMaker(Protocol):
 
 @dataclass(frozen=True)
 class EncoderFeatures:
-    """CLS tokens of encoders, side by side: for each choice of modalities those of each encoder.
+    """Readouts of encoders, side by side: for each choice of modalities those of each encoder.
 
     Attributes:
-        encoders: URIs of weights; a name in `ARCHITECTURES` is the untrained encoder.
+        encoders: URIs of weights, or `untrained_spec` of an untrained encoder.
         choices: sets of modalities, each fused.
         normalisation: modality -> {"mean", "std"}.
         size: side to which images are resized, pixels.
         batch: images at once.
         fingerprints: of the encoders, as `state_fingerprint`: weights that change are refused.
+        readout: which numbers of the encoders; they are not finished.
     """
 
     encoders: tuple[str, ...]
@@ -53,6 +56,7 @@ class EncoderFeatures:
     size: int
     batch: int
     fingerprints: tuple[str, ...] = ()
+    readout: Readout = Readout.CLS
 
     def open(self, device: torch.device) -> MakeFeatures:
         """Loads the encoders.
@@ -68,9 +72,9 @@ class EncoderFeatures:
         torch.backends.cudnn.allow_tf32 = False
 
         def make(images: ImageSet, rows: Sequence[int]) -> Features:
-            found = cls_features(
-                encoders, images, self.choices, self.normalisation,
-                size=self.size, batch=self.batch, device=device, rows=rows,
+            found = encoder_features(
+                encoders, images, self.choices, self.normalisation, size=self.size,
+                batch=self.batch, device=device, rows=rows, readout=self.readout,
             )  # fmt: skip
             return np.hstack([features for choice in found for features in choice])
 
@@ -202,7 +206,13 @@ def _part_file(part: Part) -> str:
     return f"{part.first:09d}-{part.stop:09d}.npy"
 
 
-def _load(name: str) -> Encoder:
-    from terrafm.models.encoder import ARCHITECTURES
+def untrained_spec(name: str, seed: int) -> str:
+    """How `EncoderFeatures` names an untrained encoder, instead of a URI."""
+    return f"{_UNTRAINED}{name}:{seed}"
 
-    return untrained_like(name) if name in ARCHITECTURES else load_encoder(name)
+
+def _load(name: str) -> Encoder:
+    if not name.startswith(_UNTRAINED):
+        return load_encoder(name)
+    architecture, seed = name.removeprefix(_UNTRAINED).split(":")
+    return untrained_like(architecture, int(seed))

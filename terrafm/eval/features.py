@@ -1,4 +1,4 @@
-"""One vector per image: the frozen encoder's CLS token, or the mean spectrum as a baseline."""
+"""One vector per image: a readout of the frozen encoder, or the mean spectrum as a baseline."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,17 +11,17 @@ from torch.nn import functional
 
 from terrafm.errors import UsageError
 from terrafm.eval.labelled import Image, ImageSet, read_images
+from terrafm.eval.readouts import Readout
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import Encoder, build_encoder
 from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE
 
 Normalisation = Mapping[str, Mapping[str, Any]]  # modality -> {"mean", "std"}, physical units
-UNTRAINED_SEED = 0
-# Scores of one untrained network differ from the next one's by some points.
+# Scores of one untrained network differ from the next one's by some points: baselines are means.
 UNTRAINED_SEEDS = (0, 1, 2, 3, 4)
 
 
-def untrained_like(name: str, seed: int = UNTRAINED_SEED) -> Encoder:
+def untrained_like(name: str, seed: int = UNTRAINED_SEEDS[0]) -> Encoder:
     """An encoder of the same architecture with fresh weights from a fixed seed, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -80,7 +80,7 @@ def model_input(image: Image, normalisation: Normalisation, size: int) -> dict[s
     return result
 
 
-def cls_features(
+def encoder_features(
     encoders: Sequence[Encoder],
     images: ImageSet,
     choices: Sequence[tuple[str, ...]],
@@ -90,8 +90,9 @@ def cls_features(
     batch: int,
     device: torch.device,
     rows: Sequence[int] | None = None,
+    readout: Readout = Readout.CLS,
 ) -> list[list[NDArray[np.float32]]]:
-    """L2-normalised CLS tokens of images, in one pass over the pixels.
+    """Readouts of images, in one pass over the pixels; `Readout.finished` makes them comparable.
 
     Args:
         encoders: in eval mode; all see the same input.
@@ -102,15 +103,16 @@ def cls_features(
         batch: most images at once.
         device: where to compute.
         rows: which images; all by default.
+        readout: which numbers of the encoders.
 
     Returns:
-        Per choice and encoder (N, D) float32, rows of unit length, in the order of the images;
-        zero rows for images that have none of the chosen modalities.
+        Per choice and encoder (N, `readout.width`) float32, in the order of the images; zero rows
+        for images that have none of the chosen modalities.
     """
     encoders = [encoder.to(device) for encoder in encoders]
     rows = range(len(images.names)) if rows is None else rows
-    count = len(rows)
-    features = [[np.zeros((count, e.embed_dim), np.float32) for e in encoders] for _ in choices]
+    widths = [readout.width(encoder) for encoder in encoders]
+    features = [[np.zeros((len(rows), w), np.float32) for w in widths] for _ in choices]
     wanted = tuple(m for m in images.modalities if any(m in choice for choice in choices))
     with torch.inference_mode():
         for at, pixels in batches(images, wanted, normalisation, size, batch, rows):
@@ -120,8 +122,7 @@ def cls_features(
                 if not chosen:
                     continue
                 for encoder, rows_of in zip(encoders, held, strict=True):
-                    tokens = functional.normalize(encoder(chosen).float(), dim=-1)
-                    rows_of[at] = tokens.cpu().numpy()
+                    rows_of[at] = readout.of(encoder, chosen).cpu().numpy()
     return features
 
 

@@ -1,8 +1,8 @@
 """Nearest neighbours of frozen features: how good an embedding is without training anything.
 
 As DINO (Caron et al. 2021): k = 20 cosine neighbours vote with weight exp(similarity / 0.07); and
-a plain majority vote of k = 5. Beside every score stand the same two of an untrained encoder and
-of the mean spectrum.
+a plain majority vote of k = 5. Beside every score stand the same two of untrained encoders, their
+mean, and of the mean spectrum.
 """
 
 import os
@@ -17,9 +17,10 @@ from rich.table import Table
 from terrafm.errors import UsageError
 from terrafm.eval.compatibility import modality_choices, normalisation_for
 from terrafm.eval.datasets import open_labelled
-from terrafm.eval.feature_job import EncoderFeatures, FeatureWorkers, make_features
-from terrafm.eval.features import UNTRAINED_SEED, input_side, mean_spectra
+from terrafm.eval.feature_job import EncoderFeatures, FeatureWorkers, make_features, untrained_spec
+from terrafm.eval.features import UNTRAINED_SEEDS, input_side, mean_spectra
 from terrafm.eval.labelled import LabelledSet
+from terrafm.eval.readouts import Readout
 from terrafm.modalities import FIRST_CHOICE
 from terrafm.models.weights import infer_model_name, load_encoder
 from terrafm.storage import absolute
@@ -159,6 +160,7 @@ def evaluate_knn(
     size: int | None = None,
     batch: int = 32,
     device: str | None = None,
+    readout: Readout = Readout.CLS,
     leave_out: str = "image",
     baselines: bool = True,
     workers: FeatureWorkers | None = None,
@@ -176,14 +178,16 @@ def evaluate_knn(
         size: side to which images are resized, pixels; by default as the weights were trained.
         batch: images at once.
         device: "cpu" or "cuda"; by default a GPU where there is one.
+        readout: which numbers of the encoder are an image's embedding.
         leave_out: "image" leaves out only the image itself; "cell" also its neighbours cut from
             the same grid cell, which look alike for being near, not for being of one class.
-        baselines: score an untrained encoder and mean spectra as well.
+        baselines: score five untrained encoders and mean spectra as well.
         workers: Ray workers that make the features; by default this process.
 
     Returns:
         JSON-able: knn20, knn5 (accuracies, 0..1) and the same for "untrained" and
-        "mean_spectrum" where baselines are wanted, of the headline; all of them per modality and
+        "mean_spectrum" where baselines are wanted, of the headline ("untrained" is a mean, with
+        "spread", the standard deviations over its seeds); all of them per modality and
         "fused" in "by_modality"; and how they came about.
 
     Raises:
@@ -208,18 +212,21 @@ def evaluate_knn(
     choices = modality_choices(encoder, images, modalities, notes)
     used = tuple(m for m in images.modalities if any(m in choice for choice in choices))
     normalisation, source = normalisation_for(encoder, images, used, notes)
-    encoders = (absolute(weights), *([name] if baselines else []))
-    maker = EncoderFeatures(encoders, tuple(choices), normalisation, size, batch)
+    fresh = [untrained_spec(name, seed) for seed in UNTRAINED_SEEDS] if baselines else []
+    encoders = (absolute(weights), *fresh)
+    maker = EncoderFeatures(encoders, tuple(choices), normalisation, size, batch, (), readout)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     together = make_features(maker, images, torch.device(device), workers)
-    flat = np.split(together, len(choices) * len(encoders), axis=1)
+    flat = [
+        readout.finished(part) for part in np.split(together, len(choices) * len(encoders), axis=1)
+    ]
     features = [flat[at : at + len(encoders)] for at in range(0, len(flat), len(encoders))]
     scores = {}
     spectra = mean_spectra(images, choices) if baselines else []
     for number, (choice, vectors) in enumerate(zip(choices, features, strict=True)):
         rows = np.flatnonzero(np.abs(vectors[0]).sum(axis=1))
         title = choice[0] if len(choice) == 1 else "fused"
-        others = {"untrained": vectors[1], "mean_spectrum": spectra[number]} if baselines else {}
+        others = {"untrained": vectors[1:], "mean_spectrum": [spectra[number]]} if baselines else {}
         scores[title] = _score(images, groups, rows, vectors[0], others)
     headline = next(title for title in (*FIRST_CHOICE, "fused") if title in scores)
     best = scores[headline]
@@ -252,7 +259,8 @@ def evaluate_knn(
                 for modality in used
             },
         },
-        "untrained_seed": UNTRAINED_SEED,
+        "readout": readout.value,
+        "untrained_seeds": list(UNTRAINED_SEEDS),
         "notes": notes,
     }
 
@@ -263,7 +271,9 @@ def render(result: dict[str, Any]) -> Table:
         title=f"kNN of {result['model']}: {result['n']} images, {len(result['classes'])} classes",
         caption="\n".join(
             [
-                f"{result['split']} at {result['image_size']} pixels, accuracy for k = 20 / k = 5",
+                f"{result['split']} at {result['image_size']} pixels, readout {result['readout']}, "
+                "accuracy for k = 20 / k = 5",
+                f"untrained: mean of {len(result['untrained_seeds'])} seeds",
                 f"normalisation: {result['normalisation']['source']}",
                 f"largest class {result['majority_share']:.1%}; mean over classes "
                 f"{result['balanced_knn20']:.1%} ({result['headline']})",
@@ -292,7 +302,7 @@ def _score(
     groups: NDArray[np.int64],
     rows: NDArray[np.int64],
     features: NDArray[np.float32],
-    baselines: Mapping[str, NDArray[np.float32]],
+    baselines: Mapping[str, Sequence[NDArray[np.float32]]],
 ) -> dict[str, Any]:
     """Accuracies of an encoder's features and of the baselines over some images of the set."""
     labels = images.labels[rows]
@@ -315,7 +325,10 @@ def _score(
     }
     return {
         **_pair((weighted, plain), labels),
-        **{name: _pair(predict(vectors), labels) for name, vectors in baselines.items()},
+        **{
+            name: _mean([_pair(predict(vectors), labels) for vectors in several])
+            for name, several in baselines.items()
+        },
         "balanced_knn20": float(np.mean([row["knn20"] for row in per_class.values()])),
         "majority_share": float(np.bincount(labels).max() / len(labels)),
         "n": len(labels),
@@ -344,3 +357,12 @@ def _pair(
         "knn20": _accuracy(weighted, labels, everyone),
         "knn5": _accuracy(plain, labels, everyone),
     }
+
+
+def _mean(pairs: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """The mean of several encoders' accuracies, with their spread."""
+    mean = {name: float(np.mean([pair[name] for pair in pairs])) for name in pairs[0]}
+    if len(pairs) == 1:
+        return mean
+    spread = {name: float(np.std([pair[name] for pair in pairs], ddof=1)) for name in pairs[0]}
+    return mean | {"spread": spread}

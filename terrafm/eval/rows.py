@@ -10,10 +10,16 @@ import torch
 from numpy.typing import NDArray
 
 from terrafm.eval.compatibility import modality_choices, normalisation_for
-from terrafm.eval.feature_job import EncoderFeatures, FeatureWorkers, make_features
-from terrafm.eval.features import UNTRAINED_SEED, input_side, mean_spectra, untrained_like
+from terrafm.eval.feature_job import (
+    EncoderFeatures,
+    FeatureWorkers,
+    make_features,
+    untrained_spec,
+)
+from terrafm.eval.features import UNTRAINED_SEEDS, input_side, mean_spectra, untrained_like
 from terrafm.eval.labelled import ImageSet
-from terrafm.models.encoder import ARCHITECTURES, Encoder
+from terrafm.eval.readouts import Readout
+from terrafm.models.encoder import Encoder
 from terrafm.models.weights import infer_model_name, load_encoder, state_fingerprint
 from terrafm.storage import absolute
 
@@ -32,6 +38,7 @@ class Look:
         by_set: normalise by the set's own statistics, not by those that weights state.
         workers: Ray workers that make the features; None for this process.
         own_size: TerraFM encoders get images of the side that they were trained with instead.
+        readout: which numbers of an encoder of ours are an image's embedding.
     """
 
     modalities: tuple[str, ...]
@@ -41,6 +48,7 @@ class Look:
     by_set: bool = False
     workers: FeatureWorkers | None = None
     own_size: bool = False
+    readout: Readout = Readout.CLS
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class Row:
         look: how it looks at the images.
         encoder: of a TerraFM row, with its normalisation; for dense tasks.
         normalisation: modality -> {"mean", "std"} that the encoder sees.
+        family: title of the rows whose mean is shown in place of each; None for one by itself.
     """
 
     title: str
@@ -65,6 +74,7 @@ class Row:
     look: Look
     encoder: Encoder | None = None
     normalisation: dict[str, dict[str, Any]] | None = None
+    family: str | None = None
 
 
 def mean_spectrum_row(images: ImageSet, look: Look) -> Row:
@@ -79,22 +89,27 @@ def mean_spectrum_row(images: ImageSet, look: Look) -> Row:
 
 
 def weights_rows(
-    weights: Sequence[str | os.PathLike[str]], images: ImageSet, look: Look, notes: list[str]
+    weights: Sequence[str | os.PathLike[str]],
+    images: ImageSet,
+    look: Look,
+    notes: list[str],
+    seeds: Sequence[int] = UNTRAINED_SEEDS,
 ) -> list[Row]:
-    """An untrained encoder of each architecture among the weights, then the weights.
+    """Untrained encoders of each architecture among the weights, then the weights.
 
-    The untrained one sees images as the first weights of its architecture do.
+    The untrained ones see images as the first weights of their architecture do.
 
     Args:
         weights: URIs of exported or released weights.
         images: the set.
         look: how it is looked at.
         notes: receives what a reader of the result should know.
+        seeds: of the untrained encoders; several are a family.
 
     Raises:
         UsageError: unreadable weights, or weights that do not know the modalities.
     """
-    untrained: dict[str, Row] = {}
+    untrained: dict[str, list[Row]] = {}
     trained = []
     for given in weights:
         uri = os.fspath(given)
@@ -105,18 +120,25 @@ def weights_rows(
             encoder, images, look.modalities, notes, by_set=look.by_set
         )
         name = infer_model_name(encoder.state_dict(), uri)
-        trained.append(_encoder_row(uri, uri, encoder, normalisation, source, images, own))
+        trained.append(
+            _encoder_row(uri, absolute(uri), encoder, normalisation, source, images, own)
+        )
         if name not in untrained:
-            untrained[name] = _encoder_row(
-                f"untrained {name} (seed {UNTRAINED_SEED})",
-                name,
-                untrained_like(name),
-                normalisation,
-                f"{source} of {uri}",
-                images,
-                own,
-            )
-    return [*untrained.values(), *trained]
+            family = f"untrained {name}, {len(seeds)} seeds" if len(seeds) > 1 else None
+            untrained[name] = [
+                _encoder_row(
+                    f"untrained {name} (seed {seed})",
+                    untrained_spec(name, seed),
+                    untrained_like(name, seed),
+                    normalisation,
+                    f"{source} of {uri}",
+                    images,
+                    own,
+                    family,
+                )
+                for seed in seeds
+            ]
+    return [*(row for rows in untrained.values() for row in rows), *trained]
 
 
 def _encoder_row(
@@ -127,6 +149,7 @@ def _encoder_row(
     source: str,
     images: ImageSet,
     look: Look,
+    family: str | None = None,
 ) -> Row:
     stated = {
         name: {"mean": [float(v) for v in s["mean"]], "std": [float(v) for v in s["std"]]}
@@ -134,12 +157,13 @@ def _encoder_row(
     }
     fingerprint = state_fingerprint(encoder)
     maker = EncoderFeatures(
-        (absolute(spec) if spec not in ARCHITECTURES else spec,),
+        (spec,),
         (look.modalities,),
         stated,
         look.size,
         look.batch,
         (fingerprint,),
+        look.readout,
     )
     depends_on = {
         "row": "terrafm",
@@ -148,12 +172,20 @@ def _encoder_row(
         "size": look.size,
         "normalisation": stated,
     }
+    if look.readout is not Readout.CLS:
+        depends_on["readout"] = look.readout.value
+
+    def compute(parts: str | None) -> NDArray[np.float32]:
+        made = make_features(maker, images, look.device, look.workers, parts)
+        return look.readout.finished(made)
+
     return Row(
         title,
         f"normalisation: {source}",
         depends_on,
-        lambda parts: make_features(maker, images, look.device, look.workers, parts),
+        compute,
         look,
         encoder,
         normalisation,
+        family,
     )

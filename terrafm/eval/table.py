@@ -12,9 +12,11 @@ from rich.table import Table
 from terrafm.errors import UsageError
 from terrafm.eval.datasets import OpenOptions
 from terrafm.eval.feature_job import FeatureWorkers
+from terrafm.eval.features import UNTRAINED_SEEDS
 from terrafm.eval.labelled import ImageSet
 from terrafm.eval.metrics import RESAMPLES
 from terrafm.eval.protocols import CLASS_PROTOCOLS, MASK_PROTOCOLS
+from terrafm.eval.readouts import Readout
 from terrafm.eval.rows import Look, Row, mean_spectrum_row, weights_rows
 from terrafm.eval.timm_rows import PREFIX, timm_row
 from terrafm.modalities import FIRST_CHOICE, MODALITIES
@@ -58,12 +60,14 @@ class CompareOptions:
         open: what the set does not say of itself.
         workers: Ray actors that make the features; None for this process.
         progress: called with (images done, images in all) for every encoder, with workers.
+        readout: which numbers of an encoder of ours are an image's embedding.
     """
 
     modalities: Sequence[str] | None = None
     protocols: Sequence[str] | None = None
     features: str | None = None
     size: int | None = None
+    readout: Readout = Readout.CLS
     batch: int = 32
     device: str | None = None
     by_set: bool = False
@@ -78,7 +82,7 @@ class CompareOptions:
         """How a set is looked at.
 
         Raises:
-            UsageError: a modality that it does not have.
+            UsageError: a modality that the set does not have.
         """
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         return Look(
@@ -91,6 +95,7 @@ class CompareOptions:
             if self.workers is None
             else FeatureWorkers(self.workers, self.open, self.device, self.progress),
             own_size=self.size is None,
+            readout=self.readout,
         )
 
     def chosen(self, usual: Sequence[str], fit: Sequence[str], what: str) -> tuple[str, ...]:
@@ -128,8 +133,9 @@ def table_rows(
     weights: Sequence[str | os.PathLike[str]],
     baselines: Sequence[str],
     notes: list[str],
+    seeds: Sequence[int] = UNTRAINED_SEEDS,
 ) -> list[Row]:
-    """The rows of a table, top to bottom.
+    """The rows of a table, top to bottom; untrained encoders of some seeds, one row each.
 
     Raises:
         UsageError: an encoder that cannot be read or does not fit the set.
@@ -140,7 +146,7 @@ def table_rows(
                 f"baseline {name!r} is not known: {PREFIX}NAME or {PREFIX}NAME@URI; TerraFM "
                 "weights are named with --weights"
             )
-    ours = weights_rows(weights, images, look, notes)
+    ours = weights_rows(weights, images, look, notes, seeds)
     return [
         mean_spectrum_row(images, ours[0].look if ours else look),
         *(timm_row(name, images, look) for name in baselines),
@@ -163,6 +169,7 @@ def provenance(
         "modalities": list(look.modalities),
         "bands": {modality: images.bands[modality] for modality in look.modalities},
         "image_size": sizes[0] if len(sizes) == 1 else sizes,
+        "readout": look.readout.value,
         "seed": options.seed,
         "resamples": options.resamples,
     }
@@ -190,13 +197,65 @@ def with_scores(
     return kept
 
 
+def averaged(rows: Sequence[Row], shown: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the table, those of one family as their mean.
+
+    Args:
+        rows: as computed.
+        shown: each one's scores, JSON-able.
+
+    Returns:
+        The rows; of a family, metric -> {"value", "low", "high"} are means over its members that
+        ran the protocol, "spread" the standard deviation of their values, "members" their number.
+    """
+    result: list[dict[str, Any]] = []
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row, found in zip(rows, shown, strict=True):
+        if row.family is None:
+            result.append(found)
+            continue
+        members = families.setdefault(row.family, [])
+        if not members:
+            result.append({"title": row.family, "family": members})
+        members.append(found)
+    return [_mean_row(row) if "family" in row else row for row in result]
+
+
+def _mean_row(row: dict[str, Any]) -> dict[str, Any]:
+    members = row["family"]
+    protocols: dict[str, Any] = {}
+    for protocol in members[0]["protocols"]:
+        ran = [m["protocols"][protocol] for m in members if protocol in m["protocols"]]
+        each = [scored["scores"] for scored in ran]
+        protocols[protocol] = {
+            **ran[0],
+            "scores": {metric: _mean_score([s[metric] for s in each]) for metric in each[0]},
+            "members": len(ran),
+        }
+    first = members[0]
+    return {
+        "title": row["title"],
+        "seen": first["seen"],
+        "features": [member["features"] for member in members],
+        "protocols": protocols,
+    }
+
+
+def _mean_score(each: Sequence[dict[str, float]]) -> dict[str, float]:
+    mean = {name: float(np.mean([score[name] for score in each])) for name in each[0]}
+    if len(each) == 1:
+        return mean
+    return mean | {"spread": float(np.std([score["value"] for score in each], ddof=1))}
+
+
 def render(result: dict[str, Any]) -> Table:
     """The result as a table for the terminal."""
     table = Table(
         title=f"{result['data']}: {result['n']} images, {len(result['classes'])} classes",
         caption="\n".join(
             [
-                f"{result['split']}; images resized to {_sizes(result)} pixels",
+                f"{result['split']}; images resized to {_sizes(result)} pixels, readout "
+                f"{result['readout']}",
                 "in percent, [low, high]: 95 % bootstrap interval, "
                 f"{result['resamples']} draws, seed {result['seed']}",
                 *(f"{name}: {text}" for name, text in result["bands"].items()),

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from terrafm.errors import UsageError
 from terrafm.eval.compatibility import modality_choices, normalisation_for
 from terrafm.eval.datasets import absolute_uri, open_labelled
-from terrafm.eval.features import cls_features
+from terrafm.eval.features import encoder_features
 from terrafm.eval.geometry import alignment, uniformity
 from terrafm.eval.knn import TEMPERATURE, nearest_in, vote
 from terrafm.eval.labelled import LabelledSet
+from terrafm.eval.readouts import Readout
 from terrafm.eval.sample import Sample, draw_sample
 from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.models.contract import WeightsContract
@@ -83,7 +84,7 @@ class CheckpointValidation:
         choices = modality_choices(encoder, sample.images, None, [])
         used = [name for choice in choices for name in choice]
         normalisation, _ = normalisation_for(encoder, sample.images, list(dict.fromkeys(used)), [])
-        found = cls_features(
+        found = encoder_features(
             [encoder],
             sample.images,
             choices,
@@ -92,7 +93,10 @@ class CheckpointValidation:
             batch=_BATCH,
             device=self._device(),
         )
-        features = {_title(c): rows for c, (rows,) in zip(choices, found, strict=True)}
+        features = {
+            _title(choice): Readout.CLS.finished(rows)
+            for choice, (rows,) in zip(choices, found, strict=True)
+        }
         return measure(features, sample) | {
             "samples": len(sample.images.names),
             "data": sample.images.uri,

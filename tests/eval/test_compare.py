@@ -1,6 +1,7 @@
 """The table: its rows, its intervals, its cache, and what it refuses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import safetensors.torch
 import timm
 import torch
 
+from terrafm.errors import UsageError
 from terrafm.eval.compare import compare
+from terrafm.eval.readouts import Readout
 from terrafm.eval.table import CompareOptions
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_safetensors
@@ -41,7 +44,7 @@ FAST = CompareOptions(size=32, resamples=40)
 def test_the_table_has_all_rows_with_intervals(images, weights):
     result = json.loads(json.dumps(compare(images, [weights], options=FAST)))
     assert [row["title"] for row in result["rows"]] == [
-        "mean spectrum", "untrained terrafm_tiny (seed 0)", weights,
+        "mean spectrum", "untrained terrafm_tiny, 5 seeds", weights,
     ]  # fmt: skip
     for row in result["rows"]:
         assert list(row["protocols"]) == ["knn20", "knn5", "linear"]
@@ -59,7 +62,8 @@ def test_the_table_has_all_rows_with_intervals(images, weights):
 def test_features_are_computed_once(images, weights, tmp_path, monkeypatch):
     options = CompareOptions(size=32, resamples=40, features=str(tmp_path / "features"))
     first = compare(images, [weights], options=options)
-    files = [Path(row["features"]) for row in first["rows"]]
+    files = [Path(name) for row in first["rows"] for name in np.atleast_1d(row["features"])]
+    assert len(files) == 7
     assert all(file.is_file() for file in files)
     table = pq.read_table(files[-1])
     assert table.column_names == ["name", "split", "group", "label", "feature"]
@@ -85,7 +89,8 @@ def test_another_size_or_changed_images_are_other_features(images, weights, tmp_
         options = CompareOptions(
             size=size, resamples=5, protocols=["knn5"], features=str(tmp_path / "features")
         )
-        return [row["features"] for row in compare(folder, [weights], options=options)["rows"]]
+        rows = compare(folder, [weights], options=options)["rows"]
+        return [name for row in rows for name in np.atleast_1d(row["features"]).tolist()]
 
     before = files(32)
     assert before[1:] != files(48)[1:]
@@ -181,3 +186,47 @@ def test_real_eurosat_prints_the_table(weights, run):
         "[low, high]",
     ):
         assert part in words
+
+
+def test_the_untrained_row_is_the_mean_of_its_seeds(images, weights):
+    from terrafm.eval.compare import open_set
+    from terrafm.eval.protocols import Task, predict
+    from terrafm.eval.table import table_rows
+
+    result = compare(images, [weights], options=replace(FAST, protocols=("knn5",)))
+    row = result["rows"][1]["protocols"]["knn5"]
+    opened = open_set(images)
+    rows = table_rows(opened, FAST.look(opened, [weights]), [weights], (), [])
+    task = Task(opened.labels, 3, opened.groups, None)
+    found = [
+        float((predict("knn5", r.compute(None), task).predictions == opened.labels).mean())
+        for r in rows[1:6]
+    ]
+    assert len(set(found)) > 1
+    assert row["scores"]["accuracy"]["value"] == pytest.approx(np.mean(found))
+    assert row["scores"]["accuracy"]["spread"] == pytest.approx(np.std(found, ddof=1))
+    assert row["members"] == 5
+
+
+@pytest.mark.parametrize("readout", ["mean", "mean+std"])
+def test_a_readout_is_scored_and_kept_by_itself(images, weights, run, tmp_path, readout):
+    common = ["evaluate", "compare", "--data", images, "--weights", weights, "--size", "32"]
+    common += ["--protocol", "knn5", "--resamples", "10", "--features", tmp_path, "--json"]
+    plain = json.loads(run(*common)[1])
+    code, printed, errors = run(*common, "--readout", readout)
+    assert code == 0, errors
+    result = json.loads(printed)
+    assert (plain["readout"], result["readout"]) == ("cls", readout)
+    assert plain["rows"][0] == result["rows"][0]
+    assert plain["rows"][2]["features"] != result["rows"][2]["features"]
+    width = pq.read_table(result["rows"][2]["features"])["feature"].type.list_size
+    assert width == (96 if readout == "mean" else 192)
+
+
+def test_a_readout_is_for_features_that_stay_as_they_are(images, weights, fields, monkeypatch):
+    options = replace(FAST, readout=Readout.MEAN, protocols=("finetune",))
+    with pytest.raises(UsageError, match="trains on the CLS token"):
+        compare(images, [weights], options=options)
+    monkeypatch.setattr("terrafm.eval.compare.open_set", lambda *_: fields())
+    with pytest.raises(UsageError, match="there is no --readout"):
+        compare("fields", [weights], options=replace(FAST, readout=Readout.MEAN))

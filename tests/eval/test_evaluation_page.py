@@ -44,7 +44,8 @@ def test_the_commands_run(tmp_path, shared_folder, weights):
     assert "mean spectrum" in run_shell(blocks("bash")[0], tmp_path, shared_folder, weights)
     result = json.loads((tmp_path / "table.json").read_text())
     assert result["n"] == 100
-    assert len(list((tmp_path / "features").glob("*.parquet"))) == 3
+    # Mean spectrum, five untrained encoders, the weights.
+    assert len(list((tmp_path / "features").glob("*.parquet"))) == 7
 
 
 @pytest.mark.slow

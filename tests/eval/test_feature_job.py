@@ -10,7 +10,12 @@ from terrafm import ray_parts
 from terrafm.errors import UsageError
 from terrafm.eval import feature_job
 from terrafm.eval.compare import compare
-from terrafm.eval.feature_job import EncoderFeatures, FeatureWorkers, make_features
+from terrafm.eval.feature_job import (
+    EncoderFeatures,
+    FeatureWorkers,
+    make_features,
+    untrained_spec,
+)
 from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.eval.table import CompareOptions
 
@@ -25,7 +30,7 @@ def small_parts(monkeypatch):
 @pytest.fixture
 def maker(small_dataset, weights):
     return EncoderFeatures(
-        (weights, "terrafm_tiny"), (("s1",), ("s1", "s2_l2a")),
+        (weights, untrained_spec("terrafm_tiny", 0)), (("s1",), ("s1", "s2_l2a")),
         ShardTiles(small_dataset).statistics(), 48, 4,
     )  # fmt: skip
 
@@ -81,7 +86,8 @@ def test_the_table_is_the_same_and_leaves_no_parts(small_dataset, weights, tmp_p
         assert one["protocols"] == other["protocols"]
         assert one["title"] == other["title"]
     names = [path.name for path in (tmp_path / "features").iterdir()]
-    assert len(names) == 4
+    # Mean spectrum, five untrained encoders, the weights, and the other encoder.
+    assert len(names) == 8
     assert all(name.endswith(".parquet") for name in names)
 
 

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from terrafm.errors import UsageError
 from terrafm.eval.datasets import open_labelled
-from terrafm.eval.features import cls_features, mean_spectra, model_input, untrained_like
+from terrafm.eval.features import encoder_features, mean_spectra, model_input, untrained_like
 from terrafm.eval.knn import TEMPERATURE, evaluate_knn, leave_one_out, nearest, render, vote
 from terrafm.eval.labelled import Grid
+from terrafm.eval.readouts import Readout
 from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
@@ -247,12 +248,15 @@ def test_images_without_a_modality_get_no_features_of_it(small_dataset: str) -> 
     whole = ShardTiles(small_dataset)
     options = {"size": 48, "batch": 4, "device": torch.device("cpu")}
     encoder = untrained_like("terrafm_tiny")
-    (radar,), (optical,), (fused,) = cls_features(
+    (radar,), (optical,), (fused,) = encoder_features(
         [encoder], images, choices, images.statistics(), **options
     )
-    (full,), (both,) = cls_features([encoder], whole, choices[1:], images.statistics(), **options)
+    (full,), (both,) = encoder_features(
+        [encoder], whole, choices[1:], images.statistics(), **options
+    )
     lacking = np.arange(11) % 3 == 0
-    np.testing.assert_allclose(np.linalg.norm(radar, axis=1), 1, rtol=1e-5)
+    finished = Readout.CLS.finished(radar)
+    np.testing.assert_allclose(np.linalg.norm(finished, axis=1), 1, rtol=1e-5)
     assert not optical[lacking].any()
     np.testing.assert_allclose(optical[~lacking], full[~lacking], atol=1e-5)
     np.testing.assert_allclose(fused[~lacking], both[~lacking], atol=1e-5)

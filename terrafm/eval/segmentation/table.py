@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from terrafm.errors import UsageError
 from terrafm.eval.feature_cache import cached_features
+from terrafm.eval.features import UNTRAINED_SEEDS
 from terrafm.eval.finetune.masks import finetune_masks
 from terrafm.eval.finetune.training import Tell, prefixed
 from terrafm.eval.labelled import SegmentationSet
@@ -55,7 +56,8 @@ def compare_masks(
     notes: list[str] = []
     look = options.look(images)
     task = MaskTask.of(images, look.device, options.seed)
-    rows = table_rows(images, look, weights, (), notes)
+    # Probes on maps are trained for each: one untrained encoder has to do.
+    rows = table_rows(images, look, weights, (), notes, UNTRAINED_SEEDS[:1])
     if set(protocols) & {"upernet", "finetune"}:
         smallest = min(row.look.size for row in rows)
         upernet.check_upernet(smallest, len(task.splits["train"]))
