@@ -15,7 +15,7 @@ class DenseDINOLoss(DINOLoss):
 
     def per_sample(
         self, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Loss and entropies of every sample, see `DINOLoss.per_sample`."""
         global_views, views = len(teacher_logits), len(student_logits)
         with torch.no_grad():
@@ -35,4 +35,4 @@ class DenseDINOLoss(DINOLoss):
                 for s, z in zip(scaled, log_normaliser, strict=True)
             ]
             student_entropy = (log_normaliser - torch.stack(expected)).mean(0)
-        return loss, teacher_entropy, student_entropy
+        return loss, teacher_entropy, student_entropy, q

@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from terrafm.losses.prototype_use import PrototypeUse
+
 
 class DualCentering(nn.Module):
     """Centers teacher logits g: g - alpha * c - (1 - alpha) * c_h (TerraFM, arXiv 2506.06281).
@@ -23,6 +25,7 @@ class DualCentering(nn.Module):
     Attributes:
         center: (K,) float32, c.
         center_high_frequency: (K,) float32, c_h.
+        use: of the prototypes by the teacher, from the same sums over ranks.
     """
 
     center: Tensor
@@ -45,6 +48,7 @@ class DualCentering(nn.Module):
         self.high_frequency_momentum = high_frequency_momentum
         self.register_buffer("center", torch.zeros(num_prototypes))
         self.register_buffer("center_high_frequency", torch.zeros(num_prototypes))
+        self.use = PrototypeUse(num_prototypes)
         self._pending: Tensor | None = None
 
     def centered(self, teacher_logits: Tensor) -> Tensor:
@@ -58,6 +62,7 @@ class DualCentering(nn.Module):
         teacher_logits: Tensor,
         high_frequency: Tensor | None,
         sample_weight: Tensor | None = None,
+        teacher: Tensor | None = None,
     ) -> None:
         """Adds a micro-batch to the pending sums.
 
@@ -66,17 +71,24 @@ class DualCentering(nn.Module):
             high_frequency: (B,) bool, whether the sample's class is a high-frequency one; None
                 where alpha is 1, and c_h is not used.
             sample_weight: (B,) 0 for padding; by default 1.
+            teacher: (G, B, K) the distributions made of the logits; without them the use of the
+                prototypes is not followed.
         """
         weight = self._weights(teacher_logits, high_frequency, sample_weight)
         crops = teacher_logits.shape[0]
         sums = weight @ teacher_logits.sum(0, dtype=torch.float64)
         counts = crops * weight.sum(1, keepdim=True)
         batch = torch.cat([sums, counts], dim=1)
+        used = torch.zeros_like(batch[:1])
+        if teacher is not None:
+            used[:, :-1] = weight[:1] @ teacher.sum(0, dtype=torch.float64)
+            used[:, -1] = counts[0]
+        batch = torch.cat([batch, used])
         self._pending = batch if self._pending is None else self._pending + batch
 
     @torch.no_grad()
     def update_centers(self) -> None:
-        """Moves both centers by the pending sums of all ranks, and clears them.
+        """Moves both centers, and the use of prototypes, by the pending sums of all ranks.
 
         A collective call where torch.distributed is in use: every rank makes it equally often.
         A center without a single sample in the global batch stays.
@@ -84,12 +96,13 @@ class DualCentering(nn.Module):
         pending = self._pending
         if pending is None:
             pending = torch.zeros(
-                (2, len(self.center) + 1), dtype=torch.float64, device=self.center.device
+                (3, len(self.center) + 1), dtype=torch.float64, device=self.center.device
             )
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(pending)
         self.discard_pending()
-        sums, counts = pending[:, :-1], pending[:, -1:]
+        self.use.update(pending[2, :-1], pending[2, -1:])
+        sums, counts = pending[:2, :-1], pending[:2, -1:]
         old = torch.stack([self.center, self.center_high_frequency]).double()
         mean = sums / counts.clamp(min=torch.finfo(torch.float64).tiny)
         momenta = old.new_tensor([[self.center_momentum], [self.high_frequency_momentum]])

@@ -62,14 +62,14 @@ class DINOLoss(DualCentering):
         Raises:
             ValueError: shapes that do not fit, or no pair of different views.
         """
-        loss, _, _ = self.per_sample(student_logits, teacher_logits, teacher_temp)
+        loss, _, _, teacher = self.per_sample(student_logits, teacher_logits, teacher_temp)
         if update_centers:
             pending, self._pending = self._pending, None
-            self.accumulate(teacher_logits, high_frequency, sample_weight)
+            self.accumulate(teacher_logits, high_frequency, sample_weight, teacher)
             self.update_centers()
             self._pending = pending
         else:
-            self.accumulate(teacher_logits, high_frequency, sample_weight)
+            self.accumulate(teacher_logits, high_frequency, sample_weight, teacher)
         if sample_weight is None:
             return loss.mean()
         weight = sample_weight.float()
@@ -77,7 +77,7 @@ class DINOLoss(DualCentering):
 
     def per_sample(
         self, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Loss and entropies of every sample; the centers are used and not changed.
 
         Args:
@@ -87,7 +87,8 @@ class DINOLoss(DualCentering):
 
         Returns:
             Loss (B,), differentiable in the student; entropy of the teacher's distribution,
-            mean over its views (B,); the same of the student's (B,). Entropies in nats.
+            mean over its views (B,); the same of the student's (B,), entropies in nats; the
+            teacher's distributions (G, B, K).
 
         Raises:
             ValueError: shapes that do not fit, or no pair of different views.
@@ -101,7 +102,7 @@ class DINOLoss(DualCentering):
             loss, student_entropy = pairwise_cross_entropy(
                 student_logits.float(), q, self.student_temp
             )
-        return loss, teacher_entropy, student_entropy
+        return loss, teacher_entropy, student_entropy, q
 
     def _check_shapes(self, student_logits: Tensor, teacher_logits: Tensor) -> None:
         prototypes = len(self.center)

@@ -12,7 +12,7 @@ from terrafm.storage import exists, read_json_lines
 
 
 def loss_curve(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Draws a run's loss, entropies and schedules over its steps.
+    """Draws a run's loss, entropies, signs of collapse and schedules over its steps.
 
     Args:
         metrics: URI of the run's metrics.jsonl.
@@ -26,11 +26,13 @@ def loss_curve(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) ->
     panels: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         ("Loss (nats)", (("loss", "loss"),)),
         ("Entropy (nats)", (("teacher_entropy", "teacher"), ("student_entropy", "student"))),
+        ("Prototypes used (perplexity)", (("prototype_perplexity", "perplexity"),)),
+        ("Effective rank", (("effective_rank", "effective rank"),)),
         ("Learning rate", (("lr", "learning rate"),)),
         ("Teacher temperature", (("teacher_temp", "teacher temperature"),)),
     )
-    with picture(path, (9.5, 5.6)) as figure:
-        axes = figure.subplots(2, 2, sharex=True, height_ratios=(1.6, 1))
+    with picture(path, (9.5, 7.6)) as figure:
+        axes = figure.subplots(3, 2, sharex=True, height_ratios=(1.6, 1, 1))
         for axis, (title, curves) in zip(axes.ravel(), panels, strict=True):
             for number, (key, label) in enumerate(curves):
                 values = np.array([_number(line.get(key)) for line in lines])
@@ -55,7 +57,7 @@ def loss_curve(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) ->
             axis.tick_params(length=0)
             if len(curves) > 1:
                 axis.legend(fontsize=8)
-        for axis in axes[1]:
+        for axis in axes[-1]:
             axis.set_xlabel("step")
             axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         figure.tight_layout()

@@ -2,7 +2,9 @@
 
 A collapsed teacher gives every image the same target, and the loss has nothing left to teach.
 It shows in numbers that a run writes anyway, against ln K, the entropy of the uniform
-distribution over K prototypes, and in the effective rank of the teacher's features.
+distribution over K prototypes, and in the effective rank of the teacher's features. A partial
+collapse shows in the perplexity P of the teacher's mean distribution: with H, its entropy per
+image, ln P - H is how much, in nats, a target tells about its image.
 """
 
 from __future__ import annotations
@@ -23,9 +25,18 @@ from terrafm.train.schedules import Schedules
 # allows. 2 % leaves room for neither to be taken for the other.
 _NEAR = 0.02
 # The effective rank of a healthy run moves by some per cent from line to line, and falls while
-# the teacher slows down: in the golden recipe over 150 steps from 20 to 13. A third of the best
-# is outside of that.
-_FALLEN = 1 / 3
+# the teacher slows down: in the golden recipe over 150 steps from 20 to 13. A run on real pixels
+# that unlearned fell from 20 to 8.
+_FALLEN = 1 / 2
+# That run's teacher was sure (H = 0.03 ln K) and used 15 of 1,024 prototypes. No archive worth a
+# pretraining has fewer kinds of ground than this, however many prototypes there are.
+_SURE = 0.1
+_FEW_SHARE, _FEW = 0.05, 64
+_ONE_PROTOTYPE = 2.0
+# Perplexity falls in every run while the teacher sharpens, and information rises meanwhile: only
+# where both fall, images that had targets of their own have lost them.
+_PERPLEXITY_FALLEN = 1 / 3
+_INFORMATION_LOST = math.log(2)
 # All features along one direction have rank 1, with the noise of single images below 2.
 _ONE_DIRECTION = 2.0
 # One line is one batch: a sign counts when it holds for so many lines in a row, and is over
@@ -43,6 +54,11 @@ ALARMS = {
     "one_prototype": "the teacher's entropy is near 0: its images fall onto one prototype. "
     "Raise loss.teacher_temp, lower loss.center_momentum so that centers follow faster, raise "
     "loss.alpha towards 1, or lower optim.base_lr",
+    "few_prototypes": "the teacher is sure of every image and sends them all to a few prototypes: "
+    "it tells a handful of groups apart. Raise loss.teacher_temp and loss.warmup_teacher_temp "
+    "(0.07 where 0.04 falls), lower optim.base_lr, or raise train.global_batch",
+    "falling_perplexity": "images that had prototypes of their own have lost them. Lower "
+    "optim.base_lr, raise optim.teacher_momentum or loss.teacher_temp",
     "loss_at_chance": "the loss is at ln K: the student tells no image from another. Lower "
     "optim.base_lr, lengthen optim.warmup_epochs, or lower loss.teacher_temp",
     "falling_rank": "the teacher's features fall onto few directions. Lower optim.base_lr, raise "
@@ -121,6 +137,10 @@ class CollapseAlarm:
         self._active: set[str] = set()
         self._ranks: deque[float] = deque(maxlen=_PATIENCE)
         self._best_rank = 0.0
+        self._few = min(_FEW_SHARE * num_prototypes, _FEW)
+        # Perplexity and information of the newest lines.
+        self._uses: deque[tuple[float, float]] = deque(maxlen=_PATIENCE)
+        self._best_use = (0.0, 0.0)
 
     @classmethod
     def of(cls, num_prototypes: int, schedules: Schedules) -> CollapseAlarm:
@@ -134,7 +154,8 @@ class CollapseAlarm:
         """Names of the alarms that hold at a line of metrics.jsonl.
 
         Args:
-            line: with `step`, and `loss`, `teacher_entropy`, `effective_rank` where it has them.
+            line: with `step`, and `loss`, `teacher_entropy`, `effective_rank`,
+                `prototype_perplexity` where it has them.
 
         Returns:
             {"alarm": names}, or nothing where all is well.
@@ -156,7 +177,10 @@ class CollapseAlarm:
         entropy, loss = line.get("teacher_entropy"), line.get("loss")
         if entropy is not None and entropy >= (1 - _NEAR) * self._uniform:
             signs.add("uniform_teacher")
-        if entropy is not None and entropy <= _NEAR * self._uniform:
+        perplexity = line.get("prototype_perplexity")
+        # A sure teacher may well tell images apart: its mean says whether it does.
+        one = perplexity is None or perplexity <= _ONE_PROTOTYPE
+        if one and entropy is not None and entropy <= _NEAR * self._uniform:
             signs.add("one_prototype")
         if loss is not None and loss >= (1 - _NEAR) * self._uniform:
             signs.add("loss_at_chance")
@@ -168,4 +192,24 @@ class CollapseAlarm:
                 self._best_rank = max(self._best_rank, typical)
             if typical < max(_FALLEN * self._best_rank, _ONE_DIRECTION):
                 signs.add("falling_rank")
+        if perplexity is not None and entropy is not None:
+            signs |= self._signs_of_use(perplexity, entropy)
+        return signs
+
+    def _signs_of_use(self, perplexity: float, entropy: float) -> set[str]:
+        signs = set()
+        if entropy <= _SURE * self._uniform and _ONE_PROTOTYPE < perplexity <= self._few:
+            signs.add("few_prototypes")
+        self._uses.append((perplexity, math.log(perplexity) - entropy))
+        typical = [median(values) for values in zip(*self._uses, strict=True)]
+        best_perplexity, best_information = self._best_use
+        if len(self._uses) == _PATIENCE:
+            best_perplexity = max(best_perplexity, typical[0])
+            best_information = max(best_information, typical[1])
+            self._best_use = (best_perplexity, best_information)
+        if (
+            typical[0] < _PERPLEXITY_FALLEN * best_perplexity
+            and typical[1] < best_information - _INFORMATION_LOST
+        ):
+            signs.add("falling_perplexity")
         return signs

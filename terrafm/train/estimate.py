@@ -43,7 +43,7 @@ def estimate(setup: TrainingSetup, *, measure: bool = True) -> dict[str, Any]:
     distillation = setup.plain_distillation()
     student = distillation.engine.student
     parameters = sum(p.numel() for p in student.parameters())
-    centers = sum(b.numel() for b in distillation.criterion.buffers())
+    centers = sum(b.numel() for b in distillation.criterion.state_dict().values())
     state = state_bytes(parameters, train.zero_stage, train.most_workers)
     figures: dict[str, Any] = {
         "steps": setup.total_steps,

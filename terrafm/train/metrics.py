@@ -112,6 +112,7 @@ def metrics_line(
     """What one step did; `step` counts finished steps, entropies are in nats."""
     criterion = distillation.criterion
     rank = distillation.teacher_features.effective_rank()
+    perplexity = criterion.use.perplexity()
     return {
         "step": step,
         **statistics.means(),
@@ -123,5 +124,6 @@ def metrics_line(
         "center_norm": float(criterion.center.norm()),
         "center_high_frequency_norm": float(criterion.center_high_frequency.norm()),
         **({} if rank is None else {"effective_rank": round(rank, 3)}),
+        **({} if perplexity is None else {"prototype_perplexity": round(perplexity, 3)}),
         "skipped_steps": skipped,
     }

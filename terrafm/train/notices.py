@@ -42,6 +42,8 @@ def _figures(name: str, line: Mapping[str, Any]) -> str:
     keys = {
         "loss_at_chance": "loss",
         "falling_rank": "effective_rank",
+        "few_prototypes": "prototype_perplexity",
+        "falling_perplexity": "prototype_perplexity",
     }
     key = keys.get(name, "teacher_entropy")
     return f"{key} {line[key]:.3g}: " if line.get(key) is not None else ""

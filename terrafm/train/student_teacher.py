@@ -200,7 +200,7 @@ class SelfDistillation:
                 student_views, freeze_prototypes=settings.freeze_prototypes
             )
             with torch.autocast(self._device.type, enabled=False):
-                loss, teacher_entropy, student_entropy = self.criterion.per_sample(
+                loss, teacher_entropy, student_entropy, q = self.criterion.per_sample(
                     _per_view(student_logits, rows), teacher_logits, settings.teacher_temp
                 )
                 share = (loss * weight).sum() / self._global_batch
@@ -209,7 +209,7 @@ class SelfDistillation:
                 share = share * (1 + 0 * share.detach())
         with phases("backward"), torch.autocast(self._device.type, enabled=False):
             self.engine.backward(share)
-        self.criterion.accumulate(teacher_logits, batch.high_frequency, weight)
+        self.criterion.accumulate(teacher_logits, batch.high_frequency, weight, q)
         loss = loss.detach()
         terms = torch.stack([loss, teacher_entropy, student_entropy, torch.ones_like(loss)])
         return (terms.double() * weight).sum(dim=1), loss

@@ -93,6 +93,7 @@ def test_two_processes_equal_one_at_the_same_global_batch(batch, tmp_path):
         np.testing.assert_allclose(
             half["center_high_frequency"], alone.center_high_frequency, atol=1e-7
         )
+        np.testing.assert_allclose(half["prototype_share"], alone.use.share, atol=1e-7)
 
 
 def test_each_center_has_its_own_momentum(batch):

@@ -27,6 +27,7 @@ def main(folder: Path, rank: int) -> None:
         loss=losses,
         center=criterion.center.numpy(),
         center_high_frequency=criterion.center_high_frequency.numpy(),
+        prototype_share=criterion.use.share.numpy(),
     )
     dist.destroy_process_group()
 

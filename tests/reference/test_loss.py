@@ -142,7 +142,7 @@ def test_entropies_are_in_nats_and_per_sample():
     torch.manual_seed(2)
     student, teacher = torch.randn(3, 4, 9), torch.randn(2, 4, 9)
     criterion = DINOLoss(9, student_temp=0.2)
-    _, teacher_entropy, student_entropy = criterion.per_sample(student, teacher, 0.5)
+    _, teacher_entropy, student_entropy, _ = criterion.per_sample(student, teacher, 0.5)
     p = (student.double() / 0.2).softmax(-1)
     q = (teacher.double() / 0.5).softmax(-1)
     expected_student = torch.distributions.Categorical(probs=p).entropy().mean(0)
