@@ -14,12 +14,16 @@ class DenseDINOLoss(DINOLoss):
     """DINOLoss whose student terms are formed for all views together."""
 
     def per_sample(
-        self, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        teacher_temp: float,
+        center: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Loss and entropies of every sample, see `DINOLoss.per_sample`."""
         global_views, views = len(teacher_logits), len(student_logits)
         with torch.no_grad():
-            log_q = (self.centered(teacher_logits) / teacher_temp).log_softmax(-1)
+            log_q = (self.centered(teacher_logits, center) / teacher_temp).log_softmax(-1)
             q = log_q.exp()
             teacher_entropy = -(q * log_q).sum(-1).mean(0)
         scaled = student_logits.float() / self.student_temp

@@ -121,6 +121,12 @@ class LossConfig(Section):
     high_frequency_classes: (
         Annotated[tuple[Annotated[Integer, Field(ge=0, le=2**31 - 1)], ...], Distinct] | None
     ) = Field(None, description="land-cover codes of c_h; by default those above the threshold")
+    centering: Literal["ema", "sinkhorn"] = Field(
+        "ema", description="moving averages of the teacher's logits, or Sinkhorn-Knopp per batch"
+    )
+    koleo_weight: Amount = Field(
+        0.0, description="weight of KoLeo on the global crops' CLS tokens; 0.1 in DINOv2"
+    )
 
 
 class DataConfig(Section):
@@ -207,7 +213,10 @@ class OptimConfig(Section):
         0.4, description="weight decay at the end"
     )
     betas: tuple[BelowOne, BelowOne] = Field((0.9, 0.999), description="AdamW moments")
-    clip_grad: Positive = Field(3.0, description="largest global gradient norm")
+    clip_grad: Positive = Field(3.0, description="largest gradient norm")
+    clip_by: Literal["global", "parameter"] = Field(
+        "global", description="whose norm is limited: all gradients', or each parameter's (DINO)"
+    )
     warmup_epochs: Amount = Field(10, description="warm-up, epochs at most")
     warmup_fraction: Fraction = Field(0.1, description="warm-up, share of the steps at most")
     freeze_last_layer_epochs: Amount = Field(1, description="prototypes frozen, epochs at most")

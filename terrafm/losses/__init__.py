@@ -1,6 +1,7 @@
-"""The objective: teacher-student cross-entropy with dual centering."""
+"""The objective: teacher-student cross-entropy with dual centering, and what may join it."""
 
 from terrafm.losses.centering import DualCentering as DualCentering
 from terrafm.losses.dino import DINOLoss as DINOLoss
+from terrafm.losses.koleo import koleo_loss as koleo_loss
 
-__all__ = ["DINOLoss", "DualCentering"]
+__all__ = ["DINOLoss", "DualCentering", "koleo_loss"]

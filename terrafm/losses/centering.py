@@ -1,10 +1,13 @@
 """Dual centering of teacher logits: one center of all samples, one of the frequent classes."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from terrafm.losses.prototype_use import PrototypeUse
+from terrafm.losses.sinkhorn import sinkhorn_center
 
 
 class DualCentering(nn.Module):
@@ -51,10 +54,42 @@ class DualCentering(nn.Module):
         self.use = PrototypeUse(num_prototypes)
         self._pending: Tensor | None = None
 
-    def centered(self, teacher_logits: Tensor) -> Tensor:
-        """Teacher logits (..., K) minus both centers, float32."""
-        shift = self.alpha * self.center + (1 - self.alpha) * self.center_high_frequency
-        return teacher_logits.float() - shift
+    def centered(self, teacher_logits: Tensor, center: Tensor | None = None) -> Tensor:
+        """Teacher logits (..., K) minus a center (K,), by default both of dual centering."""
+        if center is None:
+            center = self.alpha * self.center + (1 - self.alpha) * self.center_high_frequency
+        return teacher_logits.float() - center
+
+    @torch.no_grad()
+    def batch_center(
+        self,
+        teacher_logits: Sequence[Tensor],
+        teacher_temp: float,
+        high_frequency: Sequence[Tensor | None],
+        sample_weight: Sequence[Tensor | None],
+    ) -> Tensor:
+        """What Sinkhorn-Knopp subtracts in place of both centers, (K,), from this batch alone.
+
+        A shift of a prototype's logits that is the same for all samples cancels in
+        Sinkhorn-Knopp, so that c and c_h would have no effect there. What dual centering means
+        is kept in the samples' masses: each has the weight with which it enters
+        alpha * c + (1 - alpha) * c_h, that is alpha / N, and (1 - alpha) / N_h more where its
+        class is a high-frequency one. alpha = 1, or a global batch without such a sample, is
+        DINOv2's Sinkhorn-Knopp.
+
+        Collective where torch.distributed is in use. Each argument has one entry for each of
+        this rank's micro-batches, as in `accumulate`.
+        """
+        weights = [
+            self._weights(*each)
+            for each in zip(teacher_logits, high_frequency, sample_weight, strict=True)
+        ]
+        counts = torch.stack([w.sum(1) for w in weights]).sum(0)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+        alpha = torch.where(counts[1] > 0, self.alpha, 1.0)
+        shares = torch.stack([alpha, 1 - alpha]) / counts.clamp(min=torch.finfo(counts.dtype).tiny)
+        return sinkhorn_center(teacher_logits, teacher_temp, [shares @ w for w in weights])
 
     @torch.no_grad()
     def accumulate(

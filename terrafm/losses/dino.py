@@ -1,5 +1,7 @@
 """Self-distillation: cross-entropy between the teacher's and the student's distributions."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,8 @@ class DINOLoss(DualCentering):
         alpha: weight of the global center; 1 is DINO.
         center_momentum: EMA momentum of both centers.
         high_frequency_momentum: EMA momentum of c_h, where it is another.
+        centering: "ema" subtracts the two centers; "sinkhorn" what `batch_center` finds in the
+            batch itself. The centers are followed either way.
     """
 
     def __init__(
@@ -29,11 +33,13 @@ class DINOLoss(DualCentering):
         alpha: float = 0.8,
         center_momentum: float = 0.9,
         high_frequency_momentum: float | None = None,
+        centering: Literal["ema", "sinkhorn"] = "ema",
     ) -> None:
         super().__init__(num_prototypes, alpha, center_momentum, high_frequency_momentum)
         if student_temp <= 0:
             raise ValueError("student_temp must be above 0")
         self.student_temp = student_temp
+        self.centering = centering
 
     def forward(
         self,
@@ -62,7 +68,14 @@ class DINOLoss(DualCentering):
         Raises:
             ValueError: shapes that do not fit, or no pair of different views.
         """
-        loss, _, _, teacher = self.per_sample(student_logits, teacher_logits, teacher_temp)
+        center = None
+        if self.centering == "sinkhorn":
+            center = self.batch_center(
+                [teacher_logits], teacher_temp, [high_frequency], [sample_weight]
+            )
+        loss, _, _, teacher = self.per_sample(
+            student_logits, teacher_logits, teacher_temp, center
+        )
         if update_centers:
             pending, self._pending = self._pending, None
             self.accumulate(teacher_logits, high_frequency, sample_weight, teacher)
@@ -76,7 +89,11 @@ class DINOLoss(DualCentering):
         return (weight * loss).sum() / weight.sum()
 
     def per_sample(
-        self, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        teacher_temp: float,
+        center: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Loss and entropies of every sample; the centers are used and not changed.
 
@@ -84,6 +101,7 @@ class DINOLoss(DualCentering):
             student_logits: (V, B, K), global views first.
             teacher_logits: (G, B, K).
             teacher_temp: teacher temperature.
+            center: (K,) subtracted from the teacher's logits; by default that of dual centering.
 
         Returns:
             Loss (B,), differentiable in the student; entropy of the teacher's distribution,
@@ -96,7 +114,7 @@ class DINOLoss(DualCentering):
         self._check_shapes(student_logits, teacher_logits)
         with torch.autocast(student_logits.device.type, enabled=False):
             with torch.no_grad():
-                log_q = (self.centered(teacher_logits) / teacher_temp).log_softmax(-1)
+                log_q = (self.centered(teacher_logits, center) / teacher_temp).log_softmax(-1)
                 q = log_q.exp()
                 teacher_entropy = -(q * log_q).sum(-1).mean(0)
             loss, student_entropy = pairwise_cross_entropy(

@@ -63,7 +63,7 @@ class Engine(ABC):
         self.student = student
 
     @abstractmethod
-    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+    def forward(self, *inputs: Any, **options: Any) -> Any:
         """The student's output, under the configured precision."""
 
     @abstractmethod
@@ -104,10 +104,9 @@ class PlainEngine(Engine):
         create_moments(optimizer, iter(optimizer.parameters()))
 
     @override
-    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+    def forward(self, *inputs: Any, **options: Any) -> Any:
         with self._autocast:
-            output: Tensor = self.student(*inputs, **options)
-        return output
+            return self.student(*inputs, **options)
 
     @override
     def backward(self, loss: Tensor) -> None:

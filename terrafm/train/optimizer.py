@@ -1,7 +1,7 @@
 """AdamW with a finite check and clipping, and its parameter groups."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +26,29 @@ def reduce_bucket(parameters: int) -> int:
 
 
 class GuardedAdamW(torch.optim.AdamW):
-    """AdamW that clips by the global gradient norm and skips a step that is not finite.
+    """AdamW that clips gradients and skips a step that is not finite.
+
+    Args:
+        clip_grad: largest norm, of all gradients together ("global") or of each parameter's
+            ("parameter", as DINO does it: one large gradient leaves the others alone).
+        clip_by: which of both.
 
     Attributes:
         overflow: whether the last step was skipped; DeepSpeed reads it under this name.
         grad_norm: global gradient norm of the last step, before clipping.
     """
 
-    def __init__(self, params: Any, *, clip_grad: float, **options: Any) -> None:
+    def __init__(
+        self,
+        params: Any,
+        *,
+        clip_grad: float,
+        clip_by: Literal["global", "parameter"] = "global",
+        **options: Any,
+    ) -> None:
         super().__init__(params, **options)
         self._clip_grad = clip_grad
+        self._clip_by = clip_by
         self.overflow = False
         self.grad_norm = 0.0
 
@@ -49,7 +62,11 @@ class GuardedAdamW(torch.optim.AdamW):
         self.overflow = not bool(torch.isfinite(norm))
         if self.overflow:
             return
-        torch.nn.utils.clip_grads_with_norm_(self.parameters(), self._clip_grad, norm)
+        if self._clip_by == "global":
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), self._clip_grad, norm)
+        else:
+            for parameter in self.parameters():
+                torch.nn.utils.clip_grad_norm_(parameter, self._clip_grad)
         super().step()
 
     def parameters(self) -> list[Tensor]:
@@ -91,7 +108,7 @@ def build_optimizer(
     """AdamW over the groups; `guarded` where no ZeRO optimizer clips and checks by itself."""
     options: dict[str, Any] = {"lr": 0.0, "betas": config.betas, "fused": fused}
     if guarded:
-        return GuardedAdamW(groups, clip_grad=config.clip_grad, **options)
+        return GuardedAdamW(groups, clip_grad=config.clip_grad, clip_by=config.clip_by, **options)
     return torch.optim.AdamW(groups, **options)
 
 

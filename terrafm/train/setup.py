@@ -182,6 +182,7 @@ class TrainingSetup:
             global_batch=self.config.train.global_batch,
             precision=self.config.train.precision,
             device=device,
+            koleo_weight=self.config.loss.koleo_weight,
         )
 
     def plain_distillation(self, device: str = "cpu") -> SelfDistillation:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from terrafm.config import Config
 from terrafm.data.samples.batch import Batch, Crops, HostBatch, normalise
-from terrafm.losses import DINOLoss
+from terrafm.losses import DINOLoss, koleo_loss
 from terrafm.models.dino_head import DINOHead
 from terrafm.models.encoder import build_encoder
 from terrafm.train.collapse import FeatureSample
@@ -59,10 +59,14 @@ class Network(nn.Module):
             bottleneck_dim=config.head.bottleneck_dim,
         )
 
-    def forward(self, views: list[Views], freeze_prototypes: bool = False) -> Tensor:
-        """Logits of all images, crop sizes one after another: (sum of sizes, K) float32."""
-        logits: Tensor = self.head(self.embed(views), freeze_prototypes=freeze_prototypes)
-        return logits
+    def forward(self, views: list[Views], freeze_prototypes: bool = False) -> tuple[Tensor, Tensor]:
+        """All images, crop sizes one after another.
+
+        Returns:
+            Logits (sum of sizes, K) float32, and CLS tokens (sum of sizes, D).
+        """
+        features = self.embed(views)
+        return self.head(features, freeze_prototypes=freeze_prototypes), features
 
     def embed(self, views: list[Views]) -> Tensor:
         """CLS tokens of all images, in the same order: (sum of sizes, D)."""
@@ -76,23 +80,42 @@ class StepStatistics:
     """Sums over one step's samples; divide by `samples` for means.
 
     Attributes:
-        sums: (4,) float64: loss, teacher entropy, student entropy (nats), samples.
+        sums: (5,) float64: loss, teacher entropy, student entropy (nats), KoLeo, samples.
         losses: (B,) loss of each row, one tensor for each micro-batch; never summed over ranks.
+        has_koleo: whether KoLeo is part of the objective.
     """
 
     sums: Tensor
     losses: list[Tensor] = field(default_factory=list)
+    has_koleo: bool = False
 
     def means(self) -> dict[str, float]:
-        """Loss and entropies as means over the samples; empty where every sample was left out."""
-        loss, teacher, student, samples = self.sums.tolist()
+        """Means over the samples, KoLeo where it is on; empty where every sample was left out."""
+        loss, teacher, student, koleo_term, samples = self.sums.tolist()
         if not samples:
             return {}
         return {
             "loss": loss / samples,
             "teacher_entropy": teacher / samples,
             "student_entropy": student / samples,
+            **({"koleo": koleo_term / samples} if self.has_koleo else {}),
         }
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A micro-batch on the device, with normalised pixels of its crop sizes, global first."""
+
+    batch: Batch
+    crops: list[tuple[Crops, dict[str, Tensor]]]
+
+    @property
+    def weight(self) -> Tensor:
+        return self.batch.sample_weight
+
+    @property
+    def rows(self) -> int:
+        return len(self.weight)
 
 
 class SelfDistillation:
@@ -106,6 +129,8 @@ class SelfDistillation:
         global_batch: samples of one step over all ranks.
         precision: "float32" or "bf16", for the teacher's forward pass.
         device: where the step runs.
+        koleo_weight: of KoLeo on the CLS tokens of the student's global crops, summed over the
+            crops. A row's neighbour is sought in its own micro-batch and rank, as DINOv2 does.
 
     Attributes:
         teacher_features: the newest CLS tokens of the teacher, of each tile's first global crop.
@@ -121,6 +146,7 @@ class SelfDistillation:
         global_batch: int,
         precision: str,
         device: torch.device,
+        koleo_weight: float = 0.0,
     ) -> None:
         self.engine = engine
         self.teacher = teacher.eval().requires_grad_(False)
@@ -133,6 +159,7 @@ class SelfDistillation:
             "enabled": precision == "bf16",
         }
         self._device = device
+        self._koleo_weight = koleo_weight
         self.teacher_features = FeatureSample()
 
     def forward_backward(
@@ -151,13 +178,24 @@ class SelfDistillation:
         Returns:
             This rank's sums and losses, still on the device.
         """
-        sums = torch.zeros(4, dtype=torch.float64, device=self._device)
+        sums = torch.zeros(5, dtype=torch.float64, device=self._device)
         losses = []
-        for batch in batches:
-            terms, loss = self._micro_batch(batch, settings, phases)
+        taught: Iterable[tuple[HostBatch, Tensor | None]] = ((b, None) for b in batches)
+        center = None
+        if self.criterion.centering == "sinkhorn":
+            # A target depends on the whole batch: the teacher sees all of it before the student
+            # sees any. Crops are prepared twice, for keeping them takes more than the logits.
+            batches = list(batches)
+            logits, center = self._batch_center(batches, settings.teacher_temp, phases)
+            taught = zip(batches, logits, strict=True)
+        for host_batch, teacher_logits in taught:
+            prepared = self._prepare(host_batch, phases)
+            if teacher_logits is None:
+                teacher_logits = self._teach(prepared, phases)
+            terms, loss = self._learn(prepared, teacher_logits, center, settings, phases)
             sums += terms
             losses.append(loss)
-        return StepStatistics(sums, losses)
+        return StepStatistics(sums, losses, self._koleo_weight > 0)
 
     def finish(self, settings: StepSettings, phases: Phases = untimed) -> tuple[bool, float]:
         """Optimizer, teacher and centers; none of them where a loss or gradient is not finite.
@@ -175,43 +213,75 @@ class SelfDistillation:
                 self.criterion.discard_pending()
         return outcome.applied, outcome.grad_norm
 
-    def _micro_batch(
-        self, host_batch: HostBatch, settings: StepSettings, phases: Phases
-    ) -> tuple[Tensor, Tensor]:
-        """The micro-batch's part of `StepStatistics`: sums (4,) and losses (B,)."""
+    def _batch_center(
+        self, batches: list[HostBatch], teacher_temp: float, phases: Phases
+    ) -> tuple[list[Tensor], Tensor]:
+        """Teacher logits of this rank's micro-batches, and the center of the global batch."""
+        logits, high_frequency, weights = [], [], []
+        for batch in batches:
+            prepared = self._prepare(batch, phases, global_crops_only=True)
+            logits.append(self._teach(prepared, phases))
+            high_frequency.append(prepared.batch.high_frequency)
+            weights.append(prepared.weight)
+        with phases("teacher"):
+            center = self.criterion.batch_center(logits, teacher_temp, high_frequency, weights)
+        return logits, center
+
+    def _prepare(
+        self, host_batch: HostBatch, phases: Phases, global_crops_only: bool = False
+    ) -> _Prepared:
         with phases("prepare"):
             batch = host_batch.to(self._device)
-            pixels = [(crops, self._normalise(crops)) for crops in _crop_sizes(batch)]
-        rows, weight = len(batch.sample_weight), batch.sample_weight
+            sizes = _crop_sizes(batch)[: 1 if global_crops_only else None]
+            return _Prepared(batch, [(crops, self._normalise(crops)) for crops in sizes])
+
+    def _teach(self, prepared: _Prepared, phases: Phases) -> Tensor:
+        """The teacher's logits of the global crops, (G, B, K)."""
         with phases("teacher"), torch.no_grad(), torch.autocast(**self._autocast):
-            crops, normalised = pixels[0]
+            crops, normalised = prepared.crops[0]
             assert crops.teacher is not None
             features = self.teacher.embed([_views(crops, normalised, crops.teacher)])
-            self.teacher_features.add(features[:rows])
-            teacher_logits = _per_view(self.teacher.head(features), rows)
+            self.teacher_features.add(features[: prepared.rows])
+            return _per_view(self.teacher.head(features), prepared.rows)
+
+    def _learn(
+        self,
+        prepared: _Prepared,
+        teacher_logits: Tensor,
+        center: Tensor | None,
+        settings: StepSettings,
+        phases: Phases,
+    ) -> tuple[Tensor, Tensor]:
+        """The micro-batch's part of `StepStatistics`: sums (5,) and losses (B,)."""
+        batch, rows, weight = prepared.batch, prepared.rows, prepared.weight
         with phases("forward"):
             keys = batch.drop_path_key.flatten()
             student_views = []
-            for crops, normalised in pixels:
+            for crops, normalised in prepared.crops:
                 views = _views(crops, normalised, crops.student)
                 views.drop_path_key, keys = keys[: crops.size], keys[crops.size :]
                 student_views.append(views)
-            student_logits = self.engine.forward(
+            student_logits, features = self.engine.forward(
                 student_views, freeze_prototypes=settings.freeze_prototypes
             )
             with torch.autocast(self._device.type, enabled=False):
                 loss, teacher_entropy, student_entropy, q = self.criterion.per_sample(
-                    _per_view(student_logits, rows), teacher_logits, settings.teacher_temp
+                    _per_view(student_logits, rows), teacher_logits, settings.teacher_temp, center
                 )
-                share = (loss * weight).sum() / self._global_batch
+                objective, spread = loss, torch.zeros_like(loss)
+                if self._koleo_weight:
+                    global_crops = _per_view(features, rows)[: len(teacher_logits)]
+                    spread = torch.stack([koleo_loss(crop, weight) for crop in global_crops]).sum(0)
+                    objective = loss + self._koleo_weight * spread
+                share = (objective * weight).sum() / self._global_batch
                 # 1, or NaN: then every gradient is NaN, and the check of the gradients, which
                 # all ranks share, is one of the losses too. No device is waited for.
                 share = share * (1 + 0 * share.detach())
         with phases("backward"), torch.autocast(self._device.type, enabled=False):
             self.engine.backward(share)
         self.criterion.accumulate(teacher_logits, batch.high_frequency, weight, q)
-        loss = loss.detach()
-        terms = torch.stack([loss, teacher_entropy, student_entropy, torch.ones_like(loss)])
+        loss, one = loss.detach(), torch.ones_like(weight)
+        terms = torch.stack([loss, teacher_entropy, student_entropy, spread.detach(), one])
         return (terms.double() * weight).sum(dim=1), loss
 
     def _normalise(self, crops: Crops) -> dict[str, Tensor]:
@@ -247,6 +317,7 @@ def build_criterion(config: Config, has_high_frequency: bool) -> DINOLoss:
         alpha=config.loss.alpha if has_high_frequency else 1.0,
         center_momentum=config.loss.center_momentum,
         high_frequency_momentum=config.loss.high_frequency_center_momentum,
+        centering=config.loss.centering,
     )
 
 

@@ -54,20 +54,20 @@ def zero_config(
     precision: str,
     micro_rows: int,
     n_micro: int,
-    clip_grad: float,
+    clip_grad: float | None,
     parameters: int,
 ) -> dict[str, Any]:
     """DeepSpeed's configuration for one worker's layout.
 
     Parameters stay float32 and compute runs under bfloat16 autocast: nearer to float32 than
     DeepSpeed's own bf16 mode. Clipping and overflow checks are explicit because their defaults
-    changed between releases.
+    changed between releases. `clip_grad` is the largest global norm, None where it is not limited.
     """
     return {
         "train_micro_batch_size_per_gpu": micro_rows,
         "gradient_accumulation_steps": n_micro,
         # Stage 0 has no ZeRO optimizer: GuardedAdamW checks and clips there.
-        "gradient_clipping": clip_grad if stage else 0.0,
+        "gradient_clipping": clip_grad if stage and clip_grad else 0.0,
         "zero_optimization": {
             "stage": stage,
             "overlap_comm": False,
@@ -115,6 +115,7 @@ class ZeroEngine(Engine):
         super().__init__(student)
         self.stage = stage
         self._n_micro = n_micro
+        clip_each = config.clip_by == "parameter"
         fused = next(student.parameters()).is_cuda
         client = build_optimizer(parameter_groups(student), config, guarded=stage == 0, fused=fused)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -126,10 +127,11 @@ class ZeroEngine(Engine):
                 precision=precision,
                 micro_rows=micro_rows,
                 n_micro=n_micro,
-                clip_grad=config.clip_grad,
+                clip_grad=None if clip_each else config.clip_grad,
                 parameters=sum(p.numel() for p in student.parameters()),
             ),
         )
+        self._clip_each = config.clip_grad if clip_each and stage else None
         self._client = client
         self._world_size = torch.distributed.get_world_size()
         self._rank = torch.distributed.get_rank()
@@ -140,9 +142,8 @@ class ZeroEngine(Engine):
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
     @override
-    def forward(self, *inputs: Any, **options: Any) -> Tensor:
-        output: Tensor = self._engine(*inputs, **options)
-        return output
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        return self._engine(*inputs, **options)
 
     @override
     def backward(self, loss: Tensor) -> None:
@@ -154,12 +155,13 @@ class ZeroEngine(Engine):
     @override
     def step(self, settings: StepSettings) -> StepOutcome:
         write_settings(self._engine.optimizer.param_groups, settings)
+        unclipped = None if self._clip_each is None else self._clip_parameters(self._clip_each)
         self._engine.step()
         if settings.freeze_prototypes:
             reset_step_count(self._client, list(self._updated_tensors("prototypes")))
         if isinstance(self._client, GuardedAdamW):
             return StepOutcome(not self._client.overflow, self._client.grad_norm)
-        norm = self._engine.get_global_grad_norm()
+        norm = self._engine.get_global_grad_norm() if unclipped is None else unclipped
         norm = math.nan if norm is None else float(norm)
         return StepOutcome(bool(self._engine.was_step_applied()) and math.isfinite(norm), norm)
 
@@ -212,6 +214,37 @@ class ZeroEngine(Engine):
         part = value.flatten()[start : start + shard.numel()]
         shard.zero_()
         shard[: part.numel()].copy_(part)
+
+    @torch.no_grad()
+    def _clip_parameters(self, largest: float) -> float:
+        """Limits the norm of each parameter's gradient, of which a rank has a part; collective.
+
+        Returns:
+            The global norm before.
+        """
+        parts = list(self._gradient_parts())
+        squares = torch.stack([part.float().square().sum() for part in parts])
+        torch.distributed.all_reduce(squares)
+        # As PyTorch's own clipping does it. A norm that is not finite makes its gradient NaN.
+        factors = (largest / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+        for part, factor in zip(parts, factors, strict=True):
+            part.mul_(factor)
+        return math.sqrt(float(squares.sum()))
+
+    def _gradient_parts(self) -> Iterator[Tensor]:
+        """This rank's part of each parameter's reduced gradient, without padding."""
+        for parameter in self.student.parameters():
+            if self.stage == 3:
+                shard, _ = self._optimizer._get_fp32_grad_state_partition(
+                    parameter, release_swap_buffers=False
+                )
+                left = parameter.ds_numel - self._rank * shard.numel()  # type: ignore[attr-defined]
+                yield shard[: max(left, 0)]
+            elif (mapping := parameter._hp_mapping) is None:  # type: ignore[attr-defined]
+                yield parameter.new_zeros(0)
+            else:
+                index = parameter._index_in_param_group  # type: ignore[attr-defined]
+                yield mapping.get_lp_grad_fragment(index)
 
     def _updated_tensors(self, group: str | None = None) -> Iterator[Tensor]:
         """The tensors that AdamW updates: parameters at stage 0, flat shards above."""

@@ -73,16 +73,19 @@ def test_padding_rows_weigh_nothing(batch):
     torch.testing.assert_close(padded.center_high_frequency, plain.center_high_frequency)
 
 
-def test_two_processes_equal_one_at_the_same_global_batch(batch, tmp_path):
+@pytest.mark.parametrize("centering", ["ema", "sinkhorn"])
+def test_two_processes_equal_one_at_the_same_global_batch(batch, tmp_path, centering):
     np.savez(tmp_path / "batch.npz", **{k: v.numpy() for k, v in batch.items()})
     script = Path(__file__).with_name("two_ranks.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ranks = [
-        subprocess.Popen([sys.executable, str(script), str(tmp_path), str(r)], env=environment)
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path), str(r), centering], env=environment
+        )
         for r in range(2)
     ]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    alone = DINOLoss(PROTOTYPES)
+    alone = DINOLoss(PROTOTYPES, centering=centering)
     losses = [
         alone(batch["student"], batch["teacher"], 0.04, batch["high"]).item() for _ in range(3)
     ]

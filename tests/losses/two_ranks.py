@@ -1,4 +1,4 @@
-"""One of two gloo ranks, each with half of the batch: python two_ranks.py FOLDER RANK."""
+"""One of two gloo ranks, each with half of the batch: python two_ranks.py FOLDER RANK CENTERING."""
 
 import sys
 from pathlib import Path
@@ -10,14 +10,14 @@ import torch.distributed as dist
 from terrafm.losses import DINOLoss
 
 
-def main(folder: Path, rank: int) -> None:
+def main(folder: Path, rank: int, centering: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
     batch = {name: torch.from_numpy(v) for name, v in np.load(folder / "batch.npz").items()}
     student, teacher = (batch[n].chunk(2, dim=1)[rank] for n in ("student", "teacher"))
     high = batch["high"].chunk(2)[rank]
-    criterion = DINOLoss(student.shape[-1])
+    criterion = DINOLoss(student.shape[-1], centering=centering)
     losses = [criterion(student, teacher, 0.04, high).item()]
     for _ in range(2):
         losses.append(criterion(student, teacher, 0.04, high, update_centers=False).item())
@@ -33,4 +33,4 @@ def main(folder: Path, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

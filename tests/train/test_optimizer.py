@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -79,6 +81,28 @@ def test_clipping_and_update_agree_with_pytorch():
         assert guarded.grad_norm == pytest.approx(float(norm), rel=1e-6)
         assert not guarded.overflow
     torch.testing.assert_close(ours.weight, theirs.weight)
+
+
+def test_clipping_by_parameter_is_dinos():
+    """Each gradient on its own, in float64: g * min(1, clip / (|g| + 1e-6))."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(4, 3)
+    gradients = {"weight": 10 * torch.randn(3, 4), "bias": 1e-3 * torch.randn(3)}
+    optimizer = build_optimizer(
+        [{"params": list(layer.parameters())}],
+        OptimConfig(clip_grad=0.5, clip_by="parameter"),
+        guarded=True,
+        fused=False,
+    )
+    for name, parameter in layer.named_parameters():
+        parameter.grad = gradients[name].clone()
+    optimizer.step()
+    for name, parameter in layer.named_parameters():
+        gradient = gradients[name].double()
+        expected = gradient * min(1.0, 0.5 / (float(gradient.norm()) + 1e-6))
+        torch.testing.assert_close(parameter.grad.double(), expected, rtol=1e-6, atol=1e-9)
+    total = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
+    assert optimizer.grad_norm == pytest.approx(total, rel=1e-6)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

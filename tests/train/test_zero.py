@@ -30,11 +30,13 @@ def reference():
     """The same six steps with plain PyTorch in one process."""
     ranks = load_script()
     results = {}
-    for name, poison_at in (("straight", None), ("poisoned", 4)):
+    cases = {"straight": (None, "global")}
+    cases |= {n: (ranks.poisoned_step(n), by) for n, by in ranks.MORE_CASES.items()}
+    for name, (poison_at, clip_by) in cases.items():
         student, teacher = ranks.network(), ranks.network().requires_grad_(False)
         engine = PlainEngine(
             student,
-            OptimConfig(clip_grad=0.5),
+            OptimConfig(clip_grad=0.5, clip_by=clip_by),
             precision="float32",
             device=torch.device("cpu"),
         )
@@ -88,14 +90,22 @@ def test_resuming_at_another_stage_goes_on_the_same_way(results, reference, stag
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_nan_on_one_rank_changes_nothing_on_any(results, reference, stage):
-    poisoned = results[f"poisoned_{stage}"]
+@pytest.mark.parametrize("case", ["poisoned", "clipped_poisoned"])
+def test_nan_on_one_rank_changes_nothing_on_any(results, reference, case, stage):
+    poisoned = results[f"{case}_{stage}"]
     assert poisoned["norms"][4] == -1.0
-    assert_close(poisoned, reference["poisoned"])
+    assert_close(poisoned, reference[case])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_clips_single_parameters_like_plain_pytorch(results, reference, stage):
+    assert_close(results[f"clipped_{stage}"], reference["clipped"])
 
 
 def test_gradients_were_clipped_in_some_step(reference):
     assert max(reference["straight"]["norms"]) > 0.5
+    apart = reference["clipped"]["student"] - reference["straight"]["student"]
+    assert float(apart.abs().max()) > 1e-3
 
 
 def test_frozen_prototypes_keep_no_trace_of_the_frozen_steps():

@@ -16,6 +16,8 @@ from terrafm.train.zero import ZeroEngine
 
 STEPS, SWITCH, ROWS, MICRO = 6, 3, 12, 2
 STAGES = (0, 1, 2, 3)
+MORE_CASES = {"poisoned": "global", "clipped": "parameter", "clipped_poisoned": "parameter"}
+"""Beside plain training and resuming: by whose norm gradients are clipped."""
 
 
 class Small(nn.Module):
@@ -69,6 +71,10 @@ def train(engine, teacher, start, stop, rank, world_size, poison_at=None):
     return norms
 
 
+def poisoned_step(case):
+    return 4 if case.endswith("poisoned") else None
+
+
 def flat(tensors):
     return torch.cat([t.flatten() for _, t in sorted(tensors.items())])
 
@@ -80,10 +86,10 @@ def main(rank, world_size, rendezvous, output):
     )
     results = {}
 
-    def engine(stage, student):
+    def engine(stage, student, clip_by="global"):
         return ZeroEngine(
             student,
-            OptimConfig(clip_grad=0.5),
+            OptimConfig(clip_grad=0.5, clip_by=clip_by),
             stage=stage,
             precision="float32",
             micro_rows=ROWS // world_size // MICRO,
@@ -117,10 +123,11 @@ def main(rank, world_size, rendezvous, output):
             e.load_optimizer(state.optimizer)
             norms = train(e, teacher, SWITCH, STEPS, rank, world_size)
             note(f"resumed_{origin}_{stage}", e, teacher, norms)
-        student, teacher = network(), network().requires_grad_(False)
-        e = engine(stage, student)
-        norms = train(e, teacher, 0, STEPS, rank, world_size, poison_at=4)
-        note(f"poisoned_{stage}", e, teacher, norms)
+        for name, clip_by in MORE_CASES.items():
+            student, teacher = network(), network().requires_grad_(False)
+            e = engine(stage, student, clip_by)
+            norms = train(e, teacher, 0, STEPS, rank, world_size, poisoned_step(name))
+            note(f"{name}_{stage}", e, teacher, norms)
     if rank == 0:
         torch.save(results, output)
     distributed.destroy_process_group()
