@@ -348,6 +348,9 @@ class IngestConfig(Section):
     require_modalities: Modalities = Field(
         tuple(MODALITIES), description="modalities whose absence is a fault of the tile"
     )
+    allow_missing_bands: Modalities = Field(
+        (), description="modalities whose products may lack bands; those are stored as nodata"
+    )
     max_bad_fraction: Fraction = Field(0.5, description="share of bad tiles that fails the job")
     max_nodata: Fraction = Field(0.5, description="largest share of nodata pixels in a tile")
     ocean_drop: Fraction | None = Field(

@@ -390,6 +390,7 @@ def _make_cutter(
         seed=config.seed,
         worldcover=cover,
         limits=Limits(config.max_gap_days, config.max_cloud_cover),
+        partial=config.allow_missing_bands,
     )
 
 

@@ -32,8 +32,9 @@ def inspect(uri: str, config: Config) -> dict[str, Any]:
         class_counts, class_counts_before_selection, resampled_class_counts,
         high_frequency_classes, legend, statistics (physical units), selection, decisions (offset
         and unit per product), archive (pairing, repeated cells), products_left_out (by limits),
-        max_tiles (what it dropped), climate_counts, region_counts (by block, named), quarantine,
-        worldcover_lacking (tile -> cells), settings, fingerprint, version, bytes.
+        missing_bands (products without one), max_tiles (what it dropped), climate_counts,
+        region_counts (by block, named), quarantine, worldcover_lacking (tile -> cells), settings,
+        fingerprint, version, bytes.
 
     Raises:
         UsageError: there is no readable dataset, or the resampling settings cannot be met.
@@ -67,6 +68,7 @@ def inspect(uri: str, config: Config) -> dict[str, Any]:
         "statistics": dataset.statistics,
         "selection": report.get("selection", {}),
         "products_left_out": report.get("products_left_out", {}),
+        "missing_bands": report.get("missing_bands", {}),
         "max_tiles": report.get("max_tiles", {}),
         "climate_counts": _counts(dataset.climate),
         "region_counts": {
@@ -172,6 +174,9 @@ def _origin(d: dict[str, Any]) -> Table:
     for modality, rules in d["products_left_out"].items():
         lines = [f"{count:,} {_RULES[rule]}" for rule, count in rules.items()]
         table.add_row(f"{modality} left out", "\n".join(lines))
+    for modality, bands in d["missing_bands"].items():
+        lines = [f"{band} in {count:,} products" for band, count in bands.items()]
+        table.add_row(f"{modality} lacks", "\n".join(lines))
     if counts.get("tiles_over_limits"):
         table.add_row("over limits", f"{counts['tiles_over_limits']:,} tiles dropped")
     if most := d["max_tiles"]:

@@ -73,9 +73,7 @@ class DINOLoss(DualCentering):
             center = self.batch_center(
                 [teacher_logits], teacher_temp, [high_frequency], [sample_weight]
             )
-        loss, _, _, teacher = self.per_sample(
-            student_logits, teacher_logits, teacher_temp, center
-        )
+        loss, _, _, teacher = self.per_sample(student_logits, teacher_logits, teacher_temp, center)
         if update_centers:
             pending, self._pending = self._pending, None
             self.accumulate(teacher_logits, high_frequency, sample_weight, teacher)

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from terrafm.modalities import MODALITIES
+
 
 class BadCellError(Exception):
     """A cell, or one modality of it, that cannot be used; it goes to the quarantine list.
@@ -94,7 +96,9 @@ class Product:
     Attributes:
         modality: key of `terrafm.modalities.MODALITIES`.
         bands: band name -> (H_g, W_g) array on the band's own grid: digital numbers or, as floats,
-            reflectance (S2); linear power or dB (S1). All grids share the cell's footprint.
+            reflectance (S2); linear power or dB (S1). All grids share the cell's footprint. At
+            least one band; a product that lacks others is taken where
+            `ingest.allow_missing_bands` allows it.
         gsd: band name -> ground sampling distance, metres.
         nodata: value that marks missing pixels besides NaN and known fill values, or None.
         product_id: name of the product; S2's holds the processing baseline.
@@ -115,6 +119,11 @@ class Product:
     cirrus: NDArray[Any] | None = None
     source: str = ""
     claim: tuple[int, str] | None = None
+
+    @property
+    def missing_bands(self) -> tuple[str, ...]:
+        """Bands of the modality that the product lacks, in model order."""
+        return tuple(b for b in MODALITIES[self.modality].bands if b not in self.bands)
 
 
 @dataclass

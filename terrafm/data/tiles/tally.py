@@ -34,6 +34,7 @@ class Tally:
             quarantined, lost because a required product broke a limit, water-only, dropped as
             water-only, and kept; pixels of the finest grid at the cells' edges that fill no tile.
         left_out: (modality, rule) -> products that broke a limit and were not joined.
+        missing_bands: (modality, band) -> joined products that lack it.
         classes_before: majority class -> tiles seen whose land cover is known.
         codes: all land-cover codes that occur in kept tiles.
         lacking: WorldCover tile -> cells whose land cover it would have told.
@@ -46,6 +47,7 @@ class Tally:
 
     counts: Counter[str] = field(default_factory=Counter)
     left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
+    missing_bands: Counter[tuple[str, str]] = field(default_factory=Counter)
     classes_before: Counter[int] = field(default_factory=Counter)
     codes: set[int] = field(default_factory=set)
     lacking: Counter[str] = field(default_factory=Counter)
@@ -80,6 +82,7 @@ class Tally:
         """Adds another tally; entries of the quarantine list are appended."""
         self.counts.update(other.counts)
         self.left_out.update(other.left_out)
+        self.missing_bands.update(other.missing_bands)
         self.classes_before.update(other.classes_before)
         self.codes |= other.codes
         self.lacking.update(other.lacking)
@@ -121,12 +124,10 @@ class Tally:
             if key in self.margins:
                 found["margin"] = self.margins[key]
             decisions.setdefault(modality, []).append(found)
-        left_out: dict[str, dict[str, int]] = {}
-        for (modality, rule), products in sorted(self.left_out.items()):
-            left_out.setdefault(modality, {})[rule] = products
         return {
             "selection": {name: self.counts[name] for name in _COUNTS},
-            "products_left_out": left_out,
+            "products_left_out": _nested(self.left_out),
+            "missing_bands": _nested(self.missing_bands),
             "class_counts_before_selection": {
                 str(code): count for code, count in sorted(self.classes_before.items())
             },
@@ -146,6 +147,7 @@ class Tally:
         return {
             "counts": dict(sorted(self.counts.items())),
             "left_out": [[*key, count] for key, count in sorted(self.left_out.items())],
+            "missing_bands": [[*key, count] for key, count in sorted(self.missing_bands.items())],
             "classes_before": sorted(self.classes_before.items()),
             "codes": sorted(self.codes),
             "lacking": dict(sorted(self.lacking.items())),
@@ -161,6 +163,10 @@ class Tally:
         return cls(
             counts=Counter(values["counts"]),
             left_out=Counter({(m, rule): count for m, rule, count in values["left_out"]}),
+            # Shards of an ingest that an older version began have none.
+            missing_bands=Counter(
+                {(m, band): count for m, band, count in values.get("missing_bands", [])}
+            ),
             classes_before=Counter({int(c): n for c, n in values["classes_before"]}),
             codes=set(values["codes"]),
             # Entries of older versions have none.
@@ -174,3 +180,10 @@ class Tally:
             },
             quarantine=list(values["quarantine"]),
         )
+
+
+def _nested(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    nested: dict[str, dict[str, int]] = {}
+    for (modality, name), count in sorted(counts.items()):
+        nested.setdefault(modality, {})[name] = count
+    return nested

@@ -41,6 +41,7 @@ class Cutter:
         limits: what products must keep to be joined.
         climate: zones of the tiles' centres, or None.
         survey: what other products of the archive say of those that do not tell their offset.
+        partial: modalities whose products may lack bands, which are nodata then.
     """
 
     tile_size: int
@@ -56,6 +57,7 @@ class Cutter:
     limits: Limits = field(default_factory=Limits)
     climate: ClimateZones | None = None
     survey: Survey = field(default_factory=Survey)
+    partial: tuple[str, ...] = ()
 
     def tiles(self, source: Source, ref: CellRef, tally: Tally) -> Iterator[TileRecord]:
         """Reads a cell and yields its usable tiles; everything else goes into the tally."""
@@ -131,10 +133,15 @@ class Cutter:
             product: as it was read.
             shape: rows and columns of its cell.
         """
+        if product.missing_bands and product.modality not in self.partial:
+            return (
+                f"no {', '.join(product.missing_bands)}; "
+                f"ingest.allow_missing_bands=[{product.modality}] takes it as nodata"
+            )
         for group in self.groups:
             if group.modality != product.modality:
                 continue
-            for band in group.bands:
+            for band in (b for b in group.bands if b in product.bands):
                 rows, columns = product.bands[band].shape
                 wanted = tuple(side * self.gsd // group.gsd for side in shape)
                 if product.gsd[band] != group.gsd or (rows, columns) != wanted:
@@ -198,10 +205,13 @@ class Cutter:
     def _cut(
         self, cell: Cell, cover: NDArray[np.integer[Any]], places: "_Places", tally: Tally
     ) -> Iterator[TileRecord]:
+        for name, product in cell.products.items():
+            for band in product.missing_bands:
+                tally.missing_bands[name, band] += 1
         decisions = decide(cell.products, self.survey, cell.cell_id)
         for name, decision in decisions.items():
             tally.decide(name, decision)
-        stored = self._stored(cell.products, decisions)
+        stored = self._stored(cell, decisions)
         notes = _notes(cell.products, decisions)
         size = self.tile_size
         rows, columns = (side // size for side in cell.shape)
@@ -278,20 +288,21 @@ class Cutter:
             climate = zones.reshape(rows.shape)
         return _Places(latitude, longitude, climate)
 
-    def _stored(
-        self, products: dict[str, Product], decisions: dict[str, Decision]
-    ) -> dict[CellGroup, NDArray[Any]]:
+    def _stored(self, cell: Cell, decisions: dict[str, Decision]) -> dict[CellGroup, NDArray[Any]]:
         """The whole cell's pixels as storage integers, (bands, H, W) for each group."""
         stored = {}
         for group in self.groups:
-            if group.modality in products:
-                product, decision = products[group.modality], decisions[group.modality]
-                stored[group] = np.stack(
-                    [
-                        to_storage(product.bands[band], group.modality, product.nodata, decision)
-                        for band in group.bands
-                    ]
-                )
+            if group.modality in cell.products:
+                product, decision = cell.products[group.modality], decisions[group.modality]
+                sensor = MODALITIES[group.modality]
+                shape = [side * cell.gsd // group.gsd for side in cell.shape]
+                pixels = np.full((len(group.bands), *shape), sensor.nodata, sensor.dtype)
+                for number, band in enumerate(group.bands):
+                    if band in product.bands:
+                        pixels[number] = to_storage(
+                            product.bands[band], group.modality, product.nodata, decision
+                        )
+                stored[group] = pixels
         return stored
 
     def _arrays(
@@ -310,7 +321,7 @@ class Cutter:
         }
         usable = set(cell.products)
         for modality in sorted(cell.products):
-            band, share = _worst_band(arrays, modality)
+            band, share = _worst_band(arrays, cell.products[modality])
             if share > self.max_nodata:
                 fatal = modality in self.required
                 why = f"{share:.0%} of {band} is without a measurement (nodata, NaN or zero)"
@@ -370,13 +381,15 @@ def _window(pixels: NDArray[Any], row: int, column: int, height: int, width: int
     return pixels[..., row * height : (row + 1) * height, column * width : (column + 1) * width]
 
 
-def _worst_band(arrays: dict[CellGroup, NDArray[Any]], modality: str) -> tuple[str, float]:
+def _worst_band(arrays: dict[CellGroup, NDArray[Any]], product: Product) -> tuple[str, float]:
+    modality = product.modality
     nodata = MODALITIES[modality].nodata
     shares = {
         band: float(np.mean(pixels == nodata))
         for group, stack in arrays.items()
         if group.modality == modality
         for band, pixels in zip(group.bands, stack, strict=True)
+        if band in product.bands
     }
     worst = max(shares, key=lambda band: shares[band])
     return worst, shares[worst]
@@ -396,6 +409,8 @@ def _notes(
             "offset_reason": decisions[name].reason,
             "input_unit": decisions[name].unit,
         }
+        if product.missing_bands:
+            notes[name]["missing_bands"] = list(product.missing_bands)
         if product.cloud_cover is not None:
             notes[name]["cloud_cover"] = product.cloud_cover
         if name in gaps:
