@@ -168,7 +168,7 @@ class Stored:
             measured; else floats, NaN there.
 
         Raises:
-            PixelError: only some of the bands have a scale tag.
+            PixelError: only some of the bands have a scale tag, or one is 0 or not finite.
         """
         at = list(range(len(self.pixels)) if take is None else take)
         header = self.header
@@ -176,6 +176,10 @@ class Stored:
         for band, number in enumerate(at):
             missing[band] |= is_missing(stored[band], header.nodata[number])
         tags = [(header.scales[number], header.offsets[number]) for number in at]
+        if not np.isfinite(tags).all() or not all(scale for scale, _ in tags):
+            scale, offset = header.scales[at[0]], header.offsets[at[0]]
+            raise PixelError(where, f"its tags say scale {scale:g} and offset {offset:g}: correct "
+                             "them with gdal_edit.py -scale, -offset")  # fmt: skip
         plain = (1.0, 0.0)
         if plain in tags and len(set(tags)) > 1:
             raise PixelError(where, "some of its bands have a scale tag and others have none")

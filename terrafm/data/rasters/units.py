@@ -169,7 +169,9 @@ def _optical_unit(
                 "applied twice?",
             )
         return "reflectance"
-    if high <= _BYTE and usual != "DN":
+    # A dark place of an archive of digital numbers is in whole numbers, as percent are not.
+    whole = not floats or bool((values == np.rint(values)).all())
+    if high <= _BYTE and not (usual == "DN" and whole):
         raise PixelError(
             where,
             f"values up to about {high:.4g} look like percent or an 8-bit picture, not like "

@@ -224,12 +224,10 @@ def _product(modality: str, raster: Raster, where: str) -> Product:
         )
     except PixelError as fault:
         raise BadCellError(fault.where, fault.why) from None
-    if match.missing:
-        raise BadCellError(where, f"it has no band {', '.join(match.missing)}")
     return Product(
         modality=modality,
-        bands=dict(zip(expected, measured[list(match.take)], strict=True)),
-        gsd=dict.fromkeys(expected, raster.grid.gsd),
+        bands={expected[c]: measured[at] for c, at in zip(match.channels, match.take, strict=True)},
+        gsd={expected[channel]: raster.grid.gsd for channel in match.channels},
         product_id=named_product(raster.tags, where.rpartition("/")[2].rpartition(".")[0]),
         time=raster.tags.get("datetime", ""),
         cirrus=None if match.cirrus is None else measured[match.cirrus],
