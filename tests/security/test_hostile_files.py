@@ -7,9 +7,9 @@ import pytest
 import rasterio
 from rasterio.errors import RasterioError
 
-from terrafm.data.rasters.geotiff import open_geotiff, read_whole
+from terrafm.data.rasters.geotiff import OpenGeotiff, open_geotiff, read_whole
 from terrafm.data.sources.base import BadCellError
-from terrafm.data.sources.raster import decode_geotiff
+from terrafm.data.sources.raster import decode_geotiff, read_geotiff
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.eval.feature_cache import read_features
 from terrafm.storage.parquet import parquet_file
@@ -72,6 +72,32 @@ def test_a_geotiff_that_points_at_another_file_is_refused(read, tmp_path):
         assert (opened.read() == 4242).all()
     with pytest.raises((BadCellError, UsageError, RasterioError)):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [read_geotiff, read_whole, OpenGeotiff],
+    ids=["ingest", "evaluate", "embed"],
+)
+@pytest.mark.parametrize("kind", ["VRT", "other size", "damaged"])
+def test_a_mask_beside_a_geotiff_is_its_mask_or_refused(read, kind, tmp_path):
+    profile = {"width": 8, "height": 8, "count": 1, "dtype": "uint8", "crs": "EPSG:32633"}
+    transform = rasterio.Affine(10, 0, 0, 0, -10, 0)
+    path, mask = tmp_path / "image.tif", tmp_path / "image.tif.msk"
+    for name in (path, tmp_path / "private.tif"):
+        with rasterio.open(name, "w", transform=transform, **profile) as file:
+            file.write(np.full((1, 8, 8), 200, np.uint8))
+    if kind == "VRT":
+        mask.write_text(VRT.format(tmp_path / "private.tif").replace("UInt16", "Byte"))
+    elif kind == "other size":
+        with rasterio.open(
+            mask, "w", driver="GTiff", transform=transform, **profile | {"width": 9}
+        ) as file:
+            file.write(np.full((1, 8, 9), 200, np.uint8))
+    else:
+        mask.write_bytes(b"II*\0 and then nothing")
+    with pytest.raises((BadCellError, UsageError, RasterioError, ValueError)):
+        read(str(path))
 
 
 def test_features_are_refused(tmp_path, hostile, proof):
