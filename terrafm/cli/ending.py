@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from terrafm.errors import TerraFMError
+
 TERMINATED = 128 + signal.SIGTERM
 """The exit code that shells give a process which SIGTERM has ended."""
 
@@ -26,13 +28,24 @@ def ends_by_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
+    came = False
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
+    except TerraFMError:
+        # What is said of it: a lease that was lost has interrupted the command.
+        raise
+    except BaseException:
+        if came:
+            # Ray's calls that wait answer with an exit of their own, of code 1.
+            raise TerminatedError from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    raise TerminatedError

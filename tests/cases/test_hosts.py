@@ -588,6 +588,28 @@ def test_sigterm_of_a_command_that_waits_is_one_line(training, dashboard):
     assert errors.splitlines() == ["terrafm: ended by SIGTERM; what is done stays"]
 
 
+@pytest.mark.parametrize("raised", [SystemExit(1), KeyboardInterrupt(), OSError("gone")])
+def test_what_a_library_makes_of_sigterm_does_not_hide_it(raised):
+    """Ray's calls that wait raise another exit in place of ours."""
+    from terrafm.cli.ending import TerminatedError, ends_by_sigterm
+
+    def waiting_call():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(10)
+        except SystemExit:
+            raise raised from None
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TerminatedError) as end, ends_by_sigterm():
+        waiting_call()
+    assert end.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    # And without one it is what it was.
+    with pytest.raises(type(raised)), ends_by_sigterm():
+        raise raised
+
+
 # One name of a place (20)
 
 SAME = {
