@@ -158,10 +158,10 @@ def _optical(patches: dict[str, Patch], shape: tuple[int, int], time: str) -> Pr
     sides = {g: tuple(side * _GSD // g for side in shape) for g in sensor.gsd}
     return Product(
         "s2_l1c",
-        {b: patches[b].pixels[: sides[g][0], : sides[g][1]] for b, g in gsd.items()},
+        {b: patches[b].measured("s2_l1c")[: sides[g][0], : sides[g][1]] for b, g in gsd.items()},
         gsd,
         time=time,
-        cirrus=patches[_CIRRUS].pixels,
+        cirrus=patches[_CIRRUS].measured("s2_l1c"),
     )
 
 
@@ -169,8 +169,9 @@ def _radar(file: str, grid: Patch, shape: tuple[int, int]) -> Product:
     """VV in dB on the grid of a 10 m band, bilinear between the radar's own pixels."""
     patch = read_patch(file)
     power = np.full(shape, np.nan, dtype=np.float32)
+    (nodata,) = patch.stored.header.nodata
     source: NDArray[np.float32] = np.where(
-        patch.pixels == patch.nodata, np.nan, patch.pixels / 100.0
+        patch.pixels == nodata, np.nan, patch.pixels / 100.0
     ).astype(np.float32)
     reproject(
         source,

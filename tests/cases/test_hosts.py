@@ -523,9 +523,9 @@ def test_a_torn_record_of_the_dataset_starts_a_run_that_has_not_trained(
     _write_config(_open_setup(config, small_dataset, output), output)
     write_bytes(f"{output}/dataset.json", content)
     setup = _open_setup(config, small_dataset, output)
-    assert _check_output(setup, output) == 0
+    assert _check_output(setup, output).resumed_from == 0
     write_bytes(f"{output}/config.yaml", content)
-    assert _check_output(_open_setup(config, small_dataset, output), output) == 0
+    assert _check_output(_open_setup(config, small_dataset, output), output).resumed_from == 0
 
 
 def read_back(folder):

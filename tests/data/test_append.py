@@ -151,7 +151,7 @@ def test_an_interrupted_append_is_invisible_and_goes_on(places, tmp_path, monkey
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    for name in ("commit_dataset", "remove"):
+    for name in ("commit_dataset", "remove_staged"):
         with monkeypatch.context() as patch:
             patch.setattr(append_module, name, stop)
             with pytest.raises(KeyboardInterrupt):

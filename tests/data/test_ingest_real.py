@@ -93,8 +93,9 @@ def test_real_major_tom_cell(realdata, tmp_path, major_tom_archive, worldcover_t
     assert names == {"s2_l2a_10m": (534, 534), "s2_l2a_20m": (267, 267), "s2_l2a_60m": (89, 89)}
 
 
-def test_real_ssl4eo_s12(realdata, tmp_path):
-    cover = str(realdata / "worldcover")
+def test_real_ssl4eo_s12(realdata, tmp_path, worldcover_tile):
+    # A tile of nothing but sea.
+    cover = str(worldcover_tile("N30E072"))
     config = IngestConfig(max_gap_days=15, require_modalities=("s2_l2a",), ocean_drop=0.0)
     source = ("ssl4eo-s12", str(realdata / "ssl4eo_s12"))
     out = tmp_path / "out"
@@ -129,7 +130,7 @@ def test_real_ssl4eo_s12(realdata, tmp_path):
     assert report.details["quarantine"]["faults"] == 0
 
 
-def test_real_bigearthnet(realdata, tmp_path):
+def test_real_bigearthnet(realdata, tmp_path, worldcover_tile):
     archive = tmp_path / "archive"
     with pytest.raises(UsageError, match=r"unpack BigEarthNet-S1-Example\.tar\.bz2 first"):
         ingest("bigearthnet", str(realdata / "bigearthnet"), str(tmp_path / "packed"))
@@ -137,7 +138,9 @@ def test_real_bigearthnet(realdata, tmp_path):
         with tarfile.open(packed) as file:
             file.extractall(archive, filter="data")
     out = tmp_path / "out"
-    cover = str(realdata / "worldcover")
+    # Austria, Ireland, Portugal, Finland.
+    for code in ("N48E012", "N51W009", "N39W009", "N60E030"):
+        cover = str(worldcover_tile(code))
     config = IngestConfig(ocean_drop=0.0)
     ingest("bigearthnet", str(archive), str(out), worldcover=cover, tile_size=120, config=config)
     dataset = Dataset.open(out)

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from terrafm.data.tiles.radiometry import decide
 
 from terrafm.config import load_config
+from terrafm.data.rasters.offsets import decide
 from terrafm.data.samples.batch import normalise
 from terrafm.data.sources.base import Cell, CellRef, Product
 from terrafm.data.tiles.tally import Tally
@@ -140,7 +140,7 @@ def test_the_offset_is_decided_from_what_both_levels_have():
     assert decide(both)["s2_l2a"].offset == 1000
     none = ["B8A", "B11", "B12"]
     both["s2_l2a"] = product("s2_l2a", 1300, none)
-    assert decide(both)["s2_l2a"].reason == "dark pixels"
+    assert decide(both)["s2_l2a"].reason == "too bright to tell"
 
 
 def test_counts_add_up_and_those_of_an_older_version_have_none():

@@ -196,7 +196,7 @@ def test_the_untrained_row_is_the_mean_of_its_seeds(images, weights):
     result = compare(images, [weights], options=replace(FAST, protocols=("knn5",)))
     row = result["rows"][1]["protocols"]["knn5"]
     opened = open_set(images)
-    rows = table_rows(opened, FAST.look(opened, [weights]), [weights], (), [])
+    rows = table_rows(opened, FAST.look(opened), [weights], (), [])
     task = Task(opened.labels, 3, opened.groups, None)
     found = [
         float((predict("knn5", r.compute(None), task).predictions == opened.labels).mean())

@@ -51,7 +51,7 @@ def test_every_level_and_every_parameter_matters():
 
 def test_the_maps_are_the_encoders_after_those_blocks(fields, weights):
     images = fields(count=5)
-    look = OPTIONS.look(images, [weights])
+    look = OPTIONS.look(images)
     spectrum, untrained, _ = table_rows(images, look, [weights], (), [], (0,))
     maps = patch_maps(untrained, images, look, levels=4).reshape(5, 4, 96, 4, 4)
     pixels = torch.from_numpy(images.read(2, ())["s2_l2a"][0].pixels)[None]

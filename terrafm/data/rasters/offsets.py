@@ -272,7 +272,7 @@ def _by_pair(product: Product, unit: str, level_1c: Product, decided: Decision) 
     medians = []
     for band in _CLEAR_BANDS:
         if band not in product.bands or band not in level_1c.bands:
-            return None
+            continue
         upper = digital_numbers(level_1c.bands[band], decided.unit)
         lower = digital_numbers(product.bands[band], unit)
         if upper.shape != lower.shape:
@@ -283,6 +283,8 @@ def _by_pair(product: Product, unit: str, level_1c: Product, decided: Decision) 
             return None
         ground = lower[both].astype(np.float64) - upper[both] + decided.offset
         medians.append(np.median(ground))
+    if not medians:
+        return None
     apart = float(np.median(medians))
     offset = OFFSET if apart > OFFSET / 2 else 0
     return _Evidence(offset, "paired with Level-1C", round(abs(apart - OFFSET / 2)))

@@ -35,7 +35,8 @@ _PREFIXES = {"s1": "S1", "s2_l2a": "S2"}
 _SHAPE = (120, 120)
 _GSD = 10
 _PACKED = (".tar", ".tar.gz", ".tar.bz2", ".tar.zst", ".tgz")
-_FOLDER = re.compile(r"(S1[A-D]_IW_GRDH_\w{4}|S2[A-D]_MSIL2A)_\d{8}T\d{6}")
+# Version 1 writes the hours before ten with one digit: S2B_MSIL2A_20170924T93020_69_24.
+_FOLDER = re.compile(r"(S1[A-D]_IW_GRDH_\w{4}|S2[A-D]_MSIL2A)_\d{8}T\d{5,6}")
 _PATCH = re.compile(_FOLDER.pattern + r".*_\d+_\d+$")
 # Version 2 lists its patches under snow and clouds in a file of their own.
 _METADATA = re.compile(r"metadata.*\.parquet$")
