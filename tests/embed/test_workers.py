@@ -13,7 +13,12 @@ from terrafm import ray_parts
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
 from terrafm.errors import TerraFMError
-from terrafm.eval.feature_job import EncoderFeatures, FeatureWorkers, make_features
+from terrafm.eval.feature_job import (
+    EncoderFeatures,
+    FeatureWorkers,
+    make_features,
+    untrained_spec,
+)
 from terrafm.eval.sets.shard_tiles import ShardTiles
 
 FUSED = EmbedOptions(modalities=["s1", "s2_l2a"], workers=0)
@@ -75,9 +80,9 @@ def test_the_same_numbers_by_one_worker_three_or_another_batch(
         embed(tiny_weights, small_dataset, tmp_path / name, options)
         assert largest_difference(tmp_path / name, tmp_path / "process") <= 1e-5
     images = ShardTiles(small_dataset)
-    maker = EncoderFeatures(
-        (tiny_weights, "terrafm_tiny"), (("s2_l2a",), ("s1", "s2_l2a")), images.statistics(), 48, 4
-    )
+    encoders = (tiny_weights, untrained_spec("terrafm_tiny", 0))
+    sensors = (("s2_l2a",), ("s1", "s2_l2a"))
+    maker = EncoderFeatures(encoders, sensors, images.statistics(), 48, 4)
     whole = make_features(maker, images, torch.device("cpu"))
     for workers, batch in ((1, 4), (3, 1)):
         found = make_features(

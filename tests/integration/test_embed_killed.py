@@ -1,6 +1,7 @@
 """An embedding that is killed: given again, it has every row once."""
 
 from collections import Counter
+from uuid import uuid4
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -96,7 +97,8 @@ def test_killed_in_the_middle_of_2000_tiles_and_repeated_every_row_is_there_once
         assert not (output / "embedding.json").exists()
     files = {name: output / "tiles" / f"{name}.parquet" for name in finished_parts(output)}
     before = {name: file.stat().st_mtime_ns for name, file in files.items()}
-    # What a writer that was killed halfway leaves.
+    # What a writer that was killed halfway leaves, and a file that no writer of ours leaves.
+    (output / "tiles" / f".part-00001.parquet.{uuid4().hex}").write_bytes(b"PAR1")
     (output / "tiles" / ".part-00001.parquet.0123").write_bytes(b"PAR1")
     process = start(*arguments, log=log)
     assert process.wait(timeout=1200) == 0, log.read_text()
@@ -109,5 +111,6 @@ def test_killed_in_the_middle_of_2000_tiles_and_repeated_every_row_is_there_once
     names = pq.read_table(output / "tiles")["tile_id"].to_pylist()
     assert Counter(names) == Counter(f"tile_{i:04d}" for i in range(2000))
     assert sorted(path.name for path in (output / "tiles").iterdir()) == [
-        f"part-{number:05d}.parquet" for number in range(63)
+        ".part-00001.parquet.0123",
+        *(f"part-{number:05d}.parquet" for number in range(63)),
     ]

@@ -49,16 +49,16 @@ def own_ray():
     ray.shutdown()
 
 
-def train(data, output, steps):
+def train(data, output, steps, extend=False):
     config = load_config("demo", [*SETTINGS, f"train.steps={steps}"])
-    return pretrain(config, data, str(output), validate=Falling)
+    return pretrain(config, data, str(output), validate=Falling, extend=extend)
 
 
 @pytest.mark.slow
 def test_a_run_names_its_best_checkpoint_and_keeps_it(run, small_dataset, tmp_path):
     output = tmp_path / "run"
     assert train(small_dataset, output, 2).best.step == 2
-    second = train(small_dataset, output, 4)
+    second = train(small_dataset, output, 4, extend=True)
     assert [line["step"] for line in read_validations(str(output))] == [2, 4]
     assert (second.steps, second.resumed_from, second.best.step) == (4, 2, 2)
     # With train.keep_checkpoints=1 only the last would be left.
