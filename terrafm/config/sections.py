@@ -147,6 +147,9 @@ class DataConfig(Section):
         None, description="samples of an epoch; by default all tiles"
     )
     keep_probability: Fraction = Field(0.5, description="chance of each modality to be in a view")
+    other_date: Fraction = Field(
+        0.0, description="chance of each view to show another date of the tile's place, if any"
+    )
     fusion: Flag = Field(True, description="false: every view draws exactly one modality")
     global_crops: Annotated[Integer, Field(ge=1, le=64)] = Field(
         2, description="crops that teacher and student see"
@@ -193,6 +196,11 @@ class DataConfig(Section):
         if self.global_crops + self.local_crops < 2:
             raise ValueError(
                 "at least two views are needed: raise data.global_crops or data.local_crops"
+            )
+        if self.other_date and self.crop_on == "device":
+            raise ValueError(
+                "data.other_date needs crops that workers cut: set data.crop_on to workers, or "
+                "data.other_date to 0"
             )
         return self
 

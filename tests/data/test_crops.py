@@ -72,6 +72,7 @@ def one_view(cropper, box, size, flip=False, turns=0):
         teacher=every,
         student=every,
         drop_path_key=np.zeros((1, 1), dtype=np.int64),
+        other_date=np.zeros((1, 1), dtype=bool),
     )
 
 

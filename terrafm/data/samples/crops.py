@@ -28,6 +28,7 @@ cv2.setNumThreads(1)
 _AREA, _RATIO, _TOP, _LEFT, _FLIP, _TURNS, _DROP_PATH, _TEACHER_ONE, _STUDENT_ONE = range(9)
 _TEACHER_KEEP = 9
 _STUDENT_KEEP = _TEACHER_KEEP + len(MODALITIES)
+_OTHER_DATE = _STUDENT_KEEP + len(MODALITIES)
 _WORDS = 16  # a multiple of 4, what Philox makes per counter value
 _MAX_CHANNELS = 4  # of an image that cv2.resize takes
 
@@ -45,6 +46,7 @@ class Views:
         teacher: (n, G, M) modalities of the teacher's view of each global crop.
         student: (n, V, M) modalities of the student's view of each crop, drawn independently.
         drop_path_key: (n, V) int64 key of the student's drop-path masks.
+        other_date: (n, V) whether the crop is cut from the tile of another date.
     """
 
     modalities: tuple[str, ...]
@@ -55,6 +57,7 @@ class Views:
     teacher: NDArray[np.bool_]
     student: NDArray[np.bool_]
     drop_path_key: NDArray[np.int64]
+    other_date: NDArray[np.bool_]
 
     @cached_property
     def drawn(self) -> NDArray[np.bool_]:
@@ -100,6 +103,7 @@ class Views:
             teacher=self.teacher[own],
             student=self.student[own],
             drop_path_key=self.drop_path_key[own],
+            other_date=self.other_date[own],
         )
 
 
@@ -112,11 +116,13 @@ def draw_views(
     positions: NDArray[np.int64],
     available: NDArray[np.bool_],
     units: int,
+    elsewhen: NDArray[np.bool_] | None = None,
 ) -> Views:
     """Draws the views of n samples.
 
     Area share uniform in the configured scale, log aspect ratio uniform, position uniform; sides
-    are rounded to whole units and clipped to the tile. Each modality that the tile has is kept
+    are rounded to whole units and clipped to the tile. Each view shows the tile of another date
+    with `config.other_date`, where there is one. Each modality that the tile has is kept
     with `config.keep_probability`, independently; if none is, one is drawn uniformly. Without
     fusion each view draws exactly one, uniformly. One flip and one quarter turn per view.
 
@@ -128,6 +134,8 @@ def draw_views(
         positions: (n,) position in the epoch.
         available: (n, M) modalities that the tile has; at least one each.
         units: side of a tile in units of the coarsest grid.
+        elsewhen: (n, M) modalities that the tile of another date has; none where there is no
+            such tile. By default no sample has one.
     """
     n_views = config.global_crops + config.local_crops
     n_global = config.global_crops
@@ -149,6 +157,11 @@ def draw_views(
     index = [list(MODALITIES).index(name) for name in modalities]
     shape = (len(epochs), n_views, len(modalities))
     present = np.broadcast_to(available[:, None, :], shape)
+    other_date = np.zeros(shape[:2], dtype=bool)
+    if elsewhen is not None:
+        has_other: NDArray[np.bool_] = np.any(elsewhen, axis=1, keepdims=True)
+        other_date |= (uniform[..., _OTHER_DATE] < config.other_date) & has_other
+        present = np.where(other_date[..., None], elsewhen[:, None, :], present)
 
     def keep(first: int, one: int) -> NDArray[np.bool_]:
         number = np.cumsum(present, axis=-1) - 1
@@ -169,6 +182,7 @@ def draw_views(
         teacher=keep(_TEACHER_KEEP, _TEACHER_ONE)[:, :n_global],
         student=keep(_STUDENT_KEEP, _STUDENT_ONE),
         drop_path_key=words[..., _DROP_PATH].view(np.int64),
+        other_date=other_date,
     )
 
 
@@ -247,8 +261,9 @@ class Cropper:
         epochs: NDArray[np.int64],
         positions: NDArray[np.int64],
         available: NDArray[np.bool_],
+        elsewhen: NDArray[np.bool_] | None = None,
     ) -> Views:
-        """See `draw_views`; `available` (n, M) is in the order of `modalities`."""
+        """See `draw_views`; modalities (n, M) are in the order of `modalities`."""
         return draw_views(
             self.config,
             self.modalities,
@@ -257,12 +272,14 @@ class Cropper:
             positions=positions,
             available=available,
             units=self.units,
+            elsewhen=elsewhen,
         )
 
-    def needed(self, views: Views) -> NDArray[np.bool_]:
-        """(n, number of groups) whether any crop of a sample shows the group."""
+    def needed(self, views: Views, *, other_date: bool = False) -> NDArray[np.bool_]:
+        """(n, number of groups) whether any crop of a sample shows the group, of this date."""
         index = [self.modalities.index(group.modality) for group in self.groups]
-        drawn: NDArray[np.bool_] = np.any(views.drawn, axis=1)
+        of_date = views.other_date == other_date
+        drawn: NDArray[np.bool_] = np.any(views.drawn & of_date[..., None], axis=1)
         return drawn[:, index]
 
     def tile_ends(self, views: Views) -> NDArray[np.int64]:
@@ -277,8 +294,10 @@ class Cropper:
         views: Views,
         row: int,
         out: NDArray[np.uint16],
+        *,
+        other_date: bool = False,
     ) -> None:
-        """Cuts all crops of one sample.
+        """Cuts all crops of one sample that show a tile of it.
 
         Args:
             pixels: cell group name -> (bands, h, w) of the sample's tile; only groups of drawn
@@ -287,11 +306,12 @@ class Cropper:
             row: the sample among them.
             out: (views.pixels,) receives the sample's crops where `views.ends` says, each
                 (C, S, S) in model band order, int16 as its bits.
+            other_date: the tile is that of another date.
         """
         images: dict[str, list[_Image]] = {}
         for view, size in enumerate(views.sizes.tolist()):
             for m, name in enumerate(self.modalities):
-                if not views.drawn[row, view, m]:
+                if not views.drawn[row, view, m] or views.other_date[row, view] != other_date:
                     continue
                 if name not in images:
                     images[name] = self._images(name, pixels)

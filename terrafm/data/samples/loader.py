@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from terrafm.config import DataConfig
 from terrafm.data.samples.batch import HostBatch, assemble
 from terrafm.data.samples.crops import Cropper
+from terrafm.data.samples.dates import OtherDates
 from terrafm.data.samples.device_crops import assemble_tiles
-from terrafm.data.samples.maker import Part, SampleMaker
+from terrafm.data.samples.maker import OTHER_DATE, Part, SampleMaker
 from terrafm.data.samples.plan import Plan
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
@@ -102,6 +103,7 @@ class BatchMaker:
         self.plan = plan
         self.layout = layout
         self.samples = SampleMaker(dataset.uri, Cropper.for_dataset(dataset, config, seed))
+        self._dates = OtherDates(dataset.places, seed) if config.other_date else None
         self._high_frequency = np.isin(dataset.land_cover, list(high_frequency))
         trained = [name in config.modalities for name in dataset.modalities]
         empty = np.flatnonzero(~dataset.available[:, trained].any(axis=1))
@@ -112,10 +114,17 @@ class BatchMaker:
             )
 
     def instructions(self, start_step: int, stop_step: int) -> pa.Table:
-        """One small row per sample of some steps: where its tile lies, and (epoch, position)."""
+        """One small row per sample of some steps: where its tile lies, and (epoch, position).
+
+        Under `data.other_date` also where a tile of another date lies, in columns "other_date.…".
+        """
         steps = [self.layout.rows(step) for step in range(start_step, stop_step)]
         epochs, positions, rows = self.plan.lookup(np.concatenate([s for s, _ in steps]))
         table = self.dataset.locations(rows)
+        if self._dates is not None:
+            others = self.dataset.locations(self._dates.rows(rows, epochs, positions))
+            for name in others.column_names:
+                table = table.append_column(f"{OTHER_DATE}{name}", others[name])
         number = np.arange(len(rows))
         for name, column in (
             ("epoch", epochs),

@@ -12,12 +12,16 @@ from functools import cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from terrafm.data.samples.crops import Cropper, Views
 from terrafm.data.shards.cells import CellReader, DamagedTileError, Tile
 from terrafm.errors import TerraFMError
 from terrafm.modalities import MODALITIES
+
+OTHER_DATE = "other_date."
+"""What the columns of an instruction begin with that locate the tile of another date."""
 
 # mallopt: parameter numbers of glibc's malloc.h, and the largest threshold that it takes.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -58,18 +62,38 @@ class SampleMaker:
 
     def views(self, instructions: pa.Table) -> Views:
         """What each row's crops show; pure, so that maker and receiver agree on the layout."""
+        others = self._other_dates(instructions)
+        elsewhen = None
+        if others is not None:
+            # A place of one date has itself in its other's place.
+            apart = pc.not_equal(others["tile_id"], instructions["tile_id"]).to_numpy()
+            elsewhen = self._available(others) & apart[:, None]
+        return self.cropper.draw(
+            instructions["epoch"].to_numpy(),
+            instructions["position"].to_numpy(),
+            self._available(instructions),
+            elsewhen,
+        )
+
+    def _available(self, locations: pa.Table) -> NDArray[np.bool_]:
+        """(n, M) modalities that each row's tile has."""
         columns = []
         for name in self.cropper.modalities:
             lengths = [
-                instructions[f"{g.name}.length"].to_numpy() > 0
+                locations[f"{g.name}.length"].to_numpy() > 0
                 for g in self.cropper.groups
                 if g.modality == name
             ]
             columns.append(np.all(lengths, axis=0))
-        return self.cropper.draw(
-            instructions["epoch"].to_numpy(),
-            instructions["position"].to_numpy(),
-            np.stack(columns, axis=1),
+        return np.stack(columns, axis=1)
+
+    def _other_dates(self, instructions: pa.Table) -> pa.Table | None:
+        """Locations of the tiles of other dates; None where the run has none."""
+        names = [n for n in instructions.column_names if n.startswith(OTHER_DATE)]
+        if not names:
+            return None
+        return instructions.select(names).rename_columns(
+            [n.removeprefix(OTHER_DATE) for n in names]
         )
 
     def pixels(self, views: Views) -> int:
@@ -102,12 +126,11 @@ class SampleMaker:
         """
         reader = CellReader(self.uri, self.cropper.groups, self.cropper.config)
         views = self.views(instructions)
-        needed = self.cropper.needed(views)
-        wanted = [
-            [group.name for group, here in zip(self.cropper.groups, row, strict=True) if here]
-            for row in needed
-        ]
+        wanted = self._wanted(views)
         tiles = reader.read_ahead(instructions, wanted)
+        others = self._other_dates(instructions)
+        wanted_others = self._wanted(views, other_date=True)
+        elsewhen = None if others is None else reader.read_ahead(others, wanted_others)
         stretches = [views.rows(*bounds) for bounds in _stretches(instructions)]
         bounds = np.cumsum([0, *(self.pixels(stretch) for stretch in stretches)])
         out = allocate(int(bounds[-1]))
@@ -117,9 +140,20 @@ class SampleMaker:
             for row, tile in enumerate(itertools.islice(tiles, part.rows)):
                 pixels = self._checked(tile, wanted[first + row], row, part.damage)
                 self._fill(part.pixels, pixels, stretch, row)
+                if elsewhen is not None:
+                    other = next(elsewhen)
+                    pixels = self._checked(other, wanted_others[first + row], row, part.damage)
+                    self.cropper.crop(pixels, stretch, row, part.pixels, other_date=True)
             parts.append(part)
             first += part.rows
         return parts
+
+    def _wanted(self, views: Views, *, other_date: bool = False) -> list[list[str]]:
+        """Per row the cell groups that its crops of one date show."""
+        return [
+            [group.name for group, here in zip(self.cropper.groups, row, strict=True) if here]
+            for row in self.cropper.needed(views, other_date=other_date)
+        ]
 
     def _checked(
         self,
