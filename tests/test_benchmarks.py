@@ -51,6 +51,7 @@ def test_every_figure_has_its_file():
         "decode",
         "embed_memory",
         "gpu_smoke",
+        "learning",
         "memory",
         "overhead",
         "peers",

@@ -31,8 +31,11 @@ from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, join, list_names
 
 DATES = (1, 2)
-UNKNOWN = 0
-"""Land-cover class of every pixel: the archive has none."""
+TREES, GRASS, BARE, WATER = 10, 30, 60, 80
+"""Classes that stand for land cover, of which the archive has none, by WorldCover's codes."""
+
+# Bounds of NDWI (above: water) and NDVI (above: trees, grass); built-up ground is bare by these.
+_WET, _GREEN, _GREENISH = 0.0, 0.6, 0.3
 
 _GSD = 10
 _COARSEST = 60
@@ -107,6 +110,7 @@ class OscdCities:
         patches = {band: read_patch(join(folder, names[band])) for band in expected}
         shape = _common_shape(patches)
         products, faults = {}, {}
+        land_cover = _land_cover(patches, shape)
         if "s2_l1c" in ref.modalities:
             products["s2_l1c"] = _optical(patches, shape, _time(names["B02"]))
         if "s1" in ref.modalities:
@@ -122,7 +126,7 @@ class OscdCities:
             gsd=_GSD,
             products=products,
             faults=faults,
-            land_cover=np.full(shape, UNKNOWN, dtype=np.uint8),
+            land_cover=land_cover,
             place=ref.cell_id.rpartition("_")[0],
         )
 
@@ -163,6 +167,17 @@ def _optical(patches: dict[str, Patch], shape: tuple[int, int], time: str) -> Pr
         time=time,
         cirrus=patches[_CIRRUS].measured("s2_l1c"),
     )
+
+
+def _land_cover(patches: dict[str, Patch], shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Classes of a pixel by NDWI and NDVI of the date: what the plan and its centers balance."""
+    window = np.s_[: shape[0], : shape[1]]
+    bands = [patches[band].measured("s2_l1c")[window] for band in ("B03", "B04", "B08")]
+    green, red, infrared = (band.astype(np.float32) for band in bands)
+    ndwi = (green - infrared) / np.maximum(green + infrared, 1)
+    ndvi = (infrared - red) / np.maximum(infrared + red, 1)
+    conditions = [ndwi > _WET, ndvi > _GREEN, ndvi > _GREENISH]
+    return np.select(conditions, [WATER, TREES, GRASS], BARE).astype(np.uint8)
 
 
 def _radar(file: str, grid: Patch, shape: tuple[int, int]) -> Product:

@@ -18,7 +18,6 @@ from harness.step_work import SETTINGS, StepWork
 from terrafm.data.samples.batch import Batch, Crops, normalise
 from terrafm.modalities import MODALITIES
 from terrafm.models.dino_head import DINOHead
-from terrafm.models.encoder import Encoder
 from terrafm.train.optimizer import GROUPS, group_of, write_settings
 from terrafm.train.student_teacher import Network, build_student_and_teacher
 
@@ -28,8 +27,9 @@ MODALITY = "s2_l2a"
 class Dino(nn.Module):
     """The model of lightly's DINO example."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, modality: str = MODALITY) -> None:
         super().__init__()
+        self._modality = modality
         self.student_backbone = network.encoder
         self.student_head = _head(network.head)
         self.teacher_backbone = copy.deepcopy(self.student_backbone)
@@ -39,11 +39,11 @@ class Dino(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The student's logits."""
-        return self.student_head(_embed(self.student_backbone, x))
+        return self.student_head(self.student_backbone(x, self._modality))
 
     def forward_teacher(self, x: Tensor) -> Tensor:
         """The teacher's logits."""
-        return self.teacher_head(_embed(self.teacher_backbone, x))
+        return self.teacher_head(self.teacher_backbone(x, self._modality))
 
 
 def lightly(work: StepWork) -> dict[str, Any]:
@@ -69,14 +69,16 @@ def lightly(work: StepWork) -> dict[str, Any]:
         nn.utils.clip_grad_norm_(trained, config.optim.clip_grad)
         optimizer.step()
         optimizer.zero_grad()
-        for student, teacher in (
-            (model.student_backbone, model.teacher_backbone),
-            (model.student_head, model.teacher_head),
-        ):
-            update_momentum(student, teacher, m=SETTINGS.teacher_momentum)
+        update_teacher(model, SETTINGS.teacher_momentum)
         return float(loss.detach())
 
     return measure(work, step)
+
+
+def update_teacher(model: Dino, momentum: float) -> None:
+    """The moving average of both parts."""
+    update_momentum(model.student_backbone, model.teacher_backbone, m=momentum)
+    update_momentum(model.student_head, model.teacher_head, m=momentum)
 
 
 def _head(ours: DINOHead) -> DINOProjectionHead:
@@ -92,11 +94,6 @@ def _head(ours: DINOHead) -> DINOProjectionHead:
     with torch.no_grad():
         head.last_layer.weight_v.copy_(prototypes)
     return head
-
-
-def _embed(encoder: Encoder, x: Tensor) -> Tensor:
-    embedding: Tensor = encoder(x, MODALITY)
-    return embedding
 
 
 def _groups(model: Dino) -> list[dict[str, Any]]:

@@ -81,6 +81,24 @@ def test_a_city_at_a_date_is_a_cell(archive):
     assert not cells[0].faults
 
 
+def test_land_cover_is_what_the_date_shows(archive):
+    """Water, trees, grass and bare ground by NDWI and NDVI, in four quarters."""
+    quarters = {
+        "B03": [900, 300, 400, 900],
+        "B04": [500, 200, 500, 1000],
+        "B08": [100, 2000, 1500, 1200],
+    }
+    folder = archive / "beton" / "imgs_2"
+    for band, values in quarters.items():
+        pixels = np.repeat(np.repeat(np.reshape(values, (2, 2)), 50, 0), 66, 1).astype(np.uint16)
+        write(folder / f"T31UDQ_20170822T105019_{band}.tif", pixels[:, :131], DEGREES)
+    source = OscdCities(f"{archive}?cities=beton", ("s2_l1c",))
+    cover = source.read(source.cells()[1]).land_cover
+    assert cover.shape == (96, 126)
+    assert [cover[0, 0], cover[0, -1], cover[-1, 0], cover[-1, -1]] == [80, 10, 30, 60]
+    assert len(np.unique(cover)) == 4
+
+
 def test_the_radar_lies_on_the_grid_of_10_m_in_db(archive):
     source = OscdCities(str(archive), ("s1", "s2_l1c"))
     first, second = (source.read(ref).products["s1"] for ref in source.cells()[:2])

@@ -1,0 +1,281 @@
+"""Does a pretraining here make a better encoder? Real pixels, held-out cities, several seeds.
+
+    python benchmarks/learning.py [--held-out FOLDER] [--seeds 0 1 2] [--json]
+
+Trains the recipe in plain processes on cities of the Onera set (Sentinel-2 L1C of two dates,
+Sentinel-1 VV), beside SimCLR's contrastive loss on the same crops, batches and steps, and asks on
+cities that no training saw: is the ground of a tile found again at its other date, or by its other
+sensor? The two sides are cut from different, overlapping parts of a tile. Against the best of five
+fresh encoders, the mean spectrum, and the mean with the deviation of the bands; intervals by
+bootstrap over places, paired.
+
+FOLDER holds cities laid out as `oscd`; by default five of its own, which are never trained on.
+With --peers-python (requirements-peers.txt) lightly's DINO is trained beside the recipe's
+Level-1C alone; with --ablation what each part of the method brings. What has been trained under
+--work is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import Figure, child_environment, note, parse, parser, report, run_child
+from harness import eurosat
+from harness.found_again import FoundAgain
+from harness.plain_training import Training
+
+from terrafm.config import load_config
+from terrafm.eval.readouts import Readout
+from terrafm.eval.retrieval.ranks import Ranks
+from terrafm.eval.retrieval.scores import DEPTHS, SHIFTED, UNTRAINED, WEIGHTS
+from terrafm.models.contract import WeightsContract
+from terrafm.models.encoder import Encoder
+from terrafm.models.weights import load_encoder
+
+KEPT = ("beihai", "dubai", "milano", "montpellier", "nantes")
+"""Cities of the archive that no choice of the recipe has seen."""
+
+RECIPE = "real_cpu"
+TILE = 96
+DATES, RADAR = "s2_l1c>later", "s1>s2_l1c"
+METRICS = ("recall1", "recall10")
+AGAINST = (
+    ("ours", "contrastive"),
+    ("ours, l1c, paper's", "lightly, l1c"),
+    ("ours, l1c", "lightly, l1c"),
+)
+_ONE_SENSOR = ("data.modalities=[s2_l1c]",)
+_PAPER = ("loss.centering=ema", "loss.koleo_weight=0", "data.other_date=0")
+# The method's parts, one after the other, each with all before it.
+ABLATION = {
+    "l1c": (*_ONE_SENSOR, "loss.alpha=1"),
+    "l1c, radar": ("data.fusion=false", "loss.alpha=1"),
+    "l1c, radar, fusion": ("loss.alpha=1",),
+}
+
+
+def main() -> None:
+    """Ingests, trains, scores, prints."""
+    arguments = parse(_options())
+    archive = arguments.real / "oscd"
+    if not archive.is_dir():
+        raise SystemExit(f"no cities: {archive} does not exist (--real)")
+    work = arguments.work / "learning"
+    kept = ",".join(KEPT)
+    train = _ingest(f"{archive}?without={kept}", work / "train")
+    if arguments.held_out is None:
+        held_out = _ingest(f"{archive}?cities={kept}", work / "held-out")
+    else:
+        held_out = _ingest(str(arguments.held_out), work / f"held-out-{arguments.held_out.name}")
+    trainings = _trainings(arguments, train)
+    _train(trainings, work, arguments)
+    figures = _figures(trainings, work, held_out, arguments)
+    report(figures, arguments, "Onera cities, L1C and S1 VV")
+
+
+def _options() -> argparse.ArgumentParser:
+    options = parser(__doc__, rounds=1)
+    options.add_argument("--held-out", type=Path, help="cities to score on")
+    options.add_argument("--recipe", default=RECIPE, help="recipe or YAML file (%(default)s)")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--jobs", type=int, default=2, help="trainings at once (%(default)s)")
+    options.add_argument("--peers-python", help="interpreter that has lightly")
+    options.add_argument("--ablation", action="store_true", help="also the method's parts")
+    options.add_argument(
+        "--readout", type=Readout, default=Readout.CLS, choices=list(Readout), help="(%(default)s)"
+    )
+    return options
+
+
+def _ingest(archive: str, output: Path) -> str:
+    if not (output / "manifest.json").exists():
+        note(f"ingest of {archive}")
+        command = [
+            *(sys.executable, "-m", "terrafm", "ingest"),
+            *("--source", "harness.oscd:OscdCities", "--input", archive, "--output", str(output)),
+            *("--tile-size", str(TILE), "--modalities", "s1,s2_l1c"),
+            *("--set", "ingest.allow_missing_bands=[s1]"),
+        ]
+        subprocess.run(command, check=True, env=child_environment(), stdout=subprocess.DEVNULL)
+    return str(output)
+
+
+def _trainings(arguments: argparse.Namespace, data: str) -> list[Training]:
+    steps = 4 if arguments.quick else load_config(arguments.recipe).train.steps
+    base = Training("ours", data, arguments.recipe, (f"train.steps={steps}",), 0, "", steps // 4)
+    named: dict[str, tuple[str, tuple[str, ...]]] = {
+        "ours": ("distillation", ()),
+        "contrastive": ("contrastive", ()),
+    }
+    if arguments.peers_python:
+        named["ours, l1c, paper's"] = ("distillation", (*_ONE_SENSOR, *_PAPER, "loss.alpha=1"))
+        named["ours, l1c"] = ("distillation", _ONE_SENSOR)
+        named["lightly, l1c"] = ("lightly", (*_ONE_SENSOR, "data.other_date=0"))
+    if arguments.ablation:
+        named |= {name: ("distillation", overrides) for name, overrides in ABLATION.items()}
+    return [
+        replace(
+            base,
+            name=name,
+            objective=objective,
+            overrides=(*base.overrides, *overrides),
+            seed=seed,
+        )
+        for seed in arguments.seeds
+        for name, (objective, overrides) in named.items()
+    ]
+
+
+def _train(trainings: Sequence[Training], work: Path, arguments: argparse.Namespace) -> None:
+    def one(training: Training) -> None:
+        python = arguments.peers_python if training.objective == "lightly" else sys.executable
+        request = asdict(training) | {"folder": str(training.folder(work))}
+        said = run_child("plain_training.py", request, python=python, timeout=4 * 3600)
+        seconds = said["lines"][-1]["seconds"]
+        note(f"{training.name}, seed {training.seed}: trained in {seconds:.0f} s")
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(one, trainings))
+
+
+def _figures(
+    trainings: Sequence[Training], work: Path, held_out: str, arguments: argparse.Namespace
+) -> list[Figure]:
+    figures: list[Figure] = []
+    tables: dict[tuple[str, ...], FoundAgain] = {}
+    last: dict[str, dict[tuple[str, str], list[Ranks]]] = {}
+    for name in dict.fromkeys(training.name for training in trainings):
+        folders = [t.folder(work) for t in trainings if t.name == name]
+        steps = sorted(path.name for path in folders[0].glob("step_*.safetensors"))
+        curve = [[load_encoder(str(folder / step)) for folder in folders] for step in steps]
+        contract = curve[0][0].contract
+        assert contract is not None
+        sensors = tuple(contract.modalities)
+        if sensors not in tables:
+            tables[sensors] = FoundAgain(
+                held_out,
+                contract.model,
+                sensors,
+                _normalisation(contract),
+                size=contract.image_size,
+                readout=arguments.readout,
+            )
+        table = tables[sensors]
+        ranks = [table.ranks(encoders) for encoders in curve]
+        last[name] = ranks[-1]
+        note(f"scored {name}")
+        for task in (DATES, RADAR):
+            if task in table.tasks:
+                figures += _plain(name, task, table, ranks)
+        if name == "ours":
+            figures += _bars(table, ranks)
+            if (images := arguments.real / "eurosat_ms").is_dir():
+                figures += _eurosat(str(images), curve[-1], contract)
+    return [*figures, *_against(last, tables)]
+
+
+def _plain(
+    name: str, task: str, table: FoundAgain, ranks: Sequence[Mapping[tuple[str, str], list[Ranks]]]
+) -> list[Figure]:
+    """Recall at every kept step, and for our own contestant that of the baselines."""
+    figures = []
+    for metric in METRICS:
+        curve = [_mean(at[task, SHIFTED], metric) for at in ranks]
+        early = ", ".join(f"{100 * value:.1f}" for value in curve[:-1])
+        title = f"{name}: {task}, {metric} (before: {early})"
+        figures.append(Figure(title, 100 * curve[-1], None, "higher", "%"))
+        if name == "ours":
+            for row, several in table.baselines(task, SHIFTED).items():
+                value = 100 * _mean(several, metric)
+                figures.append(Figure(f"{row}: {task}, {metric}", value, None, "higher", "%"))
+    return figures
+
+
+def _bars(
+    table: FoundAgain, ranks: Sequence[Mapping[tuple[str, str], list[Ranks]]]
+) -> list[Figure]:
+    """What our own contestant has to reach."""
+    figures = []
+    if DATES in table.tasks:
+        rows = {WEIGHTS: ranks[-1][DATES, SHIFTED], **table.baselines(DATES, SHIFTED)}
+        scored = table.score(DATES, rows)
+        for metric in METRICS:
+            gain = scored["gain"][metric]
+            best = scored["rows"][gain["over"]][metric]["value"]
+            title = f"{DATES}, {metric} over the best baseline, {gain['over']}"
+            ratio = scored["rows"][WEIGHTS][metric]["value"] / best
+            bar = 1.5 if metric == "recall1" else None
+            figures.append(Figure(title, ratio, bar, "higher", "x"))
+            title = f"{DATES}, {metric}, paired gain over {gain['over']}, lower end"
+            figures.append(Figure(title, 100 * gain["low"], 0.0, "higher", "points"))
+    if RADAR in table.tasks:
+        trained = _mean(ranks[-1][RADAR, SHIFTED], "recall10")
+        fresh = _mean(table.baselines(RADAR, SHIFTED)[UNTRAINED], "recall10")
+        title = f"{RADAR}, recall10 over untrained"
+        figures.append(Figure(title, trained / fresh, 5.0, "higher", "x"))
+    for task in table.tasks:
+        if task in (DATES, RADAR):
+            first, final = (_mean(ranks[at][task, SHIFTED], "recall10") for at in (0, -1))
+            title = f"{task}, recall10 at the end less that at a quarter of the steps"
+            figures.append(Figure(title, 100 * (final - first), 0.0, "higher", "points"))
+    return figures
+
+
+def _eurosat(folder: str, encoders: Sequence[Encoder], contract: WeightsContract) -> list[Figure]:
+    gains = eurosat.gains(
+        folder, encoders, contract.model, _normalisation(contract), size=contract.image_size
+    )
+    figures = []
+    for protocol in eurosat.PROTOCOLS:
+        rows = {readout: gain for (p, readout), gain in gains.items() if p == protocol}
+        best = max(rows, key=lambda readout: rows[readout].trained)
+        for readout, gain in rows.items():
+            title = f"EuroSAT, {protocol} of {readout} (untrained {100 * gain.untrained:.1f})"
+            figures.append(Figure(title, 100 * gain.trained, None, "higher", "%"))
+            title = f"EuroSAT, {protocol} of {readout}, paired gain, lower end"
+            bar = 0.0 if readout == best else None
+            figures.append(Figure(title, 100 * gain.low, bar, "higher", "points"))
+    return figures
+
+
+def _against(
+    last: Mapping[str, Mapping[tuple[str, str], list[Ranks]]],
+    tables: Mapping[tuple[str, ...], FoundAgain],
+) -> list[Figure]:
+    """Paired differences between contestants, where a place is found at its other date."""
+    figures = []
+    table = next(iter(tables.values()))
+    for one, other in AGAINST:
+        if one not in last or other not in last:
+            continue
+        for metric in METRICS:
+            rows = {WEIGHTS: last[one][DATES, SHIFTED], other: last[other][DATES, SHIFTED]}
+            gain = table.score(DATES, rows)["gain"][metric]
+            title = f"{one} less {other}: {DATES}, {metric}, "
+            figures += [
+                Figure(f"{title}difference", 100 * gain["value"], None, "higher", "points"),
+                Figure(f"{title}lower end", 100 * gain["low"], None, "higher", "points"),
+                # Not below within the interval.
+                Figure(f"{title}upper end", 100 * gain["high"], 0.0, "higher", "points"),
+            ]
+    return figures
+
+
+def _mean(several: Sequence[Ranks], metric: str) -> float:
+    return float(np.mean([ranks.hits(DEPTHS[metric]).mean() for ranks in several]))
+
+
+def _normalisation(contract: WeightsContract) -> dict[str, Any]:
+    return {m: {"mean": c.mean, "std": c.std} for m, c in contract.modalities.items()}
+
+
+if __name__ == "__main__":
+    main()

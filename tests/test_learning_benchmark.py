@@ -1,0 +1,100 @@
+"""benchmarks/learning.py: its parts against plain references, and that it runs to its end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from terrafm.config import load_config
+from terrafm.models.weights import load_encoder
+from terrafm.train.setup import TrainingSetup
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from harness.objectives import nt_xent
+from harness.plain_training import Training, keep_encoders, train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SETTINGS = (
+    "train.steps=3", "train.global_batch=4", "train.micro_batch=4", "head.num_prototypes=32",
+    "data.global_size=32", "optim.freeze_last_layer_epochs=0",
+)  # fmt: skip
+
+
+def naive_nt_xent(features):
+    """SimCLR's equation 1, a pair at a time, in float64."""
+    rows = features.double().numpy()
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    count, total = len(rows), 0.0
+    for i in range(count):
+        partner = (i + count // 2) % count
+        others = sum(np.exp(rows[i] @ rows[k] / 0.1) for k in range(count) if k != i)
+        total -= np.log(np.exp(rows[i] @ rows[partner] / 0.1) / others)
+    return total / count
+
+
+def test_nt_xent_is_simclr_s():
+    features = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
+    assert float(nt_xent(features)) == pytest.approx(naive_nt_xent(features), rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["distillation", "contrastive"])
+def test_objectives_train_the_stems_of_all_sensors(objective, small_dataset):
+    config = load_config("real_cpu", [*SETTINGS, "data.modalities=[s1,s2_l1c]"])
+    setup = TrainingSetup.open(config, small_dataset)
+    states, lines = [], []
+    for reached in train(setup, 1, objective):
+        states.append({k: v.clone() for k, v in reached.encoder.state_dict().items()})
+        lines.append(reached.line)
+    assert len(lines) == 3
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    first, last = states[0], states[-1]
+    moved = {name for name in first if not torch.equal(first[name], last[name])}
+    stems = {name for name in first if name.startswith("patch_embed.") and name.endswith("weight")}
+    still = {name for name in stems if "l2a" in name}
+    assert still
+    assert {name for name in stems if "l2a" not in name} <= moved
+    assert "cls_token" in moved
+
+
+def test_kept_encoders_are_not_trained_twice(small_dataset, tmp_path):
+    overrides = (*SETTINGS, "data.modalities=[s2_l1c]")
+    training = Training("ours", small_dataset, "real_cpu", overrides, 1, "distillation", 2)
+    keep_encoders(training, tmp_path)
+    names = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert names == ["step_00000002.safetensors", "step_00000003.safetensors"]
+    assert load_encoder(str(tmp_path / names[0])).contract.image_size == 32
+    written = {name: (tmp_path / name).stat().st_mtime_ns for name in names}
+    keep_encoders(training, tmp_path)
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in names} == written
+    # Another recipe is another training.
+    other = Training(
+        "ours", small_dataset, "real_cpu", (*overrides, "optim.base_lr=0.1"), 1, "distillation", 2
+    )
+    keep_encoders(other, tmp_path)
+    assert all((tmp_path / name).stat().st_mtime_ns != written[name] for name in names)
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_to_its_end(shared_folder, tmp_path):
+    command = [
+        *(sys.executable, str(ROOT / "benchmarks" / "learning.py"), "--json", "--quick"),
+        *("--seeds", "0", "1", "--work", str(tmp_path)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    names = [line["name"] for line in lines]
+    assert len(set(names)) == len(names)
+    assert sum(line["bar"] is not None for line in lines) >= 8
+    for part in (
+        "s2_l1c>later, recall1 over the best baseline",
+        "s1>s2_l1c, recall10 over untrained",
+        "EuroSAT, knn20",
+        "ours less contrastive",
+    ):
+        assert any(name.startswith(part) for name in names), part
