@@ -15,6 +15,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+# Ray turns proxies off in most of its gRPC, and not in what sends metrics to a node's agent. The
+# empty name, gRPC's own for none, is inherited by all that is started here.
+os.environ.setdefault("grpc_proxy", "")
 
 import ray
 import ray.data

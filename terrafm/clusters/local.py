@@ -192,6 +192,8 @@ def _environment(cluster: state.LocalCluster) -> dict[str, str]:
         PATH_VARIABLE: cluster.token_path,
         state.FOLDER_VARIABLE: str(state.folder()),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Its nodes are here: what Ray sends them by gRPC, metrics too, takes no proxy.
+        "grpc_proxy": "",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         # Metrics are the one thing that Ray serves to whoever asks. The dashboard has no switch
         # for its own: a port that cannot be is one that does not open.
