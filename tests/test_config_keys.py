@@ -24,6 +24,8 @@ BAD = {
     "loss.high_frequency_threshold": [0, -1, 1e300],
     "loss.high_frequency_classes": ["[-1]", "[1.5]", "[10, 10]", 10, "[5000000000]"],
     "loss.centering": ["mean", 1], "loss.koleo_weight": [-1, 1e300],
+    "loss.masked_patch_weight": [-1, 1e300], "loss.mask_probability": [0, 1.1],
+    "loss.mask_ratio": ["[0.5, 0.1]", "[0, 0.5]", "[0.5, 1.1]", 1, "[1]"],
     "data.modalities": ["s1", "[]", "[s3]", "[s1, s1]"], "data.resample_exponent": [2],
     "data.resample_cap": [0, 1e300], "data.region_exponent": [-1], "data.water_keep": [2],
     "data.epoch_length": [0, 1e15], "data.keep_probability": [2], "data.other_date": [1.5],

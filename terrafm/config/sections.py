@@ -29,6 +29,7 @@ from terrafm.config.values import (
     Ordered,
     Positive,
     Seed,
+    Share,
     Side,
     SomeModalities,
     Temperature,
@@ -126,6 +127,15 @@ class LossConfig(Section):
     )
     koleo_weight: Amount = Field(
         0.0, description="weight of KoLeo on the global crops' CLS tokens; 0.1 in DINOv2"
+    )
+    masked_patch_weight: Amount = Field(
+        0.0, description="weight of the masked patches' loss; 1 in iBOT and DINOv2"
+    )
+    mask_probability: Share = Field(
+        0.5, description="chance of a student's global crop to be masked, with masked_patch_weight"
+    )
+    mask_ratio: Annotated[tuple[Share, Share], Ordered] = Field(
+        (0.1, 0.5), description="share of a masked crop's patches that are masked, drawn between"
     )
 
 

@@ -71,8 +71,9 @@ Temperature = Annotated[Number, Field(ge=1e-3, le=100.0)]
 # Ray counts in steps of 0.0001.
 Cpus = Annotated[Number, Field(ge=1e-3, le=1e5)]
 Gpus = Annotated[Number, Field(ge=0.0, le=1e3), AfterValidator(_gpus)]
+Share = Annotated[Number, Field(gt=0.0, le=1.0)]
 # Share of a tile's area, and width / height.
-Area = Annotated[Number, Field(gt=0.0, le=1.0)]
+Area = Share
 Aspect = Annotated[Number, Field(ge=0.01, le=100.0)]
 
 Distinct = AfterValidator(_distinct)

@@ -3,5 +3,6 @@
 from terrafm.losses.centering import DualCentering as DualCentering
 from terrafm.losses.dino import DINOLoss as DINOLoss
 from terrafm.losses.koleo import koleo_loss as koleo_loss
+from terrafm.losses.masked_patch import MaskedPatchLoss as MaskedPatchLoss
 
-__all__ = ["DINOLoss", "DualCentering", "koleo_loss"]
+__all__ = ["DINOLoss", "DualCentering", "MaskedPatchLoss", "koleo_loss"]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from terrafm.losses.centering import DualCentering
 from terrafm.losses.cross_entropy import pairwise_cross_entropy
+from terrafm.losses.masked_patch import MaskedPatchLoss
 
 
 class DINOLoss(DualCentering):
@@ -24,6 +25,10 @@ class DINOLoss(DualCentering):
         high_frequency_momentum: EMA momentum of c_h, where it is another.
         centering: "ema" subtracts the two centers; "sinkhorn" what `batch_center` finds in the
             batch itself. The centers are followed either way.
+        masked_patch: hold the loss of masked patches too.
+
+    Attributes:
+        masked_patch: that loss, or None; part of the state, but called and updated by itself.
     """
 
     def __init__(
@@ -34,12 +39,16 @@ class DINOLoss(DualCentering):
         center_momentum: float = 0.9,
         high_frequency_momentum: float | None = None,
         centering: Literal["ema", "sinkhorn"] = "ema",
+        masked_patch: bool = False,
     ) -> None:
         super().__init__(num_prototypes, alpha, center_momentum, high_frequency_momentum)
         if student_temp <= 0:
             raise ValueError("student_temp must be above 0")
         self.student_temp = student_temp
         self.centering = centering
+        self.masked_patch = (
+            MaskedPatchLoss(num_prototypes, student_temp, center_momentum) if masked_patch else None
+        )
 
     def forward(
         self,

@@ -66,7 +66,8 @@ def sinkhorn_center(
 
 def _logsumexp(terms: Tensor) -> Tensor:
     """Over the rows of all ranks, (n, K) -> (K,); the sums in float64, whatever their order."""
-    highest = terms.amax(0)
+    # A rank may have no rows, as where no patch of its crops is masked.
+    highest = terms.amax(0) if len(terms) else terms.new_full(terms.shape[1:], -torch.inf)
     _all_reduce(highest, dist.ReduceOp.MAX)
     sums = (terms - highest).exp().sum(0, dtype=torch.float64)
     _all_reduce(sums)

@@ -138,6 +138,8 @@ class Encoder(nn.Module):
         image: Mapping[str, Tensor] | None = None,
         size: int | None = None,
         drop_path_key: Tensor | None = None,
+        positions: Tensor | None = None,
+        mask_token: Tensor | None = None,
     ) -> Tensor:
         """Embeds images: the normed CLS token.
 
@@ -148,9 +150,11 @@ class Encoder(nn.Module):
             image: see `forward_views`, which is this call with the remaining arguments.
             size: see `forward_views`.
             drop_path_key: see `forward_views`.
+            positions: see `forward_views`.
+            mask_token: see `forward_views`.
 
         Returns:
-            (B, D).
+            (B, D), or (B + m, D) with m `positions`.
 
         Raises:
             ValueError: unknown modality, wrong number of bands, a size that is not a multiple
@@ -160,11 +164,17 @@ class Encoder(nn.Module):
             tokens = self._tokens(x, modality)
         else:
             assert isinstance(x, Mapping)
-            tokens = self._prepend_cls(self.patch_embed(x, image, size), _grid(x))
+            patches = self.patch_embed(x, image, size)
+            if positions is not None and mask_token is not None:
+                patches = _replace(patches, positions, mask_token)
+            tokens = self._prepend_cls(patches, _grid(x))
         scales = self._scales(drop_path_key)
         for block, scale in zip(self.blocks, scales, strict=True):
             tokens = self._run(block, tokens, scale)
-        normed: Tensor = self.norm(tokens[:, 0])
+        read = tokens[:, 0]
+        if positions is not None:
+            read = torch.cat([read, _patches_at(tokens, positions)])
+        normed: Tensor = self.norm(read)
         return normed
 
     def forward_views(
@@ -173,6 +183,8 @@ class Encoder(nn.Module):
         image: Mapping[str, Tensor],
         size: int,
         drop_path_key: Tensor | None = None,
+        positions: Tensor | None = None,
+        mask_token: Tensor | None = None,
     ) -> Tensor:
         """Embeds a training batch in which every image has its own set of modalities.
 
@@ -183,12 +195,25 @@ class Encoder(nn.Module):
             image: modality -> (n_m,) int64, the image that each row belongs to.
             size: number of images; each has at least one modality.
             drop_path_key: (size,) int64; keys of the stochastic depth masks, None for no drop.
+            positions: (m,) int64, image * N + position: patches whose normed tokens are wanted
+                too; each at most once.
+            mask_token: (1, D) in place of what is seen at `positions`. It is put in after the
+                fusion of modalities, so that nothing of any of them passes, and before the
+                position embedding, so that the blocks know where it stands.
 
         Returns:
-            (size, D) CLS tokens. All parameters are in the graph, whatever was drawn.
+            (size, D) CLS tokens, then (m, D) patch tokens where `positions` are given. All
+            parameters are in the graph, whatever was drawn.
         """
         # Through __call__, where ZeRO stage 3 has its hooks.
-        views: Tensor = self(pixels, image=image, size=size, drop_path_key=drop_path_key)
+        views: Tensor = self(
+            pixels,
+            image=image,
+            size=size,
+            drop_path_key=drop_path_key,
+            positions=positions,
+            mask_token=mask_token,
+        )
         return views
 
     def forward_features(
@@ -366,6 +391,18 @@ def init_layers(module: nn.Module) -> None:
 
 def _layer_norm(dim: int, **kwargs: object) -> nn.LayerNorm:
     return nn.LayerNorm(dim, eps=1e-6, **kwargs)  # type: ignore[arg-type]
+
+
+def _replace(patches: Tensor, positions: Tensor, token: Tensor) -> Tensor:
+    """(B, N, D) with a token (1, D) at the flat positions (m,), none of them twice."""
+    rows = token.to(patches.dtype).expand(len(positions), -1)
+    return patches.flatten(0, 1).index_copy(0, positions, rows).view_as(patches)
+
+
+def _patches_at(tokens: Tensor, positions: Tensor) -> Tensor:
+    """(m, D) of (B, 1 + N, D), by flat positions (m,) that do not count the CLS tokens."""
+    before = positions // (tokens.shape[1] - 1) + 1
+    return tokens.flatten(0, 1).index_select(0, positions + before)
 
 
 def _per_image(scale: Tensor, like: Tensor) -> Tensor:

@@ -123,18 +123,28 @@ def sample_flops(config: Config) -> SampleFlops:
     head = head_flops(ARCHITECTURES[model.name].embed_dim, config.head)
     views = data.global_crops + data.local_crops
     pairs = 2.0 * data.global_crops * views * config.head.num_prototypes
+    masked = data.global_crops * _masked_patches(config)
     return SampleFlops(
-        teacher=data.global_crops * (whole.forward + head),
+        teacher=data.global_crops * (whole.forward + head) + masked * head,
         forward=data.global_crops * whole.forward
         + data.local_crops * part.forward
-        + views * head
+        + (views + masked) * head
         + pairs,
         # The teacher's side of the loss has no gradient.
         backward=data.global_crops * whole.backward
         + data.local_crops * part.backward
-        + 2 * views * head
+        + 2 * (views + masked) * head
         + pairs,
     )
+
+
+def _masked_patches(config: Config) -> float:
+    """Expected masked patches of a global crop, each of which goes through both heads."""
+    loss = config.loss
+    if not loss.masked_patch_weight:
+        return 0.0
+    patches = (config.data.global_size // PATCH_SIZE) ** 2
+    return loss.mask_probability * sum(loss.mask_ratio) / 2 * patches
 
 
 def expected_modalities(data: DataConfig) -> dict[str, float]:

@@ -78,7 +78,7 @@ def parameter_groups(student: nn.Module) -> list[dict[str, Any]]:
     """Splits the student's parameters into `GROUPS`.
 
     No weight decay on biases, norms, position embedding, CLS token and modality vectors
-    (as DINO and the paper do); the prototypes apart, so that they can be frozen.
+    (as DINO and the paper do) and mask token; the prototypes apart, so that they can be frozen.
 
     Returns:
         Groups for an optimizer, each with its `name`; "decay" is the only one besides
@@ -97,7 +97,7 @@ def group_of(parameter_name: str) -> str:
         return "prototypes"
     modality_vector = parts[-2:-1] == ["patch_embed"] and parts[-1].endswith("_embed")
     norm = any(part.startswith("norm") for part in parts)
-    if parts[-1] in ("bias", "pos_embed", "cls_token") or norm or modality_vector:
+    if parts[-1] in ("bias", "pos_embed", "cls_token", "mask_token") or norm or modality_vector:
         return "no_decay"
     return "decay"
 

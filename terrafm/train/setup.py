@@ -15,6 +15,7 @@ from torch import Tensor
 
 from terrafm.config import Config, build_config, resume_policies
 from terrafm.data.samples.loader import RankLayout
+from terrafm.data.samples.masks import PatchMasking
 from terrafm.data.samples.plan import Plan, high_frequency_classes, make_plan
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
@@ -124,6 +125,14 @@ class TrainingSetup:
         }
 
     @property
+    def masking(self) -> PatchMasking | None:
+        """How the student's global crops are masked; None where they are not."""
+        loss = self.config.loss
+        if not loss.masked_patch_weight:
+            return None
+        return PatchMasking(self.config.train.seed, loss.mask_ratio, loss.mask_probability)
+
+    @property
     def contract(self) -> WeightsContract:
         """What the weights expect of their input."""
         return WeightsContract.build(
@@ -183,6 +192,8 @@ class TrainingSetup:
             precision=self.config.train.precision,
             device=device,
             koleo_weight=self.config.loss.koleo_weight,
+            masked_patch_weight=self.config.loss.masked_patch_weight,
+            masking=self.masking,
         )
 
     def plain_distillation(self, device: str = "cpu") -> SelfDistillation:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from terrafm.config import Config
 from terrafm.data.samples.batch import Batch, Crops, HostBatch, normalise
+from terrafm.data.samples.masks import MaskedPatches, PatchMasking
 from terrafm.losses import DINOLoss, koleo_loss
 from terrafm.models.dino_head import DINOHead
 from terrafm.models.encoder import build_encoder
+from terrafm.models.patch_embed import PATCH_SIZE
 from terrafm.train.collapse import FeatureSample
 from terrafm.train.engine import Engine
 from terrafm.train.phases import Phases, untimed
@@ -34,16 +36,23 @@ class Views:
         image: modality -> (n_m,) index of the image each belongs to.
         size: number of images.
         drop_path_key: (size,) keys of the drop-path masks, or None.
+        masked: (m,) flat positions of the patches that the student does not see, or None.
     """
 
     pixels: dict[str, Tensor]
     image: dict[str, Tensor]
     size: int
     drop_path_key: Tensor | None = None
+    masked: Tensor | None = None
 
 
 class Network(nn.Module):
-    """Encoder and projection head: the student, and by its moving average the teacher."""
+    """Encoder and projection head: the student, and by its moving average the teacher.
+
+    Attributes:
+        mask_token: (1, D) that stands for a masked patch in the student; None without
+            `loss.masked_patch_weight`. Not the encoder's, whose weights are exported.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -58,21 +67,38 @@ class Network(nn.Module):
             hidden_dim=config.head.hidden_dim,
             bottleneck_dim=config.head.bottleneck_dim,
         )
+        # Zeros, as in iBOT, draw nothing: all other weights begin as they do without it.
+        token = torch.zeros(1, self.encoder.embed_dim)
+        self.mask_token = nn.Parameter(token) if config.loss.masked_patch_weight else None
 
     def forward(self, views: list[Views], freeze_prototypes: bool = False) -> tuple[Tensor, Tensor]:
-        """All images, crop sizes one after another.
+        """The student: all images, crop sizes one after another, masked where views say so.
 
         Returns:
-            Logits (sum of sizes, K) float32, and CLS tokens (sum of sizes, D).
+            Logits (sum of sizes + masked, K) float32, and tokens (sum of sizes + masked, D) as
+            `embed` gives them.
         """
-        features = self.embed(views)
+        features = self.embed(views, self.mask_token)
         return self.head(features, freeze_prototypes=freeze_prototypes), features
 
-    def embed(self, views: list[Views]) -> Tensor:
-        """CLS tokens of all images, in the same order: (sum of sizes, D)."""
-        return torch.cat(
-            [self.encoder.forward_views(v.pixels, v.image, v.size, v.drop_path_key) for v in views]
-        )
+    def embed(self, views: list[Views], mask_token: Tensor | None = None) -> Tensor:
+        """CLS tokens of all images, then the patch tokens at masked positions, in order.
+
+        Args:
+            views: of each crop size.
+            mask_token: (1, D) in place of masked patches; None lets them be seen.
+
+        Returns:
+            (sum of sizes + masked, D).
+        """
+        tokens = [
+            self.encoder.forward_views(
+                v.pixels, v.image, v.size, v.drop_path_key, v.masked, mask_token
+            )
+            for v in views
+        ]
+        patches = [t[v.size :] for t, v in zip(tokens, views, strict=True) if v.masked is not None]
+        return torch.cat([t[: v.size] for t, v in zip(tokens, views, strict=True)] + patches)
 
 
 @dataclass
@@ -80,18 +106,21 @@ class StepStatistics:
     """Sums over one step's samples; divide by `samples` for means.
 
     Attributes:
-        sums: (5,) float64: loss, teacher entropy, student entropy (nats), KoLeo, samples.
+        sums: (6,) float64: loss, teacher entropy, student entropy (nats), KoLeo, masked patches,
+            samples.
         losses: (B,) loss of each row, one tensor for each micro-batch; never summed over ranks.
         has_koleo: whether KoLeo is part of the objective.
+        has_masked_patch: whether the loss of masked patches is.
     """
 
     sums: Tensor
     losses: list[Tensor] = field(default_factory=list)
     has_koleo: bool = False
+    has_masked_patch: bool = False
 
     def means(self) -> dict[str, float]:
-        """Means over the samples, KoLeo where it is on; empty where every sample was left out."""
-        loss, teacher, student, koleo_term, samples = self.sums.tolist()
+        """Means over the samples, of terms that are on; empty where every sample was left out."""
+        loss, teacher, student, koleo_term, masked_patch, samples = self.sums.tolist()
         if not samples:
             return {}
         return {
@@ -99,7 +128,22 @@ class StepStatistics:
             "teacher_entropy": teacher / samples,
             "student_entropy": student / samples,
             **({"koleo": koleo_term / samples} if self.has_koleo else {}),
+            **({"masked_patch": masked_patch / samples} if self.has_masked_patch else {}),
         }
+
+
+class _Taught(NamedTuple):
+    """Teacher logits of a micro-batch: (G, B, K), and (m, K) where patches are masked."""
+
+    views: Tensor
+    patches: Tensor | None
+
+
+class _Centers(NamedTuple):
+    """What Sinkhorn-Knopp subtracts from these, (K,) each; None leaves it to moving averages."""
+
+    views: Tensor | None = None
+    patches: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +152,7 @@ class _Prepared:
 
     batch: Batch
     crops: list[tuple[Crops, dict[str, Tensor]]]
+    masked: MaskedPatches | None
 
     @property
     def weight(self) -> Tensor:
@@ -131,6 +176,10 @@ class SelfDistillation:
         device: where the step runs.
         koleo_weight: of KoLeo on the CLS tokens of the student's global crops, summed over the
             crops. A row's neighbour is sought in its own micro-batch and rank, as DINOv2 does.
+        masked_patch_weight: of the loss of masked patches, mean over a crop's masked patches and
+            over the global crops, of which those without a mask count 0.
+        masking: of the student's global crops; None where they are not masked. The network must
+            have a mask token, and the criterion that loss, if and only if there is one.
 
     Attributes:
         teacher_features: the newest CLS tokens of the teacher, of each tile's first global crop.
@@ -147,6 +196,8 @@ class SelfDistillation:
         precision: str,
         device: torch.device,
         koleo_weight: float = 0.0,
+        masked_patch_weight: float = 0.0,
+        masking: PatchMasking | None = None,
     ) -> None:
         self.engine = engine
         self.teacher = teacher.eval().requires_grad_(False)
@@ -160,6 +211,8 @@ class SelfDistillation:
         }
         self._device = device
         self._koleo_weight = koleo_weight
+        self._masked_patch_weight = masked_patch_weight
+        self._masking = masking
         self.teacher_features = FeatureSample()
 
     def forward_backward(
@@ -178,24 +231,24 @@ class SelfDistillation:
         Returns:
             This rank's sums and losses, still on the device.
         """
-        sums = torch.zeros(5, dtype=torch.float64, device=self._device)
+        sums = torch.zeros(6, dtype=torch.float64, device=self._device)
         losses = []
-        taught: Iterable[tuple[HostBatch, Tensor | None]] = ((b, None) for b in batches)
-        center = None
+        work: Iterable[tuple[HostBatch, _Taught | None]] = ((b, None) for b in batches)
+        centers = _Centers()
         if self.criterion.centering == "sinkhorn":
             # A target depends on the whole batch: the teacher sees all of it before the student
             # sees any. Crops are prepared twice, for keeping them takes more than the logits.
             batches = list(batches)
-            logits, center = self._batch_center(batches, settings.teacher_temp, phases)
-            taught = zip(batches, logits, strict=True)
-        for host_batch, teacher_logits in taught:
+            logits, centers = self._batch_centers(batches, settings.teacher_temp, phases)
+            work = zip(batches, logits, strict=True)
+        for host_batch, taught in work:
             prepared = self._prepare(host_batch, phases)
-            if teacher_logits is None:
-                teacher_logits = self._teach(prepared, phases)
-            terms, loss = self._learn(prepared, teacher_logits, center, settings, phases)
+            if taught is None:
+                taught = self._teach(prepared, phases)
+            terms, loss = self._learn(prepared, taught, centers, settings, phases)
             sums += terms
             losses.append(loss)
-        return StepStatistics(sums, losses, self._koleo_weight > 0)
+        return StepStatistics(sums, losses, self._koleo_weight > 0, self._masking is not None)
 
     def finish(self, settings: StepSettings, phases: Phases = untimed) -> tuple[bool, float]:
         """Optimizer, teacher and centers; none of them where a loss or gradient is not finite.
@@ -208,24 +261,38 @@ class SelfDistillation:
         with phases("teacher"):
             if outcome.applied:
                 self.engine.update_teacher(self.teacher, settings.teacher_momentum)
-                self.criterion.update_centers()
-            else:
-                self.criterion.discard_pending()
+            for centers in filter(None, (self.criterion, self.criterion.masked_patch)):
+                if outcome.applied:
+                    centers.update_centers()
+                else:
+                    centers.discard_pending()
         return outcome.applied, outcome.grad_norm
 
-    def _batch_center(
+    def _batch_centers(
         self, batches: list[HostBatch], teacher_temp: float, phases: Phases
-    ) -> tuple[list[Tensor], Tensor]:
-        """Teacher logits of this rank's micro-batches, and the center of the global batch."""
+    ) -> tuple[list[_Taught], _Centers]:
+        """Teacher logits of this rank's micro-batches, and the centers of the global batch."""
         logits, high_frequency, weights = [], [], []
+        patches: list[Tensor] = []
+        patch_weights: list[Tensor | None] = []
         for batch in batches:
             prepared = self._prepare(batch, phases, global_crops_only=True)
-            logits.append(self._teach(prepared, phases))
+            taught = self._teach(prepared, phases)
+            logits.append(taught)
             high_frequency.append(prepared.batch.high_frequency)
             weights.append(prepared.weight)
+            if prepared.masked is not None and taught.patches is not None:
+                patches.append(taught.patches.unsqueeze(0))
+                patch_weights.append(prepared.weight[prepared.masked.sample])
         with phases("teacher"):
-            center = self.criterion.batch_center(logits, teacher_temp, high_frequency, weights)
-        return logits, center
+            views = [taught.views for taught in logits]
+            center = self.criterion.batch_center(views, teacher_temp, high_frequency, weights)
+            patch_center = None
+            if self.criterion.masked_patch is not None:
+                patch_center = self.criterion.masked_patch.batch_center(
+                    patches, teacher_temp, [None] * len(patches), patch_weights
+                )
+        return logits, _Centers(center, patch_center)
 
     def _prepare(
         self, host_batch: HostBatch, phases: Phases, global_crops_only: bool = False
@@ -233,27 +300,45 @@ class SelfDistillation:
         with phases("prepare"):
             batch = host_batch.to(self._device)
             sizes = _crop_sizes(batch)[: 1 if global_crops_only else None]
-            return _Prepared(batch, [(crops, self._normalise(crops)) for crops in sizes])
+            prepared = [(crops, self._normalise(crops)) for crops in sizes]
+            return _Prepared(batch, prepared, self._mask(batch))
 
-    def _teach(self, prepared: _Prepared, phases: Phases) -> Tensor:
-        """The teacher's logits of the global crops, (G, B, K)."""
+    def _mask(self, batch: Batch) -> MaskedPatches | None:
+        if self._masking is None:
+            return None
+        crops = batch.global_crops
+        side = next(iter(crops.pixels.values())).shape[-1] // PATCH_SIZE
+        count = crops.size // len(batch.epoch)
+        masks = self._masking.draw(batch.epoch, batch.position, count, side)
+        return MaskedPatches.of(masks, self._device)
+
+    def _teach(self, prepared: _Prepared, phases: Phases) -> _Taught:
+        """The teacher's logits of the global crops, and of the patches masked for the student."""
         with phases("teacher"), torch.no_grad(), torch.autocast(**self._autocast):
             crops, normalised = prepared.crops[0]
             assert crops.teacher is not None
-            features = self.teacher.embed([_views(crops, normalised, crops.teacher)])
+            seen = _views(crops, normalised, crops.teacher)
+            if prepared.masked is not None:
+                seen.masked = prepared.masked.position
+            features = self.teacher.embed([seen])
             self.teacher_features.add(features[: prepared.rows])
-            return _per_view(self.teacher.head(features), prepared.rows)
+            logits = self.teacher.head(features)
+            if prepared.masked is None:
+                return _Taught(_per_view(logits, prepared.rows), None)
+            views, patches = logits[: crops.size], logits[crops.size :]
+            return _Taught(_per_view(views, prepared.rows), patches)
 
     def _learn(
         self,
         prepared: _Prepared,
-        teacher_logits: Tensor,
-        center: Tensor | None,
+        taught: _Taught,
+        centers: _Centers,
         settings: StepSettings,
         phases: Phases,
     ) -> tuple[Tensor, Tensor]:
-        """The micro-batch's part of `StepStatistics`: sums (5,) and losses (B,)."""
+        """The micro-batch's part of `StepStatistics`: sums (6,) and losses (B,)."""
         batch, rows, weight = prepared.batch, prepared.rows, prepared.weight
+        masked, images = prepared.masked, batch.drop_path_key.numel()
         with phases("forward"):
             keys = batch.drop_path_key.flatten()
             student_views = []
@@ -261,28 +346,62 @@ class SelfDistillation:
                 views = _views(crops, normalised, crops.student)
                 views.drop_path_key, keys = keys[: crops.size], keys[crops.size :]
                 student_views.append(views)
+            if masked is not None:
+                student_views[0].masked = masked.position
             student_logits, features = self.engine.forward(
                 student_views, freeze_prototypes=settings.freeze_prototypes
             )
             with torch.autocast(self._device.type, enabled=False):
+                spread = guess = torch.zeros_like(weight)
+                if masked is not None:
+                    sizes = images, len(masked.position)
+                    student_logits, guesses = student_logits.split(sizes)
+                    guess = self._guess(guesses, masked, taught, centers, settings.teacher_temp)
                 loss, teacher_entropy, student_entropy, q = self.criterion.per_sample(
-                    _per_view(student_logits, rows), teacher_logits, settings.teacher_temp, center
+                    _per_view(student_logits, rows),
+                    taught.views,
+                    settings.teacher_temp,
+                    centers.views,
                 )
-                objective, spread = loss, torch.zeros_like(loss)
+                objective = loss
                 if self._koleo_weight:
-                    global_crops = _per_view(features, rows)[: len(teacher_logits)]
+                    global_crops = _per_view(features[:images], rows)[: len(taught.views)]
                     spread = torch.stack([koleo_loss(crop, weight) for crop in global_crops]).sum(0)
-                    objective = loss + self._koleo_weight * spread
+                    objective = objective + self._koleo_weight * spread
+                if masked is not None:
+                    objective = objective + self._masked_patch_weight * guess
                 share = (objective * weight).sum() / self._global_batch
                 # 1, or NaN: then every gradient is NaN, and the check of the gradients, which
                 # all ranks share, is one of the losses too. No device is waited for.
                 share = share * (1 + 0 * share.detach())
         with phases("backward"), torch.autocast(self._device.type, enabled=False):
             self.engine.backward(share)
-        self.criterion.accumulate(teacher_logits, batch.high_frequency, weight, q)
+        self.criterion.accumulate(taught.views, batch.high_frequency, weight, q)
+        if self.criterion.masked_patch is not None and masked is not None:
+            assert taught.patches is not None
+            patch_weight = weight[masked.sample]
+            self.criterion.masked_patch.accumulate(taught.patches[None], None, patch_weight)
         loss, one = loss.detach(), torch.ones_like(weight)
-        terms = torch.stack([loss, teacher_entropy, student_entropy, spread.detach(), one])
+        beyond = spread.detach(), guess.detach()
+        terms = torch.stack([loss, teacher_entropy, student_entropy, *beyond, one])
         return (terms.double() * weight).sum(dim=1), loss
+
+    def _guess(
+        self,
+        student_logits: Tensor,
+        masked: MaskedPatches,
+        taught: _Taught,
+        centers: _Centers,
+        teacher_temp: float,
+    ) -> Tensor:
+        """Each sample's loss of its masked patches, (B,)."""
+        assert self.criterion.masked_patch is not None
+        assert taught.patches is not None
+        losses: Tensor = self.criterion.masked_patch(
+            student_logits, taught.patches, teacher_temp, centers.patches
+        )
+        nothing = losses.new_zeros(taught.views.shape[1])
+        return nothing.index_add(0, masked.sample, masked.share * losses)
 
     def _normalise(self, crops: Crops) -> dict[str, Tensor]:
         return {
@@ -318,6 +437,7 @@ def build_criterion(config: Config, has_high_frequency: bool) -> DINOLoss:
         center_momentum=config.loss.center_momentum,
         high_frequency_momentum=config.loss.high_frequency_center_momentum,
         centering=config.loss.centering,
+        masked_patch=config.loss.masked_patch_weight > 0,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from two_ranks import learn_patches
 
 from terrafm.losses import DINOLoss
 
@@ -20,6 +21,8 @@ def batch():
     return {
         "student": torch.randn(4, 8, PROTOTYPES),
         "teacher": torch.randn(2, 8, PROTOTYPES),
+        # Masked patches, all of them of crops of rank 1.
+        "patches": torch.randn(5, PROTOTYPES),
         # No high-frequency sample in the first half: rank 0 of 2 has none.
         "high": torch.tensor([0, 0, 0, 0, 1, 0, 1, 1], dtype=torch.bool),
     }
@@ -85,7 +88,7 @@ def test_two_processes_equal_one_at_the_same_global_batch(batch, tmp_path, cente
         for r in range(2)
     ]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    alone = DINOLoss(PROTOTYPES, centering=centering)
+    alone = DINOLoss(PROTOTYPES, centering=centering, masked_patch=True)
     losses = [
         alone(batch["student"], batch["teacher"], 0.04, batch["high"]).item() for _ in range(3)
     ]
@@ -97,6 +100,12 @@ def test_two_processes_equal_one_at_the_same_global_batch(batch, tmp_path, cente
             half["center_high_frequency"], alone.center_high_frequency, atol=1e-7
         )
         np.testing.assert_allclose(half["prototype_share"], alone.use.share, atol=1e-7)
+    patch_losses = [learn_patches(alone, batch["patches"]) for _ in range(2)]
+    assert halves[0]["patch_losses"].shape == (2, 0)
+    np.testing.assert_allclose(halves[1]["patch_losses"], torch.stack(patch_losses), rtol=1e-5)
+    assert alone.masked_patch.center.any()
+    for half in halves:
+        np.testing.assert_allclose(half["patch_center"], alone.masked_patch.center, atol=1e-7)
 
 
 def test_each_center_has_its_own_momentum(batch):

@@ -195,3 +195,57 @@ def test_band_counts_come_from_the_single_source_of_truth():
     for name, modality in MODALITIES.items():
         convolution = encoder.patch_embed.get_submodule(f"conv2d_{name}")
         assert convolution.in_channels == modality.channels
+
+
+POSITIONS = torch.tensor([0, 3, 6, 13])  # of four images with four patches each
+
+
+def test_masked_patches_are_the_token_before_the_position_embedding(batch):
+    """Against patch tokens that are replaced by hand, one at a time, after fusion."""
+    encoder = build_encoder("terrafm_tiny")
+    token = torch.randn(1, encoder.embed_dim)
+    found = encoder.forward_views(**batch, positions=POSITIONS, mask_token=token)
+    tokens = encoder.patch_embed(batch["pixels"], batch["image"], 4).detach().clone()
+    for position in POSITIONS.tolist():
+        tokens[position // 4, position % 4] = token
+    cls = encoder.cls_token.expand(4, 1, -1)
+    tokens = torch.cat([cls, tokens], 1) + encoder.position_embedding(2, 2)
+    for block in encoder.blocks:
+        tokens = block(tokens)
+    tokens = encoder.norm(tokens)
+    guessed = torch.stack([tokens[p // 4, 1 + p % 4] for p in POSITIONS.tolist()])
+    torch.testing.assert_close(found, torch.cat([tokens[:, 0], guessed]), rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_masked_patch_shows_has_no_effect_on_its_image(batch):
+    encoder = build_encoder("terrafm_tiny")
+    token = torch.zeros(1, encoder.embed_dim)
+    options = {"positions": POSITIONS, "mask_token": token}
+    before = encoder.forward_views(**batch, **options)
+    row = batch["image"]["s2_l2a"].tolist().index(3)
+    # Position 13 is the upper right patch of image 3.
+    batch["pixels"]["s2_l2a"][row, :, :16, 16:] += 1.0
+    assert torch.equal(encoder.forward_views(**batch, **options), before)
+    assert not torch.equal(encoder.forward_views(**batch), before[:4])
+
+
+def test_without_a_mask_token_the_patches_are_those_of_a_dense_task(batch):
+    encoder = build_encoder("terrafm_tiny")
+    pixels = batch["pixels"]["s1"]
+    images = {"pixels": {"s1": pixels}, "image": {"s1": torch.arange(2)}, "size": 2}
+    found = encoder.forward_views(**images, positions=torch.arange(8))
+    cls, patches = encoder.forward_tokens(pixels, "s1")
+    expected = torch.cat([cls, patches.flatten(2).transpose(1, 2).flatten(0, 1)])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(encoder.forward_views(**images), found[:2])
+
+
+@pytest.mark.parametrize("count", [4, 0])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_mask_token_and_all_others_have_a_gradient(batch, count, autocast):
+    encoder = build_encoder("terrafm_tiny")
+    token = torch.nn.Parameter(torch.zeros(1, encoder.embed_dim))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        _, grads = gradients(encoder, batch, positions=POSITIONS[:count], mask_token=token)
+    assert [name for name, grad in grads.items() if not grad.any()] == []
+    assert bool(token.grad.any()) == (count > 0)

@@ -30,7 +30,12 @@ SETTINGS = [
     "optim.freeze_last_layer_fraction=0",
     "optim.base_lr=0.05",
 ]
-BEYOND = ["loss.centering=sinkhorn", "loss.koleo_weight=0.1", "optim.clip_by=parameter"]
+BEYOND = [
+    "loss.centering=sinkhorn",
+    "loss.koleo_weight=0.1",
+    "loss.masked_patch_weight=1",
+    "optim.clip_by=parameter",
+]
 
 
 def run(dataset, overrides, rank=0, world_size=1, stage=None):

@@ -32,6 +32,13 @@ TINY = [
         ["data.keep_probability=1"],
         ["data.modalities=[s2_l2a]"],
         ["data.fusion=false", "data.modalities=[s2_l1c, s2_l2a]"],
+        # Of 16 patches, so that half of them are whole ones.
+        [
+            "data.modalities=[s2_l2a]",
+            "loss.masked_patch_weight=1",
+            "loss.mask_probability=1",
+            "loss.mask_ratio=[0.5, 0.5]",
+        ],
     ],
 )
 def test_the_counter_of_pytorch_counts_the_same(small_dataset, views):

@@ -20,6 +20,7 @@ def alone(small_dataset):
 def test_all_of_them_are_off_by_default():
     config = Config()
     assert (config.loss.centering, config.loss.koleo_weight) == ("ema", 0.0)
+    assert config.loss.masked_patch_weight == 0.0
     assert config.optim.clip_by == "global"
 
 
@@ -28,12 +29,21 @@ def test_each_of_them_changes_what_is_learned(small_dataset, choice):
     plain, chosen = run(small_dataset, []), run(small_dataset, [choice])
     apart = max(float((chosen[1][n] - t).abs().max()) for n, t in plain[1].items())
     assert apart > 1e-5
-    assert ("koleo" in chosen[0][0]) == ("koleo" in choice)
+    for term in ("koleo", "masked_patch"):
+        assert (term in chosen[0][0]) == (term in choice)
 
 
 @pytest.mark.parametrize("rows", [8, 2])
-def test_sinkhorn_does_not_see_micro_batches(small_dataset, rows):
-    choice = ["loss.centering=sinkhorn"]
+@pytest.mark.parametrize(
+    "choice",
+    [
+        ["loss.centering=sinkhorn"],
+        ["loss.masked_patch_weight=1"],
+        ["loss.masked_patch_weight=1", "loss.centering=sinkhorn"],
+    ],
+    ids=" ".join,
+)
+def test_sinkhorn_and_masks_do_not_see_micro_batches(small_dataset, rows, choice):
     expected = run(small_dataset, choice)
     found = run(small_dataset, [*choice, f"train.micro_batch={rows}"])
     for one, other in zip(found[0], expected[0], strict=True):

@@ -44,6 +44,12 @@ def test_weight_decay_skips_what_the_method_says(student, name, group):
     assert group_of(name) == group
 
 
+def test_weight_decay_skips_the_mask_token():
+    student = Network(load_config("demo", ["loss.masked_patch_weight=1"]))
+    assert [n for n, _ in student.named_parameters() if n.endswith("mask_token")] == ["mask_token"]
+    assert group_of("mask_token") == "no_decay"
+
+
 def test_settings_reach_the_groups():
     layer = torch.nn.Linear(2, 2)
     groups = [

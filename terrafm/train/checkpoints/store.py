@@ -5,7 +5,7 @@ A checkpoint is the folder `step_00000040` of a run's `checkpoints/`, where 40 s
     student.safetensors    encoder and head
     teacher.safetensors    the same names, moving averages
     optimizer.safetensors  moments per parameter, update count per group
-    centers.safetensors    both centers
+    centers.safetensors    all centers
     state.json             step, time, metrics, cursor, dataset, contract, configuration, versions
     complete.json          bytes and SHA-256 of every other file; written last
 
