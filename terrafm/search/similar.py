@@ -59,9 +59,10 @@ def find_similar(
         _check_point(*point)
     folder = embeddings if isinstance(embeddings, Embeddings) else Embeddings(embeddings)
     query = folder.tile_at(*point) if point is not None else str(tile)
+    vector = folder.vector(query)
     comparable = _comparable(folder)
     # One more: the query itself is among them, if no copies of it come first.
-    nearest = Nearest(comparable(folder.vector(query)), count + 1)
+    nearest = Nearest(comparable(vector), count + 1)
     for ids, vectors in folder.vectors():
         nearest.add(ids, comparable(vectors))
     found = [neighbour for neighbour in nearest.best() if neighbour.tile_id != query][:count]

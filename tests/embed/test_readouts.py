@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import rasterio
 import torch
 
 from terrafm.embed.job import embed
@@ -75,6 +76,17 @@ def test_vectors_are_the_plain_moments(
     assert manifest.needs_standardising == (readout is Readout.MEAN_STD)
     assert (f"readout {readout.value}" in text) == (readout is not Readout.CLS)
     assert len(list((tmp_path / "out").glob("dense/*.tif"))) == (11 if dense else 0)
+
+
+def test_a_windows_mean_is_that_of_its_patches(write_scene, tiny_weights, tmp_path):
+    write_scene(tmp_path / "in" / "scene.tif", (64, 64))
+    options = EmbedOptions(["s2_l2a"], workers=0, readout=Readout.MEAN, dense=True)
+    embed(tiny_weights, tmp_path / "in", tmp_path / "out", options)
+    with rasterio.open(tmp_path / "out" / "dense" / "scene.tif") as file:
+        patches = file.read()
+    assert patches.shape == (WIDTH, 4, 4)
+    (found,) = vectors_of(tmp_path / "out")
+    np.testing.assert_allclose(found, patches.mean((1, 2)), atol=1e-5)
 
 
 def options_of(readout):
