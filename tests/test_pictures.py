@@ -88,6 +88,29 @@ def test_the_picture_of_a_validation(tmp_path: Path) -> None:
         assert inked(tmp_path / f"{name}.png") > 0.005
 
 
+@pytest.mark.parametrize("kinds", [("retrieval",), ("knn20", "retrieval")])
+def test_the_picture_of_a_validation_by_retrieval(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    pairs = ("s1-to-s2_l2a", "s2_l2a-to-s1", "s2_l2a-to-later")
+    metrics = {f"retrieval/{pair}/recall10": 0.5 for pair in pairs} | {"knn20/s1/accuracy": 0.5}
+    asked = {name: value for name, value in metrics.items() if name.startswith(kinds)}
+    drawn = []
+    # With its curves, and without those of dates.
+    for shown in (asked, {name: v for name, v in asked.items() if "later" not in name}):
+        content = [json.dumps({"step": step, "metrics": shown}) + "\n" for step in (10, 20)]
+        (tmp_path / "validation.jsonl").write_text("".join(content))
+        validation_curve(tmp_path, tmp_path / "drawn.png")
+        assert inked(tmp_path / "drawn.png") > 0.005
+        drawn.append((tmp_path / "drawn.png").read_bytes())
+    assert drawn[0] != drawn[1]
+
+
+def test_a_validation_with_other_metrics_has_no_picture(tmp_path: Path) -> None:
+    line = json.dumps({"step": 10, "metrics": {"my/score": 0.5}})
+    (tmp_path / "validation.jsonl").write_text(line + "\n")
+    with pytest.raises(UsageError, match="neither of kNN nor retrieval"):
+        validation_curve(tmp_path, tmp_path / "none.png")
+
+
 def test_another_sample_has_other_crops(dataset: Dataset, tmp_path: Path) -> None:
     for position in (0, 1):
         path = tmp_path / f"{position}.png"

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from terrafm.cli.evaluate import Normalise, band_names
+from terrafm.cli.evaluate import Normalise, ReadoutOption, band_names
+from terrafm.eval.readouts import Readout
 from terrafm.progress import progress_bar
 from terrafm.terminal import console
 
@@ -47,6 +48,7 @@ def embed(
     bands: Annotated[
         str | None, typer.Option(help="Bands of the GeoTIFFs, in their order: B02,B03,B04.")
     ] = None,
+    readout: ReadoutOption = Readout.CLS,
     normalise: Annotated[
         Normalise, typer.Option(help="By what the weights state, or by the data's statistics.")
     ] = Normalise.WEIGHTS,
@@ -72,6 +74,7 @@ def embed(
         window=window,
         overlap=overlap,
         bands=band_names(bands),
+        readout=readout,
         by_set=normalise is Normalise.SET,
         dense=dense,
         workers=workers,

@@ -339,11 +339,14 @@ class ValidationConfig(Section):
     every_steps: Whole = Field(
         0, description="steps between validations, a multiple of train.checkpoint_every; 0: none"
     )
+    scores: Annotated[tuple[Literal["knn", "retrieval"], ...], Field(min_length=1), Distinct] = (
+        Field(("knn",), description="kinds of scores: knn of labels; retrieval, which needs none")
+    )
     data: Text | None = Field(
         None, description="URI of a labelled set; by default the run's tiles with their land cover"
     )
     samples: Annotated[Integer, Field(ge=2, le=10**7)] = Field(
-        1000, description="most images scored, as equal over the classes as the set allows"
+        1000, description="most images scored: equal over classes; of retrieval, whole places"
     )
     size: Side | None = Field(
         None, description="side to which images are resized, pixels; by default data.global_size"

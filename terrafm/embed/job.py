@@ -23,6 +23,7 @@ from terrafm.embed.request import EmbedOptions, Request, begin, make_request
 from terrafm.embed.schema import DENSE, MANIFEST, TILES, EmbeddingManifest, part_name
 from terrafm.embed.work import ENTRIES, Entry, OpenPartWork
 from terrafm.errors import TerraFMError
+from terrafm.eval.readouts import Readout
 from terrafm.ray_parts import Part, divide, run_parts
 from terrafm.storage import (
     absolute,
@@ -69,6 +70,8 @@ class EmbeddingReport:
         else:
             text = Text(f"{found.rows:,} embeddings of length {found.dim}, {found.model}")
             text.append(f", of {', '.join(found.modalities)}")
+            if found.readout is not Readout.CLS:
+                text.append(f", readout {found.readout.value}")
             if self.resumed:
                 text.append(f"; {self.resumed:,} rows were there from before")
             text.append(f"\n{join(self.uri, TILES)}/*.parquet, {len(found.parts)} files")
@@ -174,6 +177,7 @@ def _finish(output: str, request: Request, entries: list[Entry]) -> EmbeddingMan
         rows=sum(file.rows for file in files),
         skipped=skipped,
         dim=request.dim,
+        readout=request.readout,
         model=request.model,
         weights=request.weights,
         model_fingerprint=request.model_fingerprint,

@@ -17,6 +17,7 @@ from terrafm.eval.compatibility import (
     one_choice,
 )
 from terrafm.eval.features import input_side
+from terrafm.eval.readouts import Readout
 from terrafm.models.weights import infer_model_name, load_encoder, state_fingerprint
 from terrafm.ray_parts import rows_per_part
 from terrafm.storage import (
@@ -51,6 +52,7 @@ class EmbedOptions:
         window: side of a GeoTIFF's windows, its pixels; by default `size`.
         overlap: of neighbouring windows, pixels; by default a quarter of the window.
         bands: names of the GeoTIFFs' bands, in their order.
+        readout: which numbers of the encoder are an embedding.
         by_set: normalise by the data's own statistics, not by those that weights state.
         dense: write patch embeddings as well.
         workers: actors; by default one for each GPU or CPU. 0 works in this process.
@@ -63,6 +65,7 @@ class EmbedOptions:
     window: int | None = None
     overlap: int | None = None
     bands: Sequence[str] | None = None
+    readout: Readout = Readout.CLS
     by_set: bool = False
     dense: bool = False
     workers: int | None = None
@@ -77,6 +80,7 @@ class Request:
         weights: URI.
         model: name of its architecture.
         dim: length of an embedding.
+        readout: which numbers of the encoder an embedding is.
         model_fingerprint: of its parameters.
         source: the data.
         modalities: those used.
@@ -90,6 +94,7 @@ class Request:
     weights: str
     model: str
     dim: int
+    readout: Readout
     model_fingerprint: str
     source: TileSource
     modalities: tuple[str, ...]
@@ -124,6 +129,7 @@ class Request:
         return {
             "version": _VERSION,
             "model": self.model_fingerprint,
+            "readout": self.readout.value,
             "data": self.source.fingerprint,
             "rows_per_part": self.rows_per_part,
             "modalities": list(self.modalities),
@@ -158,7 +164,8 @@ def make_request(
     return Request(
         weights=uri,
         model=infer_model_name(encoder.state_dict(), uri),
-        dim=encoder.embed_dim,
+        dim=options.readout.width(encoder),
+        readout=options.readout,
         model_fingerprint=state_fingerprint(encoder),
         source=source,
         modalities=modalities,
@@ -218,7 +225,9 @@ def begin(output: str, request: Request) -> EmbeddingManifest | None:
     asked = request.depends_on()
     if exists(join(output, JOB)):
         try:
-            held = json.loads(read_bytes(join(output, JOB)))["depends_on"]
+            stated = json.loads(read_bytes(join(output, JOB)))["depends_on"]
+            # Folders from before there was a choice hold CLS tokens.
+            held = {"readout": Readout.CLS.value, **stated}
         except (ValueError, KeyError, TypeError):
             raise UsageError(
                 f"{join(output, JOB)} is damaged: remove {output} or take another --output"

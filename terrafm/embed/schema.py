@@ -15,6 +15,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from terrafm.errors import UsageError
+from terrafm.eval.readouts import Readout
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, join, read_bytes, to_json
 
@@ -48,6 +49,8 @@ class EmbeddingManifest(_Part):
         rows: of all parts together.
         skipped: tiles or windows without a pixel of the modalities asked for: they have no row.
         dim: length D of an embedding.
+        readout: which numbers of the encoder an embedding is; folders from before there was a
+            choice hold CLS tokens.
         model: name of the architecture.
         weights: URI they were read from.
         model_fingerprint: SHA-256 over names and numbers of the encoder's parameters.
@@ -67,6 +70,7 @@ class EmbeddingManifest(_Part):
     rows: Annotated[int, Field(ge=0)]
     skipped: Annotated[int, Field(ge=0)]
     dim: Annotated[int, Field(ge=1)]
+    readout: Readout = Readout.CLS
     model: str
     weights: str
     model_fingerprint: str
@@ -79,6 +83,14 @@ class EmbeddingManifest(_Part):
     legend: dict[int, str]
     parts: tuple[PartFile, ...]
     versions: dict[str, str]
+
+    @property
+    def needs_standardising(self) -> bool:
+        """Whether each number is to be standardised over the rows before they are compared.
+
+        Means and deviations differ in scale: the larger ones alone would decide a cosine.
+        """
+        return self.readout is Readout.MEAN_STD
 
     def to_json(self) -> str:
         """The text of `embedding.json`."""

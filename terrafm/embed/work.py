@@ -116,7 +116,7 @@ class PartWork:
 
     @torch.inference_mode()
     def _embed(self, rows: Sequence[int]) -> tuple[Vectors, list[tuple[str, ...]], Blocks]:
-        """CLS tokens (len(rows), D), the modalities of each (none: no pixel), and blocks by row."""
+        """Readouts (len(rows), D), the modalities of each (none: no pixel), and blocks by row."""
         request = self.job.request
         embeddings = np.zeros((len(rows), request.dim), np.float32)
         used: list[tuple[str, ...]] = [()] * len(rows)
@@ -138,13 +138,14 @@ class PartWork:
             moved = {name: x[seen].to(self.device) for name, x in pixels.items()}
             at = [position for position, has in zip(positions, seen.tolist(), strict=True) if has]
             if request.dense:
-                tokens, patches = self.encoder.forward_tokens(moved)
+                cls_token, patches = self.encoder.forward_tokens(moved)
+                vectors = request.readout.of_tokens(cls_token, patches)
                 maps = masked_patches(patches, moved)
                 for position, one in zip(at, maps, strict=True):
                     self._keep_patches(rows[position], one, blocks)
             else:
-                tokens = self.encoder(moved)
-            embeddings[at] = tokens.float().cpu().numpy()
+                vectors = request.readout.of(self.encoder, moved)
+            embeddings[at] = vectors.cpu().numpy()
             for position in at:
                 used[position] = tuple(moved)
         return embeddings, used, blocks

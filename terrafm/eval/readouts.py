@@ -47,7 +47,23 @@ class Readout(StrEnum):
 
         if self is Readout.CLS:
             return torch.as_tensor(encoder(pixels)).float()
-        tokens = encoder.forward_tokens(pixels)[1].float().flatten(2)
+        return self.of_tokens(*encoder.forward_tokens(pixels))
+
+    def of_tokens(self, cls_token: Tensor, patches: Tensor) -> Tensor:
+        """The same of what `Encoder.forward_tokens` gave.
+
+        Args:
+            cls_token: (B, D) normed.
+            patches: (B, D, h, w) normed.
+
+        Returns:
+            (B, `width`) float32.
+        """
+        import torch
+
+        if self is Readout.CLS:
+            return cls_token.float()
+        tokens = patches.float().flatten(2)
         mean = tokens.mean(-1)
         if self is Readout.MEAN:
             return mean

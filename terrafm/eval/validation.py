@@ -1,10 +1,16 @@
-"""What a run is validated by: the EMA teacher's features on labelled images, without training.
+"""What a run is validated by: the EMA teacher's features on images, without training.
 
-For each modality alone and all fused: kNN with k 20 and 5 as `terrafm evaluate knn` computes it,
-each class by itself and the rarest together, effective rank, uniformity, and between modalities
-alignment. By default the images are tiles of the run's own dataset with their land cover: the
-encoder has seen their pixels, but no label. A set with splits is scored on its validation split
-with its training split as neighbours; the test split stays unseen.
+`validation.scores` says by which kinds of scores:
+
+knn: on labelled images, for each modality alone and all fused, kNN with k 20 and 5 as `terrafm
+evaluate knn` computes it, each class by itself and the rarest together, effective rank,
+uniformity, and between modalities alignment. By default the images are tiles of the run's own
+dataset with their land cover: the encoder has seen their pixels, but no label. A set with splits
+is scored on its validation split with its training split as neighbours; the test split stays
+unseen.
+
+retrieval: without labels, whether a tile is found again by another sensor or at another date, as
+`terrafm evaluate retrieval` computes it, among tiles of a dataset of ingest.
 """
 
 from __future__ import annotations
@@ -20,12 +26,13 @@ from numpy.typing import NDArray
 
 from terrafm.errors import UsageError
 from terrafm.eval.compatibility import modality_choices, normalisation_for
-from terrafm.eval.datasets import absolute_uri, open_labelled
+from terrafm.eval.datasets import absolute_uri, open_labelled, open_set
 from terrafm.eval.features import encoder_features
 from terrafm.eval.geometry import alignment, uniformity
 from terrafm.eval.knn import TEMPERATURE, nearest_in, vote
 from terrafm.eval.labelled import LabelledSet
 from terrafm.eval.readouts import Readout
+from terrafm.eval.retrieval.checkpoints import RetrievalSample, measure_retrieval
 from terrafm.eval.sample import Sample, draw_sample
 from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.models.contract import WeightsContract
@@ -56,13 +63,19 @@ class CheckpointValidation:
         self._labelled = None if uri == own else uri
 
     def check(self) -> tuple[str, ...]:
-        """Names of the metrics that every score will have.
+        """Names of the metrics that every score will have; reads no pixel.
 
         Raises:
-            UsageError: the labelled set does not exist, has fewer than two classes, several
-                labels an image, masks, or no modality of the run.
+            UsageError: for knn the labelled set does not exist, has fewer than two classes,
+                several labels an image, masks, or no modality of the run; for retrieval
+                `validation.data` is no dataset of ingest, or no tile has a partner.
         """
-        return tuple(_names(self._choices(self._open())))
+        names: list[str] = []
+        if self._asks_for("knn"):
+            names += _names(self._choices(self._open()))
+        if self._asks_for("retrieval"):
+            names += self._draw_retrieval().metric_names()
+        return tuple(names)
 
     def score(self, checkpoint: str) -> dict[str, Any]:
         """Scores the teacher of a checkpoint.
@@ -71,15 +84,31 @@ class CheckpointValidation:
             checkpoint: URI of its folder.
 
         Returns:
-            JSON-able: metrics by name (a number, or None where features are not finite),
-            per_class (choice of modalities -> class -> n, knn20, knn5), tail (names of the
-            rarest classes), samples and data.
+            JSON-able: metrics by name (a number, or None where features are not finite), samples
+            and data. With knn, whose images these two are of where both kinds are asked for:
+            per_class (choice of modalities -> class -> n, knn20, knn5) and tail (names of the
+            rarest classes). With retrieval: retrieval (samples, data, and tasks: name -> n,
+            candidates).
 
         Raises:
             UsageError, DamagedCheckpointError: the checkpoint is gone, or not what was written.
             TerraFMError: an image cannot be read.
         """
         encoder = load_teacher(checkpoint)
+        found: dict[str, Any] = {"metrics": {}}
+        if self._asks_for("knn"):
+            found |= self._score_labelled(encoder)
+        if self._asks_for("retrieval"):
+            metrics, told = self._score_retrieval(encoder)
+            found["metrics"] |= metrics
+            # What every line has, whatever was scored.
+            found = {"samples": told["samples"], "data": told["data"], **found, "retrieval": told}
+        return found
+
+    def _asks_for(self, kind: str) -> bool:
+        return kind in self.task.config.validation.scores
+
+    def _score_labelled(self, encoder: Encoder) -> dict[str, Any]:
         sample = draw_sample(self._open(), self.task.config.validation.samples)
         choices = modality_choices(encoder, sample.images, None, [])
         used = [name for choice in choices for name in choice]
@@ -89,7 +118,7 @@ class CheckpointValidation:
             sample.images,
             choices,
             normalisation,
-            size=self.task.config.validation.size or self.task.config.data.global_size,
+            size=self._size(),
             batch=_BATCH,
             device=self._device(),
         )
@@ -102,15 +131,34 @@ class CheckpointValidation:
             "data": sample.images.uri,
         }
 
+    def _score_retrieval(self, encoder: Encoder) -> tuple[dict[str, float | None], dict[str, Any]]:
+        """Metrics, and what they are of."""
+        sample = self._draw_retrieval()
+        normalisation, _ = normalisation_for(encoder, sample.images, sample.modalities, [])
+        metrics = measure_retrieval(
+            encoder,
+            sample,
+            normalisation,
+            size=self._size(),
+            batch=_BATCH,
+            device=self._device(),
+        )
+        told = {
+            "samples": len(sample.rows),
+            "data": sample.images.uri,
+            "tasks": sample.counts(),
+        }
+        return _rounded(metrics), told
+
     def _open(self) -> LabelledSet:
         images: LabelledSet
         if self._labelled is None:
-            # The version that the run trains on: a set that grows would move the scores.
-            images = ShardTiles(self.task.data, self.task.fingerprint)
+            images = self._own_tiles()
             if len(images.classes) < 2:
                 raise UsageError(
                     f"dataset {images.uri} has one land-cover class: give another labelled set "
-                    "as validation.data, or set validation.every_steps=0"
+                    "as validation.data, score without labels by validation.scores=[retrieval], "
+                    "or set validation.every_steps=0"
                 )
         else:
             images = open_labelled(self._labelled)
@@ -121,6 +169,36 @@ class CheckpointValidation:
             )
         return images
 
+    def _own_tiles(self) -> ShardTiles:
+        # The version that the run trains on: a set that grows would move the scores.
+        return ShardTiles(self.task.data, self.task.fingerprint)
+
+    def _draw_retrieval(self) -> RetrievalSample:
+        tiles = self._tiles()
+        sensors = [choice[0] for choice in self._choices(tiles) if len(choice) == 1]
+        most = self.task.config.validation.samples
+        try:
+            return RetrievalSample.draw(tiles, sensors, most)
+        except UsageError as error:
+            raise UsageError(
+                f"validation.scores asks for retrieval among at most {most} tiles "
+                f"(validation.samples), but {error}"
+            ) from None
+
+    def _tiles(self) -> ShardTiles:
+        """The set given as validation.data where it is a dataset of ingest, else the run's own."""
+        if self._labelled is None:
+            return self._own_tiles()
+        given = open_set(self._labelled)
+        if isinstance(given, ShardTiles):
+            return given
+        if not self._asks_for("knn"):
+            raise UsageError(
+                f"validation.data={self._labelled} is no dataset of terrafm ingest: retrieval "
+                "takes one; leave it out to score tiles of the run's own"
+            )
+        return self._own_tiles()
+
     def _choices(self, images: LabelledSet) -> list[tuple[str, ...]]:
         trained = self.task.config.data.modalities
         both = tuple(name for name in images.modalities if name in trained)
@@ -130,6 +208,9 @@ class CheckpointValidation:
                 f"trains on {', '.join(trained)}: nothing to validate"
             )
         return [*((name,) for name in both), *([both] if len(both) > 1 else [])]
+
+    def _size(self) -> int:
+        return self.task.config.validation.size or self.task.config.data.global_size
 
     def _device(self) -> torch.device:
         # Without a GPU of its own it would see, and disturb, those of the ranks.
@@ -180,9 +261,8 @@ def measure(features: Mapping[str, NDArray[np.float32]], sample: Sample) -> dict
     for one, other in combinations([title for title in features if title != _FUSED], 2):
         both = (np.abs(features[one]).sum(1) > 0) & (np.abs(features[other]).sum(1) > 0)
         metrics[f"alignment/{one}-{other}"] = alignment(features[one][both], features[other][both])
-    rounded = {name: None if v is None else round(v, 6) for name, v in metrics.items()}
     return {
-        "metrics": rounded,
+        "metrics": _rounded(metrics),
         "per_class": per_class,
         "tail": [classes[c] for c in sample.tail],
     }
@@ -212,6 +292,10 @@ def _neighbours(
         found = vote(*nearest, labels[bank], classes, temperature)
         right[name] = (labels[scored], found == labels[scored])
     return right
+
+
+def _rounded(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: None if value is None else round(value, 6) for name, value in metrics.items()}
 
 
 def _title(choice: Sequence[str]) -> str:

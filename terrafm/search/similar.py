@@ -2,10 +2,12 @@
 
 import math
 import os
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +17,7 @@ from terrafm.modalities import MODALITIES
 from terrafm.search.embeddings import Embeddings
 from terrafm.search.footprints import distances
 from terrafm.search.nearest import Nearest
+from terrafm.search.spread import Spread
 from terrafm.units import place_name
 
 
@@ -26,6 +29,8 @@ def find_similar(
 ) -> dict[str, Any]:
     """The tiles whose embeddings are nearest to a tile's by cosine, found by looking at all.
 
+    Embeddings of the readout mean+std are standardised over the folder first, as evaluation does.
+
     Args:
         embeddings: what `terrafm embed` wrote, or its URI.
         tile: id of the tile to compare with, or
@@ -34,12 +39,12 @@ def find_similar(
         count: of neighbours, at least 1; fewer come where the folder has fewer.
 
     Returns:
-        "embeddings" and "data" (URIs), "model", "tiles" (compared), "without_direction" (left
-        out: zero or not finite), "query" and "neighbours", the most similar first. Each tile has
-        "tile_id", "longitude", "latitude" (degrees), "times" (modality -> ISO 8601 or None),
-        "land_cover", "land_cover_name", "modalities", "source", "window"; a neighbour also
-        "rank" (from 1), "similarity" (-1..1) and "distance_km" (geodesic, between the centres).
-        Equal similarities are ordered by tile id.
+        "embeddings" and "data" (URIs), "model", "readout", "tiles" (compared),
+        "without_direction" (left out: zero or not finite), "query" and "neighbours", the most
+        similar first. Each tile has "tile_id", "longitude", "latitude" (degrees), "times"
+        (modality -> ISO 8601 or None), "land_cover", "land_cover_name", "modalities", "source",
+        "window"; a neighbour also "rank" (from 1), "similarity" (-1..1) and "distance_km"
+        (geodesic, between the centres). Equal similarities are ordered by tile id.
 
     Raises:
         UsageError: no such folder, tile or place; an unfinished folder; a count below 1; not
@@ -54,10 +59,12 @@ def find_similar(
         _check_point(*point)
     folder = embeddings if isinstance(embeddings, Embeddings) else Embeddings(embeddings)
     query = folder.tile_at(*point) if point is not None else str(tile)
+    vector = folder.vector(query)
+    comparable = _comparable(folder)
     # One more: the query itself is among them, if no copies of it come first.
-    nearest = Nearest(folder.vector(query), count + 1)
+    nearest = Nearest(comparable(vector), count + 1)
     for ids, vectors in folder.vectors():
-        nearest.add(ids, vectors)
+        nearest.add(ids, comparable(vectors))
     found = [neighbour for neighbour in nearest.best() if neighbour.tile_id != query][:count]
     notes = [_described(row) for row in folder.notes([query, *(n.tile_id for n in found)])]
     places = np.array([(row["longitude"], row["latitude"]) for row in notes])
@@ -66,6 +73,7 @@ def find_similar(
         "embeddings": folder.uri,
         "data": folder.manifest.data,
         "model": folder.manifest.model,
+        "readout": folder.manifest.readout.value,
         "tiles": nearest.seen - 1,
         "without_direction": nearest.without_direction,
         "query": notes[0],
@@ -97,6 +105,8 @@ def render(result: dict[str, Any]) -> RenderableType:
             row["tile_id"], place_of(row), time_of(row), row["land_cover_name"] or "",
         )  # fmt: skip
     compared = f"among {result['tiles']:,} others in {result['embeddings']}, by {result['model']}"
+    if result["readout"] != "cls":
+        compared += f", readout {result['readout']}"
     if result["without_direction"]:
         compared += f"; {result['without_direction']:,} left out: zero or not finite"
     return Group(
@@ -115,6 +125,16 @@ def time_of(tile: dict[str, Any]) -> str:
     """Day of a tile's optical product, else of its radar product; "" where neither is known."""
     known = [tile["times"][name] for name in reversed(MODALITIES) if tile["times"][name]]
     return known[0][:10] if known else ""
+
+
+def _comparable(folder: Embeddings) -> Callable[[NDArray[np.floating]], NDArray[np.floating]]:
+    """Makes vectors such that their cosines mean something."""
+    if not folder.manifest.needs_standardising:
+        return lambda vectors: vectors
+    spread = Spread(folder.manifest.dim)
+    for _, vectors in folder.vectors():
+        spread.add(vectors)
+    return spread.standardise
 
 
 def _described(row: dict[str, Any]) -> dict[str, Any]:

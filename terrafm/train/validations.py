@@ -41,7 +41,7 @@ class Validation(Protocol):
         """Names of the metrics that every score will have.
 
         Raises:
-            UsageError: the labelled set cannot be used for this run.
+            UsageError: the images cannot be scored for this run.
         """
         ...
 
@@ -62,7 +62,7 @@ def open_validation(task: ValidationTask, validate: Validate | None) -> Validati
     """The validation that a configuration asks for; None where it asks for none.
 
     Raises:
-        UsageError: it asks for one and none was handed in, the labelled set cannot be used, or
+        UsageError: it asks for one and none was handed in, the images cannot be scored, or
             `validation.metric` is none of its metrics.
     """
     config = task.config.validation

@@ -19,6 +19,7 @@ from terrafm.eval.feature_job import (
     make_features,
     untrained_spec,
 )
+from terrafm.eval.readouts import Readout
 from terrafm.eval.sets.shard_tiles import ShardTiles
 
 FUSED = EmbedOptions(modalities=["s1", "s2_l2a"], workers=0)
@@ -63,6 +64,16 @@ def test_two_workers_give_the_same_embeddings_as_one_process(
     assert seen[0] == (0, 11)
     assert seen[-1] == (11, 11)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_workers_take_the_readout_too(
+    local_ray, parts_of_four, small_dataset, tiny_weights, tmp_path
+):
+    options = replace(FUSED, readout=Readout.MEAN_STD)
+    embed(tiny_weights, small_dataset, tmp_path / "process", options)
+    embed(tiny_weights, small_dataset, tmp_path / "one", replace(options, workers=1))
+    assert largest_difference(tmp_path / "one", tmp_path / "process") <= 1e-5
+    assert rows_of(tmp_path / "one")[1].shape == (11, 192)
 
 
 @pytest.mark.slow

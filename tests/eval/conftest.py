@@ -8,10 +8,21 @@ import pytest
 import rasterio
 import torch
 
+from terrafm.data.shards.commit import commit_dataset
+from terrafm.data.shards.entry import TileRecord
+from terrafm.data.shards.manifest import CellGroup
+from terrafm.data.shards.writer import write_shard
 from terrafm.eval.labelled import Grid
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_safetensors
+
+TILE = 96
+GROUPS = (
+    CellGroup("s1", 10, ("VV", "VH"), TILE, TILE),
+    CellGroup("s2_l1c", 10, ("B02", "B03", "B04", "B08"), TILE, TILE),
+    CellGroup("s2_l2a", 10, ("B02", "B03", "B04", "B08"), TILE, TILE),
+)
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +58,60 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = str(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
     contract = WeightsContract.build("terrafm_tiny", statistics)
     save_safetensors(uri, build_encoder("terrafm_tiny").state_dict(), contract)
+    return uri
+
+
+def ground(seed):
+    """A smooth landscape of one place, as reflectance times 10,000; both dates show it."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.normal(size=(4, 8, 8))
+    fine = torch.nn.functional.interpolate(
+        torch.from_numpy(coarse)[None], size=(TILE, TILE), mode="bicubic"
+    )[0].numpy()
+    return np.clip(2000 + 300 * rng.normal(size=(4, 1, 1)) + 200 * fine, 1, 9000)
+
+
+@pytest.fixture(scope="session")
+def two_dates(tmp_path_factory):
+    """URI of 12 places at two dates; the last one has no radar, and one more has one date."""
+    uri = str(tmp_path_factory.mktemp("retrieval") / "dataset")
+    records = []
+    for number in range(13):
+        for date in range(2 if number < 12 else 1):
+            pixels = ground(number) * (1 + 0.1 * date)
+            radar = np.clip(-1500 + 0.2 * pixels[:2], -4000, 0).astype(np.int16)
+            arrays = {name: pixels.astype(np.uint16) for name in ("s2_l1c_10m", "s2_l2a_10m")}
+            if number != 11:
+                arrays["s1_10m"] = radar
+            records.append(
+                TileRecord(
+                    tile_id=f"{number:02d}-{1 - date}_0_0",
+                    arrays=arrays,
+                    land_cover=10,
+                    histogram={10: TILE**2},
+                    crs="EPSG:32633",
+                    transform=(10.0, 0.0, 500000.0, 0.0, -10.0, 1e4),
+                    latitude=0.0,
+                    longitude=15.0,
+                    products={
+                        name: {"time": f"202{date}-06-01T00:00:00Z"}
+                        for name in {group.removesuffix("_10m") for group in arrays}
+                    },
+                    place=f"{number:02d}_0_0" if number < 12 else "",
+                )
+            )
+    statistics = {
+        "s1": {"bands": ["VV", "VH"], "mean": [-11.0] * 2, "std": [1.0] * 2},
+        "s2_l1c": {"bands": list(GROUPS[1].bands), "mean": [0.2] * 12, "std": [0.05] * 12},
+        "s2_l2a": {"bands": list(GROUPS[2].bands), "mean": [0.2] * 12, "std": [0.05] * 12},
+    }
+    statistics = {
+        m: {"bands": list(MODALITIES[m].bands)} | {k: v for k, v in s.items() if k != "bands"}
+        for m, s in statistics.items()
+    }
+    entry = write_shard(uri, "part-00000", records, GROUPS)
+    options = {"statistics": statistics, "legend": {10: "tree cover"}, "report": {}}
+    commit_dataset(uri, [entry], tile_size=TILE, gsd=10, groups=GROUPS, **options)
     return uri
 
 

@@ -13,7 +13,7 @@ DIM = 8
 
 def write_embeddings(
     folder, places, vectors, *, data, kind="dataset", fingerprint="", rows=4,
-    modalities=("s1", "s2_l2a"), options=None,
+    modalities=("s1", "s2_l2a"), options=None, readout="cls",
 ):  # fmt: skip
     """A finished folder of so many rows a part; returns its URI."""
     parts = []
@@ -26,8 +26,9 @@ def write_embeddings(
         write_bytes(join(folder, TILES, name), content)
         parts.append(PartFile(name=name, rows=len(places[here]), bytes=len(content), sha256=""))
     manifest = EmbeddingManifest(
-        rows=len(places), skipped=0, dim=vectors.shape[1], model="terrafm_tiny", weights="weights",
-        model_fingerprint="model", data=str(data), data_kind=kind, data_fingerprint=fingerprint,
+        rows=len(places), skipped=0, dim=vectors.shape[1], readout=readout,
+        model="terrafm_tiny", weights="weights", model_fingerprint="model", data=str(data),
+        data_kind=kind, data_fingerprint=fingerprint,
         modalities=modalities, normalisation={}, options=options or {}, legend={},
         parts=tuple(parts), versions={},
     )  # fmt: skip

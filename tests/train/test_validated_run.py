@@ -104,6 +104,28 @@ def test_a_run_that_was_interrupted_before_its_last_validation_makes_it_up(small
     assert made_up["metrics"] == line["metrics"]
 
 
+@pytest.mark.slow
+def test_a_run_without_labels_names_its_best_checkpoint_by_retrieval(make_dataset, tmp_path):
+    data, output = make_dataset(tmp_path / "data", classes=(0,) * 11), tmp_path / "run"
+    metric = "retrieval/s1-to-s2_l2a/median_rank"
+    settings = [*SETTINGS, "train.steps=4", "validation.scores=[retrieval]", "validation.mode=min"]
+    config = load_config("demo", [*settings, f"validation.metric={metric}"])
+    result = pretrain(config, data, str(output), validate=CheckpointValidation)
+    lines = read_validations(str(output))
+    assert lines[-1]["step"] == 4
+    values = {line["step"]: line["metrics"][metric] for line in lines}
+    best = min(values, key=lambda step: (values[step], step))
+    assert (result.best.metric, result.best.step, result.best.value) == (metric, best, values[best])
+    kept = json.loads((output / "checkpoints" / "best.json").read_text())
+    assert (kept["step"], kept["metric"]) == (best, metric)
+    assert (output / "checkpoints" / f"step_{best:08d}").exists()
+    # Whole places are drawn: nine of the eleven, each with one tile.
+    assert (lines[-1]["samples"], lines[-1]["retrieval"]["data"]) == (9, data)
+    board = EventAccumulator(str(output / "tensorboard" / "validation"))
+    board.Reload()
+    assert board.Scalars(f"validation/{metric}")[-1].value == values[4]
+
+
 def test_a_cluster_too_small_for_both_is_refused(small_dataset, tmp_path):
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
     config = load_config("demo", [*SETTINGS, "train.steps=2"])
