@@ -44,7 +44,7 @@ def test_nt_xent_is_simclr_s():
 
 @pytest.mark.parametrize("objective", ["distillation", "contrastive"])
 def test_objectives_train_the_stems_of_all_sensors(objective, small_dataset):
-    config = load_config("real_cpu", [*SETTINGS, "data.modalities=[s1,s2_l1c]"])
+    config = load_config("real_cpu", SETTINGS)
     setup = TrainingSetup.open(config, small_dataset)
     states, lines = [], []
     for reached in train(setup, 1, objective):

@@ -1,6 +1,14 @@
 """Inputs that failed once: each folder of them says in its README what is right."""
 
+import sys
+from pathlib import Path
+
 import pytest
+
+# Tests are not a package.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from stand_ins import dashboard, proxy  # noqa: F401
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +22,9 @@ def cases(shared_folder):
         return found
 
     return folder
+
+
+@pytest.fixture
+def training(cases):
+    """A folder of ../shared/cases/training, or a skip: the tests hold what its README says."""
+    return lambda number: cases(f"training/{number}")
