@@ -16,8 +16,9 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 # Ray turns proxies off in most of its gRPC, and not in what sends metrics to a node's agent. The
-# empty name, gRPC's own for none, is inherited by all that is started here.
-os.environ.setdefault("grpc_proxy", "")
+# empty name, gRPC's own for none, is inherited by all that is started here. No user's choice
+# stands against it: all gRPC of ours goes to a cluster, with its token. (gRPC reads lower case.)
+os.environ.update({"grpc_proxy": ""})
 
 import ray
 import ray.data
