@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from concurrent import futures
+from pathlib import Path
 
 import pytest
 from stand_ins import SECRET
@@ -113,6 +114,7 @@ def test_a_whole_cluster_of_this_machine_shows_its_token_to_no_proxy(training, p
     try:
         status = json.loads(terrafm("cluster", "status", "--json"))
         environment["RAY_AUTH_TOKEN_PATH"] = status["token_path"]
+        secret = Path(status["token_path"]).read_text().strip()
         environment["RAY_API_SERVER_ADDRESS"] = status["dashboard_url"]
         terrafm("doctor", "--cluster")
         archive = ["--source", "synthetic", "--input", "synthetic:cells=2,seed=0,px=264"]
@@ -130,5 +132,4 @@ def test_a_whole_cluster_of_this_machine_shows_its_token_to_no_proxy(training, p
     cluster = ("127.0.0.1", "localhost", status["address"].partition(":")[0])
     asked = [one for one in proxy if any(host in one.splitlines()[0] for host in cluster)]
     assert asked == []
-    secret = (tmp_path / status["token_path"]).read_text().strip()
     assert not any(secret in one or "authorization" in one.lower() for one in proxy)
