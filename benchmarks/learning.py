@@ -86,6 +86,8 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--held-out", type=Path, help="cities to score on")
     options.add_argument("--recipe", default=RECIPE, help="recipe or YAML file (%(default)s)")
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--steps", type=int, help="of each training, in place of the recipe's")
+    options.add_argument("--only", nargs="+", help="contestants by name, in place of all")
     options.add_argument("--jobs", type=int, default=2, help="trainings at once (%(default)s)")
     options.add_argument("--peers-python", help="interpreter that has lightly")
     options.add_argument("--ablation", action="store_true", help="also the method's parts")
@@ -109,7 +111,7 @@ def _ingest(archive: str, output: Path) -> str:
 
 
 def _trainings(arguments: argparse.Namespace, data: str) -> list[Training]:
-    steps = 4 if arguments.quick else load_config(arguments.recipe).train.steps
+    steps = 4 if arguments.quick else arguments.steps or load_config(arguments.recipe).train.steps
     base = Training("ours", data, arguments.recipe, (f"train.steps={steps}",), 0, "", steps // 4)
     named: dict[str, tuple[str, tuple[str, ...]]] = {
         "ours": ("distillation", ()),
@@ -121,6 +123,11 @@ def _trainings(arguments: argparse.Namespace, data: str) -> list[Training]:
         named["lightly, l1c"] = ("lightly", (*_ONE_SENSOR, "data.other_date=0"))
     if arguments.ablation:
         named |= {name: ("distillation", overrides) for name, overrides in ABLATION.items()}
+    chosen = {name: how for name, how in named.items() if name in (arguments.only or named)}
+    if missing := set(arguments.only or ()) - set(chosen):
+        raise SystemExit(
+            f"no contestant {', '.join(sorted(missing))}; there are {', '.join(named)}"
+        )
     return [
         replace(
             base,
@@ -130,7 +137,7 @@ def _trainings(arguments: argparse.Namespace, data: str) -> list[Training]:
             seed=seed,
         )
         for seed in arguments.seeds
-        for name, (objective, overrides) in named.items()
+        for name, (objective, overrides) in chosen.items()
     ]
 
 
@@ -252,6 +259,8 @@ def _against(
 ) -> list[Figure]:
     """Paired differences between contestants, where a place is found at its other date."""
     figures = []
+    if not tables:
+        return figures
     table = next(iter(tables.values()))
     for one, other in AGAINST:
         if one not in last or other not in last:

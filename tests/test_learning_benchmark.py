@@ -44,7 +44,8 @@ def test_nt_xent_is_simclr_s():
 
 @pytest.mark.parametrize("objective", ["distillation", "contrastive"])
 def test_objectives_train_the_stems_of_all_sensors(objective, small_dataset):
-    config = load_config("real_cpu", SETTINGS)
+    # In views of both sensors, so that fusion is trained too.
+    config = load_config("real_cpu", [*SETTINGS, "data.keep_probability=0.9"])
     setup = TrainingSetup.open(config, small_dataset)
     states, lines = [], []
     for reached in train(setup, 1, objective):
