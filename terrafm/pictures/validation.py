@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from terrafm.errors import UsageError
+from terrafm.eval.retrieval.tasks import LATER
 from terrafm.modalities import SENSOR_TITLES
 from terrafm.pictures.figure import SAFE_COLOURS, picture
 from terrafm.storage import join
@@ -20,7 +21,6 @@ from terrafm.train.validations import VALIDATION_FILE, read_validations
 _CURVES = {**SENSOR_TITLES, "fused": "all fused"}
 _MARKERS = "os^Dvp"
 _RETRIEVAL = re.compile(r"retrieval/(.+)-to-(.+)/recall10")
-_LATER = "later"
 _COLUMNS = 2
 # Inches; below the plots the legend and a line of notes.
 _WIDTH, _ROW_HEIGHT = 9.5, 3.1
@@ -105,9 +105,9 @@ def _panels(metrics: Collection[str]) -> list[_Panel]:
     sensors = {
         name: f"{titles[name]} to {SENSOR_TITLES.get(gallery, gallery)}"
         for name, (_, gallery) in pairs.items()
-        if gallery != _LATER
+        if gallery != LATER
     }
-    dates = {name: titles[name] for name, (_, gallery) in pairs.items() if gallery == _LATER}
+    dates = {name: titles[name] for name, (_, gallery) in pairs.items() if gallery == LATER}
     panels += [
         _Panel("Recall@10 by another sensor", sensors, True, True),
         _Panel("Recall@10 at a later date", dates, True, True),
