@@ -10,6 +10,7 @@ fresh encoders, the mean spectrum, and the mean with the deviation of the bands;
 bootstrap over places, paired.
 
 FOLDER holds cities laid out as `oscd`; by default five of its own, which are never trained on.
+Cities without radar at both dates are left out, of trainings and of scores.
 With --peers-python (requirements-peers.txt) lightly's DINO is trained beside the recipe's
 Level-1C alone; with --ablation what each part of the method brings. What has been trained under
 --work is not trained again.
@@ -18,6 +19,7 @@ Level-1C alone; with --ablation what each part of the method brings. What has be
 from __future__ import annotations
 
 import argparse
+import hashlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -59,6 +61,8 @@ ABLATION = {
     "l1c": (*_ONE_SENSOR, "loss.alpha=1"),
     "l1c, radar": ("data.fusion=false", "loss.alpha=1"),
     "l1c, radar, fusion": ("loss.alpha=1",),
+    # "ours" has the recipe's alpha.
+    "l1c, radar, fusion, alpha 0.4": ("loss.alpha=0.4",),
 }
 
 
@@ -68,13 +72,17 @@ def main() -> None:
     archive = arguments.real / "oscd"
     if not archive.is_dir():
         raise SystemExit(f"no cities: {archive} does not exist (--real)")
+    if arguments.held_out is not None and not arguments.held_out.is_dir():
+        raise SystemExit(f"no cities: {arguments.held_out} does not exist (--held-out)")
     work = arguments.work / "learning"
     kept = ",".join(KEPT)
     train = _ingest(f"{archive}?without={kept}", work / "train")
     if arguments.held_out is None:
         held_out = _ingest(f"{archive}?cities={kept}", work / "held-out")
     else:
-        held_out = _ingest(str(arguments.held_out), work / f"held-out-{arguments.held_out.name}")
+        # Two folders may have one name.
+        whole = str(arguments.held_out.resolve())
+        held_out = _ingest(whole, work / f"held-out-{hashlib.sha256(whole.encode()).hexdigest()}")
     trainings = _trainings(arguments, train)
     _train(trainings, work, arguments)
     figures = _figures(trainings, work, held_out, arguments)
@@ -259,11 +267,9 @@ def _against(
 ) -> list[Figure]:
     """Paired differences between contestants, where a place is found at its other date."""
     figures = []
-    if not tables:
-        return figures
     table = next(iter(tables.values()))
     for one, other in AGAINST:
-        if one not in last or other not in last:
+        if one not in last or other not in last or DATES not in table.tasks:
             continue
         for metric in METRICS:
             rows = {WEIGHTS: last[one][DATES, SHIFTED], other: last[other][DATES, SHIFTED]}
