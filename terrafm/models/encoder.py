@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
+from terrafm.models.block import EncoderBlock, layer_norm
 from terrafm.models.drop_path import drop_path_scales
 from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE, PatchEmbed
 
@@ -43,32 +43,6 @@ ARCHITECTURES = {
     "terrafm_base": Architecture(768, 12, 12),
     "terrafm_large": Architecture(1024, 24, 16),
 }
-
-
-class EncoderBlock(Block):  # type: ignore[misc]
-    """timm's pre-norm block, whose residual branches take a factor per image."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__(
-            dim, num_heads, mlp_ratio=4, qkv_bias=True, norm_layer=_layer_norm, act_layer=nn.GELU
-        )
-
-    def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
-        """Runs the block.
-
-        Args:
-            x: (B, 1 + N, D).
-            scales: (2, B) factors of the attention and MLP branches, or None for 1.
-
-        Returns:
-            (B, 1 + N, D).
-        """
-        attended = self.attn(self.norm1(x))
-        x = x + (attended if scales is None else attended * _per_image(scales[0], x))
-        mixed = self.mlp(self.norm2(x))
-        mixed = mixed if scales is None else mixed * _per_image(scales[1], x)
-        output: Tensor = x + mixed
-        return output
 
 
 class Encoder(nn.Module):
@@ -103,7 +77,7 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(
             EncoderBlock(dim, architecture.num_heads) for _ in range(architecture.depth)
         )
-        self.norm = _layer_norm(dim)
+        self.norm = layer_norm(dim)
         self.init_weights()
 
     @torch.no_grad()
@@ -389,10 +363,6 @@ def init_layers(module: nn.Module) -> None:
             layer.reset_parameters()
 
 
-def _layer_norm(dim: int, **kwargs: object) -> nn.LayerNorm:
-    return nn.LayerNorm(dim, eps=1e-6, **kwargs)  # type: ignore[arg-type]
-
-
 def _replace(patches: Tensor, positions: Tensor, token: Tensor) -> Tensor:
     """(B, N, D) with a token (1, D) at the flat positions (m,), none of them twice."""
     rows = token.to(patches.dtype).expand(len(positions), -1)
@@ -403,10 +373,6 @@ def _patches_at(tokens: Tensor, positions: Tensor) -> Tensor:
     """(m, D) of (B, 1 + N, D), by flat positions (m,) that do not count the CLS tokens."""
     before = positions // (tokens.shape[1] - 1) + 1
     return tokens.flatten(0, 1).index_select(0, positions + before)
-
-
-def _per_image(scale: Tensor, like: Tensor) -> Tensor:
-    return scale.to(like.dtype).view(-1, 1, 1)
 
 
 def _grid(x: Tensor | Mapping[str, Tensor]) -> tuple[int, int]:

@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch.utils.tensorboard import SummaryWriter
 from typing_extensions import override
 
 from terrafm.storage import is_local, join, resolve, upload
@@ -21,6 +20,9 @@ from terrafm.train.trackers import Background, TrackedRun, Tracker
 # Read when MLflow makes a request: by default it would try for minutes before it says a word.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,13 @@ class TensorBoard(Tracker):
             self._temporary = tempfile.TemporaryDirectory()
             self._where = self._temporary.name
         purge = run.start_step + 1 if run.start_step else None
-        self._board: SummaryWriter | None = SummaryWriter(self._where, purge_step=purge)
+        self._board: SummaryWriter | None = self._open(purge)
+
+    def _open(self, purge_step: int | None = None) -> SummaryWriter:
+        # Half a second, which only a process that writes such files has to pay.
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(self._where, purge_step=purge_step)
 
     @override
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -57,7 +65,7 @@ class TensorBoard(Tracker):
     def flush(self) -> None:
         with self._forgiving():
             if self._board is None:
-                self._board = SummaryWriter(self._where)
+                self._board = self._open()
             self._board.flush()
         if self._temporary is not None:
             for event_file in Path(self._temporary.name).iterdir():

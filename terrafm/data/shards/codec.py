@@ -16,9 +16,9 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
-import blosc2
 import numpy as np
 from numpy.typing import NDArray
 from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, standalone
@@ -35,16 +35,6 @@ Bytes = bytes | memoryview
 
 # Every parameter that shapes the bytes is fixed: the same pixels give the same cell anywhere.
 _BLOCK_BYTES = 65536
-_BLOSC2 = blosc2.CParams(
-    codec=blosc2.Codec.LZ4,
-    clevel=9,
-    typesize=2,
-    filters=[blosc2.Filter.BITSHUFFLE],
-    blocksize=_BLOCK_BYTES,
-    splitmode=blosc2.SplitMode.NEVER_SPLIT,
-    nthreads=1,
-)
-_BLOSC2_DECODE = blosc2.DParams(nthreads=1)
 # C-Blosc2's chunk header: versions of the format and of LZ4, flags, bytes of a value; sizes of
 # the pixels, of a block, of the chunk; then filters, codecs and more flags
 # (README_CHUNK_FORMAT.rst of C-Blosc2; blosc2 3.6, 4.0 and 4.14 write these bytes alike).
@@ -123,14 +113,39 @@ def _find(codec: str) -> _Codec:
     return _CODECS[codec]
 
 
+# Only what holds cells loads the library: the rest of the package is open in half the time.
+
+
+@cache
+def _blosc2_encoder() -> Callable[[Pixels], bytes]:
+    import blosc2
+
+    parameters = blosc2.CParams(
+        codec=blosc2.Codec.LZ4,
+        clevel=9,
+        typesize=2,
+        filters=[blosc2.Filter.BITSHUFFLE],
+        blocksize=_BLOCK_BYTES,
+        splitmode=blosc2.SplitMode.NEVER_SPLIT,
+        nthreads=1,
+    )
+    return partial(blosc2.compress2, cparams=parameters)
+
+
+@cache
+def _blosc2_decoder() -> Callable[..., None]:
+    import blosc2
+
+    return partial(blosc2.decompress2, dparams=blosc2.DParams(nthreads=1))
+
+
 def _blosc2_encode(pixels: Pixels) -> bytes:
-    cell: bytes = blosc2.compress2(pixels, cparams=_BLOSC2)
-    return cell
+    return _blosc2_encoder()(pixels)
 
 
 def _blosc2_decode(cell: Bytes, pixels: Pixels) -> None:
     _check_blosc2(cell, pixels)
-    blosc2.decompress2(cell, dst=pixels, dparams=_BLOSC2_DECODE)
+    _blosc2_decoder()(cell, dst=pixels)
 
 
 def _check_blosc2(cell: Bytes, pixels: Pixels) -> None:
