@@ -39,6 +39,7 @@ from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_pl
 from terrafm.clusters.joining import WANTED, join
 from terrafm.clusters.node import Node
 from terrafm.errors import TerraFMError, UsageError
+from terrafm.ray_patience import patient_start
 from terrafm.storage.faults import one_line
 
 # Between two steps of Ray Data's scheduling loop; a block takes far longer to make.
@@ -70,7 +71,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
 
     Raises:
         UsageError: there is no cluster at RAY_ADDRESS, or it wants another token.
-        TerraFMError: this machine is too busy to start one.
+        TerraFMError: one did not start.
     """
     global _own_address
     if not ray.is_initialized():
@@ -80,7 +81,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
         if address:
             join(address)
         try:
-            with _own_sigterm():
+            with _own_sigterm(), patient_start():
                 ray.init(
                     **where,
                     include_dashboard=None if address else False,
@@ -96,12 +97,12 @@ def ensure_ray(num_cpus: int | None = None) -> None:
             # What Ray says of an address that is none.
             raise UsageError(f"RAY_ADDRESS={address}: {one_line(error)}; {WANTED}") from None
         except Exception as error:
-            # Ray's own patience, which cannot be set, and no class of its own.
+            # It has no class of its own.
             if _TOO_SLOW not in str(error):
                 raise
             raise TerraFMError(
-                "Ray did not start within 30 s: this machine is too busy or has no memory left; "
-                "repeat the command, what is done stays"
+                "Ray did not start: its raylet has ended, or was not there after ten minutes; is "
+                "there memory left? Repeat the command, what is done stays"
             ) from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

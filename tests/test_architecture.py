@@ -14,6 +14,7 @@ KNOW_RAY = {
     "terrafm/jobs/client.py",
     "terrafm/jobs/package.py",
     "terrafm/ray_parts.py",
+    "terrafm/ray_patience.py",
     "terrafm/ray_runtime.py",
     "terrafm/standby.py",
     "terrafm/data/ingest.py",

@@ -10,7 +10,7 @@ import torch
 from terrafm.cli import main
 from terrafm.config import load_config
 from terrafm.train.checkpoints.store import save_checkpoint
-from terrafm.train.run import _check_output
+from terrafm.train.checks import check_output
 from terrafm.train.setup import TrainingSetup
 
 
@@ -109,7 +109,7 @@ def test_trackers_and_profile_may_differ_when_a_run_goes_on(small_dataset, tmp_p
     overrides = ["train.trackers=[]", "train.profile_steps=2", "train.log_every=3"]
     arguments = pretrain(small_dataset, tmp_path / "run", *overrides)
     setup = TrainingSetup.open(load_config("demo", arguments[8::2]), small_dataset)
-    assert _check_output(setup, str(tmp_path / "run")).resumed_from == 2
+    assert check_output(setup, str(tmp_path / "run")).resumed_from == 2
 
 
 def test_a_tracker_whose_package_is_missing(refused, small_dataset, tmp_path, monkeypatch):

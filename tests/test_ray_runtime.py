@@ -1,11 +1,15 @@
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray.util.placement_group import placement_group
 
 from terrafm.config import load_config
 from terrafm.errors import TerraFMError, UsageError
+from terrafm.ray_patience import patient
 from terrafm.ray_runtime import ensure_ray, renew_ray
 from terrafm.train.run import pretrain
 
@@ -49,12 +53,55 @@ def test_a_cluster_that_leaves_no_cpu_to_read_data_is_refused(small_dataset, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_a_machine_too_busy_to_start_ray_is_one_line(monkeypatch):
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
     def time_out(**_):
-        # As ray._private.node raises it, whose patience is 30 s.
+        # As ray._private.node raises it.
         raise Exception("The current node timed out during startup. This could happen because ...")
 
     monkeypatch.setattr("ray.init", time_out)
-    with pytest.raises(TerraFMError, match=r"not start within 30 s: .*; repeat the command"):
+    with pytest.raises(TerraFMError, match=r"Ray did not start: .* Repeat the command"):
         ensure_ray(2)
     assert "timed out during startup" in Path(ray._private.node.__file__).read_text()
+
+
+def test_a_node_is_asked_for_as_long_as_its_raylet_lives(monkeypatch, caplog):
+    monkeypatch.setattr("terrafm.ray_patience._TELL_AFTER_SECONDS", 0.0)
+    answers = iter([RuntimeError("not yet"), RuntimeError("not yet"), {"node_id": "a"}])
+
+    def ask(address, node_id):
+        assert (address, node_id) == ("127.0.0.1:1", "a")
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert patient(ask, lambda: True, poll=0)("127.0.0.1:1", "a") == {"node_id": "a"}
+    assert "Ray is still starting after 0 s: this machine is busy" in caplog.text
+    answers = iter([RuntimeError("not yet")])
+    with pytest.raises(RuntimeError, match="not yet"):
+        patient(ask, lambda: False, poll=0)("127.0.0.1:1", "a")
+
+
+@pytest.mark.slow
+def test_a_raylet_that_takes_40_seconds_is_waited_for(caplog):
+    def find_raylet():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for child in psutil.Process().children():
+                if child.name() == "raylet":
+                    return child
+            time.sleep(0.005)
+        raise AssertionError("no raylet was started")
+
+    def hold():
+        raylet = find_raylet()
+        raylet.suspend()
+        time.sleep(40)
+        raylet.resume()
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    ensure_ray(1)
+    holding.join()
+    assert ray.cluster_resources()["CPU"] == 1
+    assert "Ray is still starting" in caplog.text

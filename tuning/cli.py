@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from terrafm.cli import early
 from terrafm.config import load_config
+from terrafm.storage import check_no_file
 from terrafm.terminal import console
 
 
@@ -26,6 +28,8 @@ def sweep(
 ) -> None:
     """Pretrain with many settings, and compare what the encoders are worth (docs/sweeps.md)."""
     tree = load_config(config, overrides or [])
+    early.check_dataset(data, tree.data.modalities)
+    check_no_file(output)
     from tuning.sweep import Sweep, describe
 
     console.print(describe(Sweep(tree, data, output).run(resume)), soft_wrap=True, highlight=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from terrafm.config import Config
 from terrafm.errors import UsageError
-from terrafm.train.run import check_runs
+from terrafm.train.checks import check_runs
 from terrafm.train.setup import TrainingSetup
 from tuning.objective import HEADLINES
 from tuning.search_space import Point, SearchSpace, apply

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from terrafm.cli import early
 from terrafm.errors import TerraFMError
 from terrafm.progress import progress_bar
 from terrafm.terminal import JsonOption, console, report
@@ -24,6 +25,7 @@ def list_command(
 
     The state is judged by the files' sizes and by state.json; `verify` reads everything.
     """
+    early.check_checkpoint(uri)
     from terrafm.train.checkpoints.inventory import list_run, render_list
 
     report(list_run(uri), as_json, render_list)
@@ -40,6 +42,7 @@ def verify_command(
 
     Every file is read; exit 1 names one that is damaged.
     """
+    early.check_checkpoint(uri)
     from terrafm.train.checkpoints.inventory import render_verify, summary, verify
 
     with progress_bar(console, "checkpoints") as advance:

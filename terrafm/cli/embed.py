@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from terrafm.cli import early
 from terrafm.cli.evaluate import Normalise, ReadoutOption, band_names
 from terrafm.eval.readouts import Readout
 from terrafm.progress import progress_bar
+from terrafm.storage import check_exists, check_no_file
 from terrafm.terminal import console
 
 
@@ -64,6 +66,9 @@ def embed(
     ] = None,
 ) -> None:
     """Embed an archive as GeoParquet; given again, the same command goes on."""
+    early.check_weights([weights])
+    check_exists("data", data)
+    check_no_file(output)
     from terrafm.embed.job import embed as run_embed
     from terrafm.embed.request import EmbedOptions
 

@@ -11,8 +11,10 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from terrafm.cli import early
 from terrafm.eval.readouts import Readout
 from terrafm.progress import Advance, progress_bar
+from terrafm.storage import check_exists
 from terrafm.terminal import JsonOption, console, report
 
 evaluate_app = typer.Typer(help="Score weights on a labelled set.", no_args_is_help=True)
@@ -56,6 +58,8 @@ def knn_command(
     as_json: JsonOption = False,
 ) -> None:
     """Nearest neighbours of frozen features, beside untrained and spectral baselines."""
+    early.check_weights([weights])
+    early.check_labelled_set(data)
     from terrafm.eval.feature_job import FeatureWorkers
     from terrafm.eval.knn import evaluate_knn, render
 
@@ -85,6 +89,8 @@ def retrieval_command(
 
     Beside chance, band statistics and untrained encoders.
     """
+    early.check_weights([weights])
+    check_exists("dataset", data)
     from terrafm.eval.retrieval.evaluate import RetrievalOptions, evaluate_retrieval, render
 
     options = RetrievalOptions(
@@ -157,6 +163,8 @@ def compare_command(
 
     Mean spectrum, other encoders, an untrained one, and the weights.
     """
+    early.check_labelled_set(data)
+    early.check_weights(weights or ())
     from terrafm.eval.compare import compare
     from terrafm.eval.datasets import OpenOptions
     from terrafm.eval.table import CompareOptions, render

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from terrafm.cli import early
 from terrafm.cli.checkpoint import checkpoint_app
 from terrafm.cli.cluster import cluster_app, doctor
 from terrafm.cli.embed import embed
@@ -24,6 +25,7 @@ from terrafm.errors import TerraFMError, UsageError
 from terrafm.export.request import ExportFormat, ExportOptions, Network
 from terrafm.modalities import MODALITIES
 from terrafm.progress import progress_bar
+from terrafm.storage import check_no_file
 from terrafm.storage.faults import one_line
 from terrafm.terminal import JsonOption, PlainFormatter, console, errors, render_figures, report
 
@@ -190,6 +192,8 @@ def pretrain(
     """Pretrain, or go on with the run that lies in --output."""
     traced = ["train.profile_steps=3"] if profile else []
     tree = load_config(config, [*traced, *(overrides or [])])
+    early.check_dataset(data, tree.data.modalities)
+    check_no_file(output)
     if dry_run:
         from terrafm.train.run import dry_run as run_dry
 
@@ -235,6 +239,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a checkpoint's encoder as weights or a graph, and say how to load it."""
+    early.check_checkpoint(checkpoint)
     from terrafm.export.writing import export_checkpoint
 
     options = ExportOptions(modality, image_size, license_name, scores)

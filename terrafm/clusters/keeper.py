@@ -19,6 +19,7 @@ from ray._private.utils import write_ray_address
 from ray.cluster_utils import Cluster
 
 from terrafm.clusters import state
+from terrafm.ray_patience import patient_start
 
 _LOOPBACK = "127.0.0.1"
 _RECORD_SECONDS = 10.0
@@ -36,7 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(number, lambda *_: ended.set())
 
     record = _own_record()
-    cluster = _start(options, record.scratch)
+    with patient_start():
+        cluster = _start(options, record.scratch)
     try:
         own = psutil.Process()
         family = [own, *own.children(recursive=True)]

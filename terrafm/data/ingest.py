@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import ray.data
 from numpy.typing import NDArray
 
 from terrafm.config import IngestConfig
@@ -38,7 +37,6 @@ from terrafm.data.tiles.thinning import kept_rows, write_thinned
 from terrafm.data.tiles.tiling import Cutter, make_groups
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.ray_runtime import ensure_ray
 from terrafm.storage import (
     absolute,
     canonical,
@@ -236,6 +234,11 @@ def _run(
     if progress is not None:
         progress(done, total)
     if missing:
+        # Ray takes seconds to load: not before all that needs none has been checked.
+        import ray.data
+
+        from terrafm.ray_runtime import ensure_ray
+
         ensure_ray(workers)
         rows = [{"cells": work.cells, "work": pickle.dumps(work)} for work in missing]
         tasks = ray.data.from_items(rows, override_num_blocks=len(rows)).map(

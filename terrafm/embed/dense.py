@@ -29,7 +29,7 @@ from terrafm.embed.geotiffs import GeoTiffWindows
 from terrafm.embed.schema import DENSE, part_name
 from terrafm.embed.source import Affine, Place
 from terrafm.models.patch_embed import PATCH_SIZE
-from terrafm.ray_parts import Part, Work
+from terrafm.parts import Part, Work
 from terrafm.storage import exists, is_local, join, read_bytes, resolve, upload, write_bytes
 
 BLOCKS = "blocks"

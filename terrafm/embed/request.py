@@ -19,9 +19,10 @@ from terrafm.eval.compatibility import (
 from terrafm.eval.features import input_side
 from terrafm.eval.readouts import Readout
 from terrafm.models.weights import infer_model_name, load_encoder, state_fingerprint
-from terrafm.ray_parts import rows_per_part
+from terrafm.parts import rows_per_part
 from terrafm.storage import (
     absolute,
+    check_exists,
     exists,
     join,
     list_names,
@@ -188,8 +189,7 @@ def open_source(data: str, options: EmbedOptions, size: int) -> TileSource:
     Raises:
         UsageError: nothing is there that can be embedded.
     """
-    if not exists(data):
-        raise UsageError(f"data {data} does not exist")
+    check_exists("data", data)
     # An unfinished ingest has shards but no manifest: opening it says so.
     if not exists(join(data, "manifest.json")) and not exists(join(data, "shards")):
         if options.modalities and len(options.modalities) > 1:

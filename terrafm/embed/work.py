@@ -18,7 +18,7 @@ from terrafm.errors import UsageError
 from terrafm.eval.features import batches
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import load_encoder, state_fingerprint
-from terrafm.ray_parts import Part, Work
+from terrafm.parts import Part, Work
 from terrafm.storage import join, read_bytes, write_bytes
 
 ENTRIES = "entries"

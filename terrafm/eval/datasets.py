@@ -13,7 +13,7 @@ from terrafm.eval.sets.class_folder import ClassFolder
 from terrafm.eval.sets.copernicus import PREFIX, open_copernicus
 from terrafm.eval.sets.geobench_v1 import TASK_FILE, open_geobench
 from terrafm.eval.sets.shard_tiles import ShardTiles
-from terrafm.storage import absolute, exists, join
+from terrafm.storage import absolute, check_exists, exists, join
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ def open_set(uri: str | os.PathLike[str], options: OpenOptions | None = None) ->
     options = options or OpenOptions()
     if uri.startswith(PREFIX):
         return open_copernicus(uri, check_units=options.check_units)
-    if not exists(uri):
-        raise UsageError(f"labelled set {uri} does not exist")
+    check_exists("labelled set", uri)
     if exists(join(uri, TASK_FILE)):
         return open_geobench(
             uri,

@@ -17,7 +17,7 @@ from terrafm.eval.labelled import ImageSet
 from terrafm.eval.readouts import Readout
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import load_encoder, state_fingerprint
-from terrafm.ray_parts import Part, Work, divide, rows_per_part, run_parts
+from terrafm.parts import Part, Work, divide, rows_per_part, run_parts
 from terrafm.storage import join, list_names, read_bytes, remove, write_bytes
 
 _THREADS = 16

@@ -7,12 +7,13 @@ a table, so that rows of one table are compared on the same draws.
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
+from types import ModuleType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics.functional import classification as metric
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -20,6 +21,15 @@ THRESHOLD = 0.5
 # Numbers that one batch of resamples may hold.
 _BATCH_NUMBERS = 4_000_000
 _PADDING = -1
+
+
+@cache
+def _metric() -> ModuleType:
+    """Torchmetrics' functions; with them come torchvision and half of SciPy, which take seconds."""
+    from torchmetrics import functional
+
+    module: ModuleType = functional.classification
+    return module
 
 
 @dataclass(frozen=True)
@@ -84,15 +94,15 @@ def single_label_scores(
         chosen, target = _taken(predicted, rows), _taken(labels, rows)
         options = {"num_classes": classes, "ignore_index": _PADDING, "validate_args": False}
         each = {"multidim_average": "samplewise", **options}
-        counts = metric.multiclass_stat_scores(chosen, target, average="none", **each)
+        counts = _metric().multiclass_stat_scores(chosen, target, average="none", **each)
         hits, support = counts[..., 0], counts[..., 4]
         # torchmetrics' macro recall counts a class that is only predicted as 0; scikit-learn's
         # balanced accuracy is over the classes that occur.
         recall = torch.where(support > 0, hits / support.clamp(min=1), torch.nan)
         return {
-            "accuracy": metric.multiclass_accuracy(chosen, target, average="micro", **each),
+            "accuracy": _metric().multiclass_accuracy(chosen, target, average="micro", **each),
             "balanced_accuracy": recall.nanmean(-1),
-            "f1_macro": metric.multiclass_f1_score(chosen, target, average="macro", **each),
+            "f1_macro": _metric().multiclass_f1_score(chosen, target, average="macro", **each),
         }
 
     return _intervals(of, groups, classes, resamples, seed)
@@ -128,8 +138,8 @@ def multi_label_scores(
         each = {"multidim_average": "samplewise", "threshold": THRESHOLD, **options}
         precision = [_average_precisions(scores[r[r >= 0]], labels[r[r >= 0]]) for r in rows]
         return {
-            "f1_micro": metric.multilabel_f1_score(given, target, average="micro", **each),
-            "f1_macro": metric.multilabel_f1_score(given, target, average="macro", **each),
+            "f1_micro": _metric().multilabel_f1_score(given, target, average="micro", **each),
+            "f1_macro": _metric().multilabel_f1_score(given, target, average="macro", **each),
             "map_micro": torch.tensor([micro for micro, _ in precision]),
             "map_macro": torch.tensor([macro for _, macro in precision]),
         }
@@ -151,7 +161,7 @@ def average_precisions(
     """
     given, target = torch.from_numpy(scores), torch.from_numpy(labels)
     found = [
-        float(metric.binary_average_precision(given[:, c], target[:, c], validate_args=False))
+        float(_metric().binary_average_precision(given[:, c], target[:, c], validate_args=False))
         if bool(target[:, c].any())
         else float("nan")
         for c in range(labels.shape[1])
@@ -173,7 +183,7 @@ def confusion(
     Returns:
         (C, C), true classes along the rows.
     """
-    counts = metric.multiclass_confusion_matrix(
+    counts = _metric().multiclass_confusion_matrix(
         predicted.reshape(-1), labels.reshape(-1), classes, ignore_index=ignore
     )
     return np.asarray(counts.cpu().numpy(), np.int64)
@@ -227,7 +237,7 @@ def _average_precisions(
 ) -> tuple[float, float]:
     if not labels.any():
         return float("nan"), float("nan")
-    micro = metric.binary_average_precision(
+    micro = _metric().binary_average_precision(
         torch.from_numpy(scores).reshape(-1),
         torch.from_numpy(labels).reshape(-1),
         validate_args=False,

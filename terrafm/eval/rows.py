@@ -26,6 +26,10 @@ from terrafm.storage import absolute
 MEAN_SPECTRUM = "mean spectrum"
 
 
+TIMM = "timm:"
+"""How the rows of timm's models are called."""
+
+
 @dataclass(frozen=True)
 class Look:
     """How images are looked at.

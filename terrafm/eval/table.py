@@ -17,8 +17,7 @@ from terrafm.eval.labelled import ImageSet
 from terrafm.eval.metrics import RESAMPLES
 from terrafm.eval.protocols import CLASS_PROTOCOLS, MASK_PROTOCOLS
 from terrafm.eval.readouts import Readout
-from terrafm.eval.rows import Look, Row, mean_spectrum_row, weights_rows
-from terrafm.eval.timm_rows import PREFIX, timm_row
+from terrafm.eval.rows import TIMM, Look, Row, mean_spectrum_row, weights_rows
 from terrafm.modalities import FIRST_CHOICE, MODALITIES
 from terrafm.models.patch_embed import IMAGE_SIZE
 
@@ -141,15 +140,21 @@ def table_rows(
         UsageError: an encoder that cannot be read or does not fit the set.
     """
     for name in baselines:
-        if not name.startswith(PREFIX):
+        if not name.startswith(TIMM):
             raise UsageError(
-                f"baseline {name!r} is not known: {PREFIX}NAME or {PREFIX}NAME@URI; TerraFM "
+                f"baseline {name!r} is not known: {TIMM}NAME or {TIMM}NAME@URI; TerraFM "
                 "weights are named with --weights"
             )
     ours = weights_rows(weights, images, look, notes, seeds)
+    others = []
+    if baselines:
+        # timm loads its whole zoo: only for those who ask for one of its models.
+        from terrafm.eval.timm_rows import timm_row
+
+        others = [timm_row(name, images, look) for name in baselines]
     return [
         mean_spectrum_row(images, ours[0].look if ours else look),
-        *(timm_row(name, images, look) for name in baselines),
+        *others,
         *ours,
     ]
 

@@ -22,13 +22,12 @@ from terrafm.errors import UsageError
 from terrafm.eval.feature_job import Features, MakeFeatures, make_features
 from terrafm.eval.features import batches
 from terrafm.eval.labelled import ImageSet
-from terrafm.eval.rows import Look, Row
+from terrafm.eval.rows import TIMM, Look, Row
 from terrafm.modalities import MODALITIES
 from terrafm.models.weights import state_fingerprint
 from terrafm.storage import absolute, download, exists
 from terrafm.storage.faults import one_line
 
-PREFIX = "timm:"
 PICTURE_BANDS = ("B04", "B03", "B02")
 # Brightest reflectance of a picture: as quick looks are stretched.
 BRIGHTEST = 0.3
@@ -50,7 +49,7 @@ def timm_row(name: str, images: ImageSet, look: Look) -> Row:
     if len(look.modalities) > 1:
         raise UsageError(f"{name} sees one modality, not {', '.join(look.modalities)}")
     (modality,) = look.modalities
-    architecture, _, uri = name.removeprefix(PREFIX).partition("@")
+    architecture, _, uri = name.removeprefix(TIMM).partition("@")
     uri = absolute(uri) if uri else uri
     model, channels = _load(architecture, uri)
     config = timm.data.resolve_model_data_config(model)
@@ -87,7 +86,7 @@ def timm_row(name: str, images: ImageSet, look: Look) -> Row:
         look.batch,
     )
     depends_on = {
-        "row": f"{PREFIX}{architecture}",
+        "row": f"{TIMM}{architecture}",
         "timm": timm.__version__,
         "weights": fingerprint,
         "modalities": [modality],
@@ -195,7 +194,7 @@ def _published(architecture: str) -> tuple[nn.Module, int]:
         reason = one_line(error)
         raise UsageError(
             f"timm cannot give the weights of {architecture}: {reason}; name a checkpoint with "
-            f"{PREFIX}{architecture}@URI"
+            f"{TIMM}{architecture}@URI"
         ) from None
     return model, _first_channels(model.state_dict(), model)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from terrafm.errors import UsageError
 from terrafm.models.contract import WeightsContract as WeightsContract
 from terrafm.models.encoder import ARCHITECTURES, Encoder, build_encoder
-from terrafm.storage import exists, join, list_names, read_bytes, resolve, write_bytes
+from terrafm.storage import check_exists, exists, join, list_names, read_bytes, resolve, write_bytes
 from terrafm.storage.faults import one_line
 
 TRAINING_ONLY = "patch_embed.fusion."
@@ -225,8 +225,7 @@ def state_fingerprint(module: nn.Module) -> str:
 
 def _find(uri: str) -> str:
     """The weights file itself, where a folder was given."""
-    if not exists(uri):
-        raise UsageError(f"weights {uri} do not exist")
+    check_exists("weights", uri)
     filesystem, path = resolve(uri)
     if not filesystem.isdir(path):
         return uri

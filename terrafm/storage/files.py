@@ -134,6 +134,19 @@ def join(uri: str | os.PathLike[str], *names: str) -> str:
     return "/".join([uri.rstrip("/"), *names])
 
 
+def check_exists(named: str, uri: str | os.PathLike[str]) -> None:
+    """Raises UsageError: no file or folder is there; `named` says what it was to be."""
+    if not exists(uri):
+        verb = "do" if named.endswith("s") else "does"
+        raise UsageError(f"{named} {os.fspath(uri)} {verb} not exist")
+
+
+def check_no_file(uri: str | os.PathLike[str]) -> None:
+    """Raises UsageError: the folder that is to be written is a file of a disk."""
+    if is_local(uri) and os.path.isfile(resolve(uri)[1]):
+        raise UsageError(f"{os.fspath(uri)} is a file: give a folder, or the name of a new one")
+
+
 def exists(uri: str | os.PathLike[str]) -> bool:
     """Whether a file or folder is there.
 

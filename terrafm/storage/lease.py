@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from terrafm.errors import StoreRefusedError, TerraFMError, UsageError
-from terrafm.storage.files import canonical, is_local
+from terrafm.storage.files import canonical, check_no_file, is_local
 from terrafm.storage.lease_record import (
     LEASE_FILE,
     SETTLE_SECONDS,
@@ -70,9 +70,10 @@ def lease(
             interrupted.
 
     Raises:
-        UsageError: another writer holds it; nothing was changed.
+        UsageError: another writer holds it, or it is a file; nothing was changed.
         TerraFMError: it was lost on the way.
     """
+    check_no_file(uri)
     place = canonical(uri)
     mine = Holder.here(what)
     held = _acquire(place, mine)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,9 +11,9 @@ from torch import distributed
 
 from terrafm.config import Config
 from terrafm.data.stream import stream_batches
-from terrafm.errors import TerraFMError, UsageError
+from terrafm.errors import TerraFMError
 from terrafm.standby import start_standby
-from terrafm.storage import join, read_json, write_bytes
+from terrafm.storage import join
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
@@ -24,6 +23,7 @@ from terrafm.train.checkpoints.store import (
 from terrafm.train.checkpoints.writer import CheckpointWriter
 from terrafm.train.control import STARTING
 from terrafm.train.engine import Engine
+from terrafm.train.failure import write_failure
 from terrafm.train.garbage import GarbageControl
 from terrafm.train.health import SkipLimit, culprits, nonfinite_record
 from terrafm.train.heart import Agreement, Heart
@@ -40,8 +40,6 @@ from terrafm.train.records import (
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.student_teacher import Network, SelfDistillation
 from terrafm.train.transfer import Transfer
-
-FAILURE_FILE = "failure.json"
 
 
 @dataclass(frozen=True)
@@ -77,23 +75,6 @@ def train_worker(arguments: dict[str, Any]) -> None:
     except TerraFMError as error:
         write_failure(work.output, error)
         raise
-
-
-def write_failure(output: str, error: TerraFMError) -> None:
-    """Leaves word in a folder of a failure that would only repeat itself."""
-    document = {"message": str(error), "code": error.exit_code}
-    write_bytes(join(output, FAILURE_FILE), json.dumps(document).encode())
-
-
-def read_failure(output: str) -> TerraFMError | None:
-    """The failure that workers left in a run's folder."""
-    uri = join(output, FAILURE_FILE)
-    document = read_json(uri, "the workers failed, and what they left as the reason was cut short")
-    if document is None:
-        return None
-    error = TerraFMError(str(document.get("message")))
-    error.exit_code = 2 if document.get("code") == UsageError.exit_code else 1
-    return error
 
 
 class Worker:

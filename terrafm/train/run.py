@@ -1,4 +1,4 @@
-"""Checks that configuration, dataset and run folder fit, trains, and says how it ended."""
+"""Checks a run, trains, and says how it ended."""
 
 from __future__ import annotations
 
@@ -7,60 +7,35 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from terrafm.config import Config
-from terrafm.data.shards.manifest import find_version
-from terrafm.errors import TerraFMError, UsageError
-from terrafm.models.encoder import build_encoder
-from terrafm.models.weights import load_state, load_weights
-from terrafm.ray_runtime import ensure_ray
+from terrafm.errors import TerraFMError
 from terrafm.shell import command_line
-from terrafm.storage import (
-    absolute,
-    exists,
-    is_local,
-    join,
-    list_names,
-    read_json,
-    remove,
-    write_bytes,
-)
+from terrafm.storage import absolute, is_local, join, remove, write_bytes
 from terrafm.storage.faults import one_line
 from terrafm.storage.lease import lease
 from terrafm.train.checkpoints.best import Best, read_best
 from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
-from terrafm.train.checkpoints.store import (
-    CHECKPOINTS,
-    DamagedCheckpointError,
-    list_checkpoints,
-    newest_intact,
-    read_record,
-    step_name,
-)
+from terrafm.train.checkpoints.store import CHECKPOINTS, list_checkpoints, step_name
+from terrafm.train.checks import CONFIG_FILE, DATASET_FILE, CheckedRun, check_run
 from terrafm.train.events import EventLog
+from terrafm.train.failure import FAILURE_FILE
 from terrafm.train.loggers import read_metrics
-from terrafm.train.loop import FAILURE_FILE
 from terrafm.train.notices import Notices
 from terrafm.train.setup import TrainingSetup
-from terrafm.train.supervisor import Supervisor, logical_cpus
-from terrafm.train.trackers import TrackedRun, check_trackers
-from terrafm.train.validations import (
-    Validate,
-    Validation,
-    ValidationLog,
-    ValidationTask,
-    open_validation,
-)
-from terrafm.train.validator import Validator
+from terrafm.train.trackers import TrackedRun
+from terrafm.train.validations import Validate
+
+if TYPE_CHECKING:
+    from terrafm.train.supervisor import Supervisor
+    from terrafm.train.validator import Validator
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.yaml"
-DATASET_FILE = "dataset.json"
 _NOT_NEEDED = "the run goes on from its checkpoint, which has every tensor"
 _SCHEDULED = {
     "lr": "learning rate",
@@ -138,14 +113,12 @@ def _pretrain(
     validate: Validate | None,
     extend: bool,
 ) -> RunResult:
-    checked = _check(config, data, output, validate, extend)
-    setup, validation, log = checked.setup, checked.validation, checked.log
-    resumed_from, total = checked.resumed_from, setup.total_steps
+    checked = check_run(config, data, output, validate, extend)
+    setup, resumed_from = checked.setup, checked.resumed_from
+    total = setup.total_steps
     if checked.finished:
         return _result(output, total, resumed_from)
-    ensure_ray(logical_cpus(config))
-    validator = _validator(setup, output, validation, log, cancelled, resumed_from)
-    supervisor = Supervisor(setup, output, cancelled, validator)
+    supervisor, validator = _start_ray(checked, output, cancelled)
     trained = resumed_from >= total
     if not trained:
         supervisor.check_possible()
@@ -158,95 +131,34 @@ def _pretrain(
     with _Watch(output, total, progress), nullcontext() if validator is None else validator:
         if not trained:
             supervisor.run()
-    if validation is not None:
+    if checked.validation is not None:
         _prune(setup, output)
     return _result(output, total, resumed_from)
 
 
-def check_runs(config: Config, data: str) -> int:
-    """Looks whether a configuration can train on a dataset, as `pretrain` does; writes nothing.
+def _start_ray(
+    checked: CheckedRun, output: str, cancelled: threading.Event
+) -> tuple[Supervisor, Validator | None]:
+    """Ray, and what trains and validates with it."""
+    # They load Ray, which takes seconds: not before all that needs none has been checked.
+    from terrafm.ray_runtime import ensure_ray
+    from terrafm.train.supervisor import Supervisor, logical_cpus
+    from terrafm.train.validator import Validator
 
-    Returns:
-        The steps of the run.
-
-    Raises:
-        UsageError: as `pretrain`.
-    """
-    return _check(config, data, None, None, False).setup.total_steps
-
-
-@dataclass(frozen=True)
-class _Checked:
-    """A run that nothing speaks against.
-
-    Attributes:
-        setup: configuration and dataset.
-        resumed_from: finished steps of the run in the output folder.
-        validation: of its checkpoints, and what is known of them; None where nothing is validated.
-        log: see `validation`.
-        finished: nothing is left to train or to validate.
-        told: settings that differ from those of the start and are not needed any more.
-        extended_from: steps that the run was to take before; None where it takes as many now.
-    """
-
-    setup: TrainingSetup
-    resumed_from: int = 0
-    validation: Validation | None = None
-    log: ValidationLog | None = None
-    finished: bool = False
-    told: Sequence[str] = ()
-    extended_from: int | None = None
-
-
-def _check(
-    config: Config, data: str, output: str | None, validate: Validate | None, extend: bool
-) -> _Checked:
-    """Everything that is known to speak against a run before Ray is asked; writes nothing.
-
-    The one list for a run, its dry run, and the trials of a sweep, which have no output yet.
-    What a run needs only at its start or while it trains is not asked of one that is past it.
-
-    Raises:
-        UsageError: see `pretrain`.
-    """
-    if output is None:
-        checked = _Checked(TrainingSetup.open(config, data))
-    else:
-        checked = _check_output(_open_setup(config, data, output), output, extend)
-        if config.validation.every_steps:
-            log = ValidationLog(output, config.validation, checked.setup.total_steps)
-            checked = replace(checked, log=log)
-    trained = checked.resumed_from >= checked.setup.total_steps
-    if trained and (checked.log is None or checked.log.due() is None):
-        return replace(checked, finished=True)
-    task = ValidationTask(config, data, checked.setup.dataset.fingerprint)
-    checked = replace(checked, validation=open_validation(task, validate))
-    if checked.resumed_from == 0:
-        _check_init(config)
-    check_trackers(config.train.trackers)
-    return checked
-
-
-def _validator(
-    setup: TrainingSetup,
-    output: str,
-    validation: Validation | None,
-    log: ValidationLog | None,
-    cancelled: threading.Event,
-    resumed_from: int,
-) -> Validator | None:
-    if validation is None or log is None:
-        return None
-    config = setup.config
-    return Validator(
-        validation,
-        log,
-        EventLog(output),
-        TrackedRun(output, resumed_from, config.model_dump(mode="json"), "validation"),
-        config.validation,
-        trackers=config.train.trackers,
-        cancelled=cancelled,
-    )
+    setup, config, validator = checked.setup, checked.setup.config, None
+    ensure_ray(logical_cpus(config))
+    if checked.validation is not None and checked.log is not None:
+        values = config.model_dump(mode="json")
+        validator = Validator(
+            checked.validation,
+            checked.log,
+            EventLog(output),
+            TrackedRun(output, checked.resumed_from, values, "validation"),
+            config.validation,
+            trackers=config.train.trackers,
+            cancelled=cancelled,
+        )
+    return Supervisor(setup, output, cancelled, validator), validator
 
 
 def _prune(setup: TrainingSetup, output: str) -> None:
@@ -256,63 +168,6 @@ def _prune(setup: TrainingSetup, output: str) -> None:
         prune_checkpoints(join(output, CHECKPOINTS), rules, setup.total_steps, {})
     except (TerraFMError, OSError) as error:
         logger.warning("older checkpoints stay: %s", one_line(error))
-
-
-def _open_setup(config: Config, data: str, output: str) -> TrainingSetup:
-    """The setup on the dataset's version that the run in `output` began with, else the newest.
-
-    A dataset that has no such version is another one: `check_continues` judges that.
-    """
-    recorded = _recorded_fingerprint(output)
-    known = recorded is not None and find_version(data, recorded) is not None
-    return TrainingSetup.open(config, data, recorded if known else None)
-
-
-def _recorded_fingerprint(output: str) -> str | None:
-    """Of the dataset that the run in `output` trains on; None where there is no run yet."""
-    for _, checkpoint in reversed(list_checkpoints(join(output, CHECKPOINTS))):
-        try:
-            return str(read_record(checkpoint)["dataset"]["fingerprint"])
-        except DamagedCheckpointError as error:
-            logger.debug("%s", error)
-    try:
-        recorded = read_json(join(output, DATASET_FILE), "nothing is trained yet, it is made anew")
-    except TerraFMError as error:
-        # A crash has cut it short before the first checkpoint: there is nothing to go on with.
-        logger.warning("%s", error)
-        return None
-    return None if recorded is None else str(recorded.get("fingerprint"))
-
-
-def _check_output(setup: TrainingSetup, output: str, extend: bool = False) -> _Checked:
-    """How far the run in `output` is, after checking that it can be continued."""
-    folder = join(output, CHECKPOINTS)
-    newest, _ = newest_intact(folder)
-    if newest is None:
-        foreign = [n for n in list_names(output) if not n.startswith(".")]
-        if foreign and not exists(join(output, CONFIG_FILE)):
-            raise UsageError(
-                f"{output} is not empty and holds no run (found {foreign[0]}): "
-                "choose an empty folder"
-            )
-        return _Checked(setup)
-    record = read_record(newest)
-    told = setup.check_continues(record, newest)
-    done, before, now = int(record["step"]), setup.horizon_of(record), setup.total_steps
-    train = setup.config.train
-    asked = f"train.epochs={train.epochs:g}" if train.steps is None else "train.steps"
-    if now < done:
-        raise UsageError(
-            f"the run in {output} has done {done} steps, and {asked} asks for {now} in all: ask "
-            f"for the {before} it began with, or choose another --output"
-        )
-    if now != before and not extend:
-        raise UsageError(
-            f"the run in {output} was to take {before} steps and has done {done}; with {now}, as "
-            f"{asked} asks, learning rate, weight decay and momentum would jump: give --extend to "
-            f"go on with the schedules of {now} steps, or ask for {before}"
-        )
-    return _Checked(setup, done, told=told, extended_from=before if now != before else None)
 
 
 def _tell_of_extension(setup: TrainingSetup, output: str, done: int, before: int) -> None:
@@ -333,14 +188,6 @@ def _with_absolute_init(config: Config) -> Config:
         return config
     model = config.model.model_copy(update={"init": absolute(init)})
     return config.model_copy(update={"model": model})
-
-
-def _check_init(config: Config) -> None:
-    """Fails before any work where the weights to start from cannot be used."""
-    if config.model.init is not None:
-        weights, _ = load_weights(config.model.init)
-        encoder = build_encoder(config.model.name, num_queries=config.model.num_queries)
-        load_state(encoder, weights, config.model.init)
 
 
 def _write_config(setup: TrainingSetup, output: str, extend: bool = False) -> None:
@@ -421,14 +268,12 @@ def dry_run(
     from terrafm.train.estimate import estimate  # Only this verb needs the plain step.
 
     config, data, output = _with_absolute_init(config), absolute(data), absolute(output)
-    checked = _check(config, data, output, validate, extend)
+    checked = check_run(config, data, output, validate, extend)
     setup, done = checked.setup, checked.resumed_from
     # A Ray of this machine is started with as many logical CPUs as the run needs.
     if done < setup.total_steps and os.environ.get("RAY_ADDRESS"):
-        ensure_ray()
-        cancelled = threading.Event()
-        validator = _validator(setup, output, checked.validation, checked.log, cancelled, done)
-        Supervisor(setup, output, cancelled, validator).check_possible()
+        supervisor, _ = _start_ray(checked, output, threading.Event())
+        supervisor.check_possible()
     started = time.perf_counter()
     figures = {"steps_done": done} | estimate(setup, measure=measure)
     return figures | {"estimate_seconds": round(time.perf_counter() - started, 2)}

@@ -57,12 +57,7 @@ class TrainingSetup:
                 cannot give.
         """
         dataset = Dataset.open(data_uri, fingerprint=fingerprint)
-        missing = [m for m in config.data.modalities if m not in dataset.modalities]
-        if missing:
-            raise UsageError(
-                f"dataset {data_uri} has no {', '.join(missing)}: set data.modalities to "
-                f"[{', '.join(m for m in config.data.modalities if m not in missing)}]"
-            )
+        dataset.check_modalities(config.data.modalities)
         setup = cls(config, dataset)
         _ = setup.plan, setup.high_frequency
         return setup

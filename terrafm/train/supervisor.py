@@ -50,7 +50,8 @@ from terrafm.train.checkpoints.store import CHECKPOINTS, newest_intact, read_rec
 from terrafm.train.control import start_control
 from terrafm.train.demand import MachineDemand
 from terrafm.train.events import EventLog
-from terrafm.train.loop import read_failure, task_arguments, train_worker
+from terrafm.train.failure import read_failure
+from terrafm.train.loop import task_arguments, train_worker
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.validator import Validator
 from terrafm.train.watch import Limits, Watch

@@ -153,23 +153,24 @@ TORN = [b"", b"{", b'{"fingerprint": "ab', b"[]", b"null", b"\x00" * 64, b"\xff\
 def test_a_torn_record_of_the_dataset_starts_a_run_that_has_not_trained(
     training, content, small_dataset, tmp_path
 ):
-    from terrafm.train.run import _check_output, _open_setup, _write_config
+    from terrafm.train.checks import check_output, open_setup
+    from terrafm.train.run import _write_config
 
     training("18")
     output, config = str(tmp_path / "run"), load_config("demo", [])
-    _write_config(_open_setup(config, small_dataset, output), output)
+    _write_config(open_setup(config, small_dataset, output), output)
     write_bytes(f"{output}/dataset.json", content)
-    setup = _open_setup(config, small_dataset, output)
-    assert _check_output(setup, output).resumed_from == 0
+    setup = open_setup(config, small_dataset, output)
+    assert check_output(setup, output).resumed_from == 0
     write_bytes(f"{output}/config.yaml", content)
-    assert _check_output(_open_setup(config, small_dataset, output), output).resumed_from == 0
+    assert check_output(open_setup(config, small_dataset, output), output).resumed_from == 0
 
 
 def read_back(folder):
     """What reads each of the other small files."""
     from terrafm.embed.schema import read_manifest as read_embedding
     from terrafm.train.checkpoints.best import held_reasons, read_best
-    from terrafm.train.loop import FAILURE_FILE, read_failure
+    from terrafm.train.failure import FAILURE_FILE, read_failure
     from tuning.trial import _began, read_scores
 
     return {

@@ -18,8 +18,9 @@ from terrafm.data.shards.entry import ShardEntry
 from terrafm.data.shards.writer import write_shard
 from terrafm.errors import UsageError
 from terrafm.train.checkpoints.store import load_network, save_checkpoint
+from terrafm.train.checks import check_output, open_setup
 from terrafm.train.loop import WorkerTask, task_arguments
-from terrafm.train.run import _check_output, _open_setup, _write_config, pretrain
+from terrafm.train.run import _write_config, pretrain
 from terrafm.train.setup import TrainingSetup
 
 SETTINGS = ["train.steps=4", "train.global_batch=4", "head.num_prototypes=32"]
@@ -57,10 +58,10 @@ def test_with_a_checkpoint(data, tmp_path):
         f"{output}/checkpoints", first.state(2, distillation.engine.state(), distillation)
     )
     grow(data)
-    setup = _open_setup(config, data, output)
+    setup = open_setup(config, data, output)
     assert (setup.dataset.manifest.version, len(setup.dataset)) == (1, 11)
     assert setup.plan.hash == first.plan.hash
-    assert _check_output(setup, output).resumed_from == 2
+    assert check_output(setup, output).resumed_from == 2
     # Both are one sequence, step by step.
     options = [some.stream_options(some.layout(0, 1), 2) for some in (first, setup)]
     for expected, found in zip(*(make_batches(**o) for o in options), strict=True):
@@ -68,10 +69,10 @@ def test_with_a_checkpoint(data, tmp_path):
         np.testing.assert_array_equal(found.position, expected.position)
     # Row numbers have moved in the new version: the old one's plan would mean other tiles.
     assert Dataset.open(data).tile_ids[0] == "a_new_tile"
-    fresh = _open_setup(config, data, str(tmp_path / "another"))
+    fresh = open_setup(config, data, str(tmp_path / "another"))
     assert fresh.dataset.manifest.version == 2
     with pytest.raises(UsageError, match="has changed since"):
-        _check_output(fresh, output)
+        check_output(fresh, output)
 
 
 def test_before_the_first_checkpoint(data, tmp_path):
@@ -81,7 +82,7 @@ def test_before_the_first_checkpoint(data, tmp_path):
     record = json.loads(Path(output, "dataset.json").read_text())
     assert record == {"uri": data, "version": 1, "fingerprint": first.dataset.fingerprint}
     grow(data)
-    assert _open_setup(config, data, output).dataset.manifest.version == 1
+    assert open_setup(config, data, output).dataset.manifest.version == 1
 
 
 def test_workers_open_the_version_of_the_driver(data, tmp_path):

@@ -104,6 +104,16 @@ class Dataset:
         present = {group.modality for group in self.groups}
         return tuple(name for name in MODALITIES if name in present)
 
+    def check_modalities(self, wanted: Sequence[str]) -> None:
+        """Raises UsageError: it lacks some of those that a run is to train on."""
+        missing = [name for name in wanted if name not in self.modalities]
+        if missing:
+            held = [name for name in wanted if name in self.modalities] or self.modalities
+            raise UsageError(
+                f"dataset {self.uri} has no {', '.join(missing)}: set data.modalities to "
+                f"[{', '.join(held)}]"
+            )
+
     @property
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Modality -> {"bands", "mean", "std"} in model band order, physical units."""

@@ -13,8 +13,6 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.optim import param_groups_layer_decay
-from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
 from terrafm.errors import UsageError
@@ -80,6 +78,8 @@ def layer_groups(model: nn.Module) -> list[dict[str, object]]:
     Args:
         model: one of `terrafm.eval.finetune.models`.
     """
+    from timm.optim import param_groups_layer_decay
+
     groups: list[dict[str, object]] = param_groups_layer_decay(
         model,
         weight_decay=WEIGHT_DECAY,
@@ -141,6 +141,8 @@ def _train(
     steps = sum(map(len, plan))
     # The last step of the warm-up has the whole rate, the first one already some.
     warm_up = max(1, round(WARM_UP * steps))
+    from timm.scheduler import CosineLRScheduler
+
     schedule = CosineLRScheduler(
         optimizer, steps, warmup_t=warm_up, warmup_lr_init=learning_rate / warm_up,
         t_in_epochs=False,

@@ -38,7 +38,7 @@ from terrafm.eval.retrieval.views import SensorViews, sensor_views
 from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import infer_model_name, load_encoder
-from terrafm.storage import exists
+from terrafm.storage import check_exists
 
 SAMPLES = 2000
 _TITLES = {
@@ -156,8 +156,7 @@ def open_tiles(data: str | os.PathLike[str]) -> ShardTiles:
         UsageError: it is none.
     """
     uri = os.fspath(data).rstrip("/")
-    if not exists(uri):
-        raise UsageError(f"dataset {uri} does not exist")
+    check_exists("dataset", uri)
     return ShardTiles(uri)
 
 

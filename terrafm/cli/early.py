@@ -1,0 +1,37 @@
+"""What is asked of a command's inputs before it loads torch and Ray, which takes seconds.
+
+The verbs ask the same again, and more: this is only for the answer to come at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from terrafm.storage import check_exists
+
+
+def check_dataset(uri: str, modalities: Sequence[str]) -> None:
+    """Raises UsageError: no dataset, or one without some of the sensors."""
+    from terrafm.data.shards.dataset import Dataset
+
+    Dataset.open(uri).check_modalities(modalities)
+
+
+def check_weights(uris: Sequence[str]) -> None:
+    """Raises UsageError: some weights do not exist."""
+    for uri in uris:
+        check_exists("weights", uri)
+
+
+def check_labelled_set(uri: str) -> None:
+    """Raises UsageError: a labelled set does not exist."""
+    from terrafm.eval.sets.copernicus import PREFIX
+
+    if not uri.startswith(PREFIX):
+        check_exists("labelled set", uri)
+
+
+def check_checkpoint(uri: str) -> None:
+    """Raises UsageError: a checkpoint, or the folder of the checkpoints whose best is meant."""
+    head, _, name = uri.rstrip("/").rpartition("/")
+    check_exists("checkpoint", head if head and name == "best" else uri)

@@ -1,0 +1,27 @@
+"""What workers leave in a run's folder where the run cannot go on."""
+
+from __future__ import annotations
+
+import json
+
+from terrafm.errors import TerraFMError, UsageError
+from terrafm.storage import join, read_json, write_bytes
+
+FAILURE_FILE = "failure.json"
+
+
+def write_failure(output: str, error: TerraFMError) -> None:
+    """Leaves word in a folder of a failure that would only repeat itself."""
+    document = {"message": str(error), "code": error.exit_code}
+    write_bytes(join(output, FAILURE_FILE), json.dumps(document).encode())
+
+
+def read_failure(output: str) -> TerraFMError | None:
+    """The failure that workers left in a run's folder."""
+    uri = join(output, FAILURE_FILE)
+    document = read_json(uri, "the workers failed, and what they left as the reason was cut short")
+    if document is None:
+        return None
+    error = TerraFMError(str(document.get("message")))
+    error.exit_code = 2 if document.get("code") == UsageError.exit_code else 1
+    return error

@@ -1,0 +1,83 @@
+"""Mistakes at the command line are one line and exit code 2, before torch and Ray are loaded."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from harness.mistakes import MISTAKES, Places
+
+BLOCKED = ("ray", "torch", "timm", "torchvision", "deepspeed")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mistakes")
+    at = Places(
+        *(folder / name for name in ("dataset", "empty", "file", "foreign", "new", "weights"))
+    )
+    at.empty.mkdir()
+    at.foreign.mkdir()
+    for file in (at.file, at.foreign / "notes.txt", at.weights):
+        file.write_text("somebody else's")
+    command = [
+        *("ingest", "--source", "synthetic", "--input", "synthetic:cells=1,seed=0,px=264"),
+        *("--output", str(at.dataset), "--tile-size", "132", "--modalities", "s1,s2_l2a"),
+    ]
+    subprocess.run([sys.executable, "-m", "terrafm", *command], check=True, timeout=300)
+    return at
+
+
+def answers(places, needs_torch):
+    """Name -> (exit code, what was printed), from a process in which Ray cannot be imported."""
+    kept = ("torch",) if needs_torch else ()
+    blocked = [name for name in BLOCKED if name not in kept]
+    chosen = {m.name: m.words(places) for m in MISTAKES if m.needs_torch is needs_torch}
+    request = json.dumps({"blocked": blocked, "commands": {n: list(w) for n, w in chosen.items()}})
+    done = subprocess.run(
+        [sys.executable, __file__, request], capture_output=True, text=True, timeout=300, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("needs_torch", [False, True])
+def test_a_mistake_is_told_before_ray_and_torch_are_loaded(places, needs_torch):
+    found = answers(places, needs_torch)
+    for mistake in MISTAKES:
+        if mistake.needs_torch is not needs_torch:
+            continue
+        code, printed = found[mistake.name]
+        assert (mistake.name, code) == (mistake.name, 2), printed
+        assert mistake.said in printed, mistake.name
+        lines = [line for line in printed.splitlines() if line]
+        # Of a verb or an option that is none the usage is shown besides.
+        assert len(lines) == 1 or "Usage:" in lines[0], printed
+    assert not (places.new / "run").exists()
+    assert places.file.read_text() == "somebody else's"
+
+
+def main():
+    request = json.loads(sys.argv[1])
+    for name in request["blocked"]:
+        sys.modules[name] = None
+    from terrafm.cli import main
+
+    found = {}
+    for name, words in request["commands"].items():
+        printed, code = io.StringIO(), 0
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            try:
+                main(words)
+            except SystemExit as end:
+                code = end.code
+        found[name] = (code, printed.getvalue())
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()
