@@ -17,19 +17,8 @@ BLOCKED = ("ray", "torch", "timm", "torchvision", "deepspeed")
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("mistakes")
-    at = Places(
-        *(folder / name for name in ("dataset", "empty", "file", "foreign", "new", "weights"))
-    )
-    at.empty.mkdir()
-    at.foreign.mkdir()
-    for file in (at.file, at.foreign / "notes.txt", at.weights):
-        file.write_text("somebody else's")
-    command = [
-        *("ingest", "--source", "synthetic", "--input", "synthetic:cells=1,seed=0,px=264"),
-        *("--output", str(at.dataset), "--tile-size", "132", "--modalities", "s1,s2_l2a"),
-    ]
-    subprocess.run([sys.executable, "-m", "terrafm", *command], check=True, timeout=300)
+    at = Places.below(tmp_path_factory.mktemp("mistakes"))
+    at.prepare()
     return at
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 Words = Sequence[str]
@@ -28,6 +30,23 @@ class Places:
     foreign: Path
     new: Path
     weights: Path
+
+    @classmethod
+    def below(cls, folder: Path) -> Places:
+        """All in one folder."""
+        return cls(**{field.name: folder / field.name for field in fields(cls)})
+
+    def prepare(self) -> None:
+        """Makes what is to be there."""
+        self.empty.mkdir(parents=True, exist_ok=True)
+        self.foreign.mkdir(exist_ok=True)
+        for file in (self.file, self.foreign / "notes.txt", self.weights):
+            file.write_text("somebody else's")
+        command = [
+            *("ingest", "--source", "synthetic", "--input", "synthetic:cells=1,seed=0,px=264"),
+            *("--output", str(self.dataset), "--tile-size", "132", "--modalities", "s1,s2_l2a"),
+        ]
+        subprocess.run([sys.executable, "-m", "terrafm", *command], check=True, timeout=600)
 
 
 @dataclass(frozen=True)
