@@ -53,6 +53,14 @@ def test_a_cluster_that_leaves_no_cpu_to_read_data_is_refused(small_dataset, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_a_cluster_without_a_gpu_is_told_at_once(small_dataset, tmp_path):
+    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="error")
+    config = load_config("demo", ["train.gpu=yes", "train.workers=1", "train.global_batch=8"])
+    with pytest.raises(UsageError, match="no machine of the Ray cluster has a GPU"):
+        pretrain(config, str(small_dataset), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
     def time_out(**_):
         # As ray._private.node raises it.

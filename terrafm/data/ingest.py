@@ -26,6 +26,7 @@ from terrafm.data.shards.folder import ARCHIVE, check_folder, remove_shards
 from terrafm.data.shards.manifest import Manifest, manifest_name, read_manifest, with_codec
 from terrafm.data.shards.writer import read_shard_entry, write_shard
 from terrafm.data.sources.base import CellRef, Layout, Source
+from terrafm.data.sources.folders import misspelt_land_cover
 from terrafm.data.sources.pairing import count_pairs
 from terrafm.data.sources.registry import open_source
 from terrafm.data.tiles.climate import ClimateZones
@@ -142,7 +143,9 @@ def _ingest(
         if previous.report["settings"] != settings:
             raise _occupied(output_uri, "the archive has changed since")
         return IngestReport(output_uri, previous.tiles, previous.fingerprint, True, previous.report)
-    cutter = _make_cutter(source, layout, refs, worldcover, tile_size, modalities, config)
+    cutter = _make_cutter(
+        source, input_uri, layout, refs, worldcover, tile_size, modalities, config
+    )
     cutter = replace(
         cutter,
         legend=mapping,
@@ -366,6 +369,7 @@ def _check_quality(tally: Tally, output_uri: str, max_bad_fraction: float) -> No
 
 def _make_cutter(
     source: str,
+    archive: str,
     layout: Layout,
     refs: list[CellRef],
     worldcover: str | None,
@@ -381,7 +385,10 @@ def _make_cutter(
         ocean_drop = _OCEAN_DROP.get(source, _DEFAULT_OCEAN_DROP)
     cover = None
     if worldcover is not None or not layout.land_cover:
-        cover = WorldCover(worldcover or layout.worldcover or WORLDCOVER_URI)
+        chosen = worldcover or layout.worldcover
+        if chosen is None and (near := misspelt_land_cover(archive)):
+            logger.warning("%s is not read: land cover has to lie in LULC/ or WorldCover/", near)
+        cover = WorldCover(chosen or WORLDCOVER_URI)
     return Cutter(
         tile_size=tile_size,
         gsd=layout.gsd,

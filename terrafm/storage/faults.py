@@ -81,26 +81,28 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL
 
 
-def patiently(call: Callable[[], Answer], where: str) -> Answer:
-    """Makes a request until it succeeds, fails for good, or has failed for `RETRY_SECONDS`.
+def patiently(call: Callable[[], Answer], where: str, seconds: float | None = None) -> Answer:
+    """Makes a request until it succeeds, fails for good, or has failed for too long.
 
     Args:
         call: the request; may be made any number of times.
         where: URI, for the warning that something takes long.
+        seconds: the patience; `RETRY_SECONDS` by default.
 
     Raises:
         Exception: the last one of `call`.
     """
+    patience = RETRY_SECONDS if seconds is None else seconds
 
     def warn(state: tenacity.RetryCallState) -> None:
         if state.attempt_number == _WORTH_A_WARNING and state.outcome is not None:
             fault = one_line(state.outcome.exception() or "no answer")
-            logger.warning("%s: %s; trying again for %g s", where, fault, RETRY_SECONDS)
+            logger.warning("%s: %s; trying again for %g s", where, fault, patience)
 
     attempts = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_passing),
         wait=tenacity.wait_random_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT),
-        stop=tenacity.stop_after_delay(RETRY_SECONDS),
+        stop=tenacity.stop_after_delay(patience),
         before_sleep=warn,
         reraise=True,
     )

@@ -27,7 +27,7 @@ Answer = TypeVar("Answer")
 
 # The libraries' own patience, so that ours decides. Their parts of a large upload keep a few
 # attempts: ours repeat it as a whole. A listing is asked for anew: other processes write too.
-_S3_OPTIONS = {
+S3_OPTIONS = {
     "config_kwargs": {
         "connect_timeout": STALL_SECONDS,
         "read_timeout": STALL_SECONDS,
@@ -63,7 +63,7 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[Any, str]:
         # s3fs reads a version out of it, and would write and remove the object without it.
         raise UsageError(f"cannot open {uri}: names with ?versionId= are not read or written")
     try:
-        options = dict(_S3_OPTIONS) if s3 else {}
+        options = dict(S3_OPTIONS) if s3 else {}
         if s3 and pays_requests():
             options["requester_pays"] = True
         filesystem, path = fsspec.core.url_to_fs(uri, **options)

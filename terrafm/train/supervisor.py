@@ -190,6 +190,11 @@ class Supervisor:
                 f"lower one of {'them' if spare else 'the two'}, or add CPUs"
             )
         gpus = fewest * self._limits.need.get("GPU", 0.0)
+        if gpus and not is_autoscaled() and not has.get("GPU", 0.0):
+            raise UsageError(
+                "train.gpu=yes, and no machine of the Ray cluster has a GPU: set train.gpu=auto to "
+                "train on CPUs, or name a cluster that has one in RAY_ADDRESS"
+            )
         if (
             "GPU" in spare
             and not is_autoscaled()

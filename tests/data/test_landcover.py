@@ -13,10 +13,12 @@ from terrafm.config import IngestConfig
 from terrafm.data import ingest as ingest_module
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.sources.base import BadCellError
+from terrafm.data.sources.folders import misspelt_land_cover
 from terrafm.data.tiles import landcover
 from terrafm.data.tiles.landcover import WorldCover, histogram, legend, majority
 from terrafm.data.tiles.selection import NO_CLASS
 from terrafm.errors import UsageError
+from terrafm.storage import faults
 
 
 def grid_at(longitude, latitude, epsg, size=100):
@@ -206,3 +208,20 @@ def test_an_absent_tile_is_named_before_the_work_and_at_its_end(
     (fault,) = faults_of(tmp_path / "out")
     assert fault["why"] == "no WorldCover tile N45E015 for this cell"
     assert "N45E015: 1 " in rendered(report.uri)
+
+
+def test_the_public_bucket_is_not_waited_for_as_a_store_of_ones_own(monkeypatch):
+    monkeypatch.setitem(landcover._ESA_STORE, "endpoint_url", "http://127.0.0.1:1")
+    monkeypatch.setattr(landcover, "_ESA_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(faults, "RETRY_SECONDS", 3600)
+    with pytest.raises(UsageError, match=r"cannot reach WorldCover at s3://esa-.*--worldcover"):
+        WorldCover()
+
+
+@pytest.mark.parametrize("name", ["LUCL", "lulcs", "Land_Covers", "world-cove"])
+def test_a_folder_that_seems_meant_for_land_cover_is_told(tmp_path, name):
+    for folder in ("S2L2A", name, "classes", "notes"):
+        (tmp_path / folder).mkdir()
+    assert misspelt_land_cover(str(tmp_path)) == f"{tmp_path}/{name}"
+    (tmp_path / name).rename(tmp_path / "LULC")
+    assert misspelt_land_cover(str(tmp_path)) is None

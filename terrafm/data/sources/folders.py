@@ -1,5 +1,6 @@
 """Folders of an archive: what lies in them, which sensor they hold, how large its cells are."""
 
+import difflib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,6 +42,8 @@ _CLUTTER = {
 }  # fmt: skip
 # So many cells tell what is usual: one odd one among them is outvoted.
 _PROBED = 3
+# `lucl`, `lulcs` and `land_covers` are near to what is known, `classes` is not.
+_NEAR = 0.75
 _MOST_PROBES = 8
 
 
@@ -51,6 +54,17 @@ def content_of(folder: str) -> str | None:
     """
     letters = "".join(c for c in folder.lower() if c.isalnum())
     return _ALIASES.get(letters) or _ALIASES.get(letters.removeprefix("core"))
+
+
+def misspelt_land_cover(uri: str) -> str | None:
+    """The folder of an archive that seems to be meant for land cover and is not read; or None."""
+    wanted = [alias for alias, content in _ALIASES.items() if content in (LAND_COVER, WORLDCOVER)]
+    for name in names_if_listed(uri):
+        letters = "".join(c for c in name.lower() if c.isalnum())
+        near = difflib.get_close_matches(letters, wanted, n=1, cutoff=_NEAR)
+        if content_of(name) is None and near and "." not in name:
+            return join(uri, name)
+    return None
 
 
 def is_clutter(name: str) -> bool:

@@ -27,12 +27,16 @@ from terrafm.data.tiles.selection import NO_CLASS, WATER
 from terrafm.errors import STORE_ERRORS, TerraFMError, UsageError
 from terrafm.storage import StoreFile, resolve
 from terrafm.storage.faults import explain, is_passing, patiently
+from terrafm.storage.files import S3_OPTIONS
 
 WORLDCOVER_URI = "s3://esa-worldcover/v200/2021/map"
+_ESA_BUCKET = "s3://esa-worldcover/"
 _ESA_STORE = {
     "endpoint_url": "https://s3.eu-central-1.amazonaws.com",
     "client_kwargs": {"region_name": "eu-central-1"},
 }
+# Nobody asked for this bucket: a machine without the internet is told so soon.
+_ESA_PATIENCE_SECONDS = 10.0
 WORLDCOVER_CLASSES = {
     10: "tree cover",
     20: "shrubland",
@@ -105,11 +109,13 @@ class WorldCover:
             "give a folder of ESA_WorldCover_10m_2021_v200_*_Map.tif with --worldcover, "
             "or land-cover rasters aligned with the tiles"
         )
+        esa = uri.startswith(_ESA_BUCKET)
+        seconds = _ESA_PATIENCE_SECONDS if esa else None
         try:
-            names = patiently(lambda: filesystem.ls(path, detail=False), uri)
+            names = patiently(lambda: filesystem.ls(path, detail=False), uri, seconds)
         # Object stores report failures (credentials, network) in types of their own libraries.
         except Exception as error:  # noqa: BLE001
-            if is_passing(error):
+            if is_passing(error) and not esa:
                 raise explain(error, "read", uri) from None
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UsageError(f"cannot reach WorldCover at {uri} ({reason}): {advice}") from None
@@ -191,10 +197,10 @@ class WorldCover:
         return sampled
 
     def _open(self) -> tuple[Any, str]:
-        if self.uri.startswith("s3://esa-worldcover/"):
+        if self.uri.startswith(_ESA_BUCKET):
             # ESA's bucket is public; whatever credentials the machine has are not for it.
             # Nor is the address of a store of one's own.
-            esa = fsspec.filesystem("s3", anon=True, **_ESA_STORE)
+            esa = fsspec.filesystem("s3", anon=True, **_ESA_STORE, **S3_OPTIONS)
             return esa, self.uri.removeprefix("s3://")
         return resolve(self.uri)
 
