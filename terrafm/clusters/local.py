@@ -195,6 +195,8 @@ def _environment(cluster: state.LocalCluster) -> dict[str, str]:
         # Its nodes are here: what Ray sends them by gRPC, metrics too, takes no proxy.
         "grpc_proxy": "",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        # See ray_runtime: at Ray's 15 a busy machine starves them.
+        "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),
         # Metrics are the one thing that Ray serves to whoever asks. The dashboard has no switch
         # for its own: a port that cannot be is one that does not open.
         "RAY_enable_metrics_collection": "0",
