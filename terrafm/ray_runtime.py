@@ -41,6 +41,7 @@ from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_pl
 
 from terrafm.clusters.joining import WANTED, join
 from terrafm.clusters.node import Node
+from terrafm.clusters.private import go_private, leave_private
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.ray_patience import patient_start
 from terrafm.storage.faults import one_line
@@ -80,9 +81,12 @@ def ensure_ray(num_cpus: int | None = None) -> None:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         # Another Ray on this machine must not be joined by accident.
-        where = {"address": address} if address else {"address": "local", "num_cpus": num_cpus}
         if address:
+            leave_private()
             join(address)
+            where: dict[str, Any] = {"address": address}
+        else:
+            where = {"address": "local", "num_cpus": num_cpus, **go_private()}
         try:
             with _own_sigterm(), patient_start():
                 ray.init(

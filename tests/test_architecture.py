@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KNOW_RAY = {
     "terrafm/clusters/joining.py",
     "terrafm/clusters/keeper.py",
+    "terrafm/clusters/private.py",
     "terrafm/jobs/client.py",
     "terrafm/jobs/package.py",
     "terrafm/ray_parts.py",

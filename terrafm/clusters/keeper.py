@@ -19,9 +19,9 @@ from ray._private.utils import write_ray_address
 from ray.cluster_utils import Cluster
 
 from terrafm.clusters import state
+from terrafm.clusters.local import LOOPBACK
 from terrafm.ray_patience import patient_start
 
-_LOOPBACK = "127.0.0.1"
 _RECORD_SECONDS = 10.0
 
 
@@ -73,7 +73,7 @@ def _start(options: argparse.Namespace, scratch: str) -> Cluster:
     # Ray opens its folder to everyone: within a private one nobody comes to it.
     temp_dir = str(Path(scratch) / "ray")
     shared = {
-        "node_ip_address": _LOOPBACK,
+        "node_ip_address": LOOPBACK,
         "object_store_memory": options.object_store_bytes,
         # Ports of one's own: several nodes share the machine.
         "dashboard_agent_listen_port": 0,
@@ -84,7 +84,7 @@ def _start(options: argparse.Namespace, scratch: str) -> Cluster:
         "node_name": "head",
         "temp_dir": temp_dir,
         "include_dashboard": True,
-        "dashboard_host": _LOOPBACK,
+        "dashboard_host": LOOPBACK,
         "dashboard_port": 0,
         # Nothing to scale: without the autoscaler and its port.
         "no_monitor": True,

@@ -26,7 +26,11 @@ logger = logging.getLogger(__name__)
 
 # Of Ray in a process that only this machine may reach. The name is Ray's: it turns off the rule
 # that a loopback address stands for the machine's own.
+LOOPBACK = "127.0.0.1"
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Metrics are the one thing that Ray serves to whoever asks. The dashboard has no switch for its
+# own: a port that cannot be is one that does not open.
+NO_METRICS = {"RAY_enable_metrics_collection": "0", "DASHBOARD_METRIC_PORT": "-1"}
 
 _LOG = "keeper.log"
 # What Ray says of a node whose raylet has died at its start.
@@ -187,6 +191,7 @@ def _environment(cluster: state.LocalCluster) -> dict[str, str]:
     return {
         **own,
         **LOOPBACK_ONLY,
+        **NO_METRICS,
         "PYTHONPATH": os.pathsep.join([*paths, source]),
         MODE_VARIABLE: "token",
         PATH_VARIABLE: cluster.token_path,
@@ -196,11 +201,7 @@ def _environment(cluster: state.LocalCluster) -> dict[str, str]:
         "grpc_proxy": "",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         # See ray_runtime: at Ray's 15 a busy machine starves them.
-        "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),
-        # Metrics are the one thing that Ray serves to whoever asks. The dashboard has no switch
-        # for its own: a port that cannot be is one that does not open.
-        "RAY_enable_metrics_collection": "0",
-        "DASHBOARD_METRIC_PORT": "-1",
+        "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),  # noqa: SIM112
     }
 
 

@@ -18,6 +18,9 @@ from terrafm.errors import UsageError
 
 FOLDER_VARIABLE = "TERRAFM_CLUSTER_DIR"
 SCRATCH_PREFIX = "terrafm-cluster-"
+# Bytes of a Unix socket's path; those that Ray appends to a folder, ours included
+# (`/ray/session_2026-11-29_16-45-57_123456_1234567/sockets/plasma_store`); letters of mkdtemp.
+_LONGEST_SOCKET, _RAYS_OWN, _RANDOM_LETTERS = 106, 68, 8
 _RECORD = "cluster.json"
 # Clocks that are set while a process runs move what is known of its start by less.
 _SAME_START_SECONDS = 1.0
@@ -116,9 +119,19 @@ def make_token(path: Path) -> None:
         file.write(secrets.token_hex(32))
 
 
-def make_scratch() -> str:
+def make_scratch(prefix: str = SCRATCH_PREFIX) -> str:
     """A private folder for Ray, with a path short enough for the sockets in it."""
-    return tempfile.mkdtemp(prefix=SCRATCH_PREFIX)
+    return tempfile.mkdtemp(prefix=prefix, dir=scratch_parent(prefix))
+
+
+def scratch_parent(prefix: str = SCRATCH_PREFIX) -> str:
+    """Where such folders lie: the temporary folder, or `/tmp` where its path is too long.
+
+    What is made there is private, by a name that nobody can guess.
+    """
+    parent = tempfile.gettempdir()
+    longest = len(f"{parent}/{prefix}") + _RANDOM_LETTERS + _RAYS_OWN
+    return parent if longest <= _LONGEST_SOCKET else "/tmp"  # nosec B108
 
 
 def read() -> LocalCluster | None:
@@ -154,7 +167,7 @@ def forget(cluster: LocalCluster) -> None:
     """Removes record, token and Ray's folder of a cluster that has ended."""
     scratch = Path(cluster.scratch)
     # Nothing but what `make_scratch` made, whatever the record says.
-    if scratch.parent == Path(tempfile.gettempdir()) and scratch.name.startswith(SCRATCH_PREFIX):
+    if scratch.parent == Path(scratch_parent()) and scratch.name.startswith(SCRATCH_PREFIX):
         shutil.rmtree(scratch, ignore_errors=True)
     Path(cluster.token_path).unlink(missing_ok=True)
     (folder() / _RECORD).unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import pytest
 import ray
 import torch
 
-from terrafm import ray_parts
+from terrafm import parts
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
 from terrafm.errors import TerraFMError
@@ -34,7 +34,7 @@ def local_ray():
 
 @pytest.fixture
 def parts_of_four(monkeypatch):
-    monkeypatch.setattr(ray_parts, "_LEAST_ROWS", 4)
+    monkeypatch.setattr(parts, "_LEAST_ROWS", 4)
 
 
 def rows_of(output):
