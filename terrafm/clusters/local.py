@@ -28,9 +28,13 @@ logger = logging.getLogger(__name__)
 # that a loopback address stands for the machine's own.
 LOOPBACK = "127.0.0.1"
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-# Metrics are the one thing that Ray serves to whoever asks. The dashboard has no switch for its
-# own: a port that cannot be is one that does not open.
-NO_METRICS = {"RAY_enable_metrics_collection": "0", "DASHBOARD_METRIC_PORT": "-1"}
+# Metrics are the one thing that Ray serves to whoever asks. Dashboard and autoscaler have no switch
+# for theirs: a port that cannot be is one that does not open.
+NO_METRICS = {
+    "RAY_enable_metrics_collection": "0",
+    "DASHBOARD_METRIC_PORT": "-1",
+    "AUTOSCALER_METRIC_PORT": "-1",
+}
 
 _LOG = "keeper.log"
 # What Ray says of a node whose raylet has died at its start.

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -110,6 +111,8 @@ def test_it_listens_on_loopback_only_and_leaves_no_token_to_others(own_ray):
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another account")
 def test_another_account_of_the_machine_is_let_in_nowhere(own_ray):
 
+    # Ray's autoscaler opens its port last.
+    time.sleep(5)
     ports = sorted({socket.port for socket in listening(own_ray["family"])})
     request = json.dumps({"folder": own_ray["folder"], "ports": ports})
     done = subprocess.run(
