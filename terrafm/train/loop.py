@@ -14,7 +14,7 @@ from terrafm.config import Config
 from terrafm.data.stream import stream_batches
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.standby import start_standby
-from terrafm.storage import join, read_json, write_bytes
+from terrafm.storage import join, load_record, write_bytes
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
@@ -79,6 +79,12 @@ def train_worker(arguments: dict[str, Any]) -> None:
         raise
 
 
+@dataclass(frozen=True)
+class _Failure:
+    message: str
+    code: int
+
+
 def write_failure(output: str, error: TerraFMError) -> None:
     """Leaves word in a folder of a failure that would only repeat itself."""
     document = {"message": str(error), "code": error.exit_code}
@@ -88,11 +94,12 @@ def write_failure(output: str, error: TerraFMError) -> None:
 def read_failure(output: str) -> TerraFMError | None:
     """The failure that workers left in a run's folder."""
     uri = join(output, FAILURE_FILE)
-    document = read_json(uri, "the workers failed, and what they left as the reason was cut short")
-    if document is None:
+    remedy = "the workers failed, and what they left as the reason was cut short"
+    found = load_record(uri, _Failure, remedy)
+    if found is None:
         return None
-    error = TerraFMError(str(document.get("message")))
-    error.exit_code = 2 if document.get("code") == UsageError.exit_code else 1
+    error = TerraFMError(found.message)
+    error.exit_code = 2 if found.code == UsageError.exit_code else 1
     return error
 
 

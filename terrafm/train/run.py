@@ -36,8 +36,10 @@ from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
     DamagedCheckpointError,
+    DatasetOf,
     list_checkpoints,
     newest_intact,
+    part_of,
     read_record,
     step_name,
 )
@@ -272,16 +274,17 @@ def _recorded_fingerprint(output: str) -> str | None:
     """Of the dataset that the run in `output` trains on; None where there is no run yet."""
     for _, checkpoint in reversed(list_checkpoints(join(output, CHECKPOINTS))):
         try:
-            return str(read_record(checkpoint)["dataset"]["fingerprint"])
+            return str(part_of(read_record(checkpoint), "dataset", checkpoint)["fingerprint"])
         except DamagedCheckpointError as error:
             logger.debug("%s", error)
     try:
-        recorded = read_json(join(output, DATASET_FILE), "nothing is trained yet, it is made anew")
+        remedy = "nothing is trained yet, it is made anew"
+        recorded = read_json(join(output, DATASET_FILE), remedy, DatasetOf)
     except TerraFMError as error:
         # A crash has cut it short before the first checkpoint: there is nothing to go on with.
         logger.warning("%s", error)
         return None
-    return None if recorded is None else str(recorded.get("fingerprint"))
+    return None if recorded is None else str(recorded["fingerprint"])
 
 
 def _check_output(setup: TrainingSetup, output: str, extend: bool = False) -> _Checked:

@@ -20,7 +20,7 @@ from terrafm.data.samples.plan import Plan, high_frequency_classes, make_plan
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
 from terrafm.models.weights import WeightsContract, load_state, load_weights
-from terrafm.train.checkpoints.store import TrainingState
+from terrafm.train.checkpoints.store import TrainingState, part_of
 from terrafm.train.engine import Engine, EngineState, PlainEngine, cpu
 from terrafm.train.schedules import Schedules
 from terrafm.train.student_teacher import (
@@ -254,10 +254,11 @@ class TrainingSetup:
                 f"{where} is a checkpoint of another model: {_differences(saved, ours, model)}; "
                 "choose another --output, or the model it was trained with"
             )
-        if record["dataset"]["fingerprint"] != self.dataset.fingerprint:
+        trained_on = part_of(record, "dataset", where)["fingerprint"]
+        if trained_on != self.dataset.fingerprint:
             raise UsageError(
                 f"the dataset {self.dataset.uri} has changed since {where}: fingerprint "
-                f"{self.dataset.fingerprint[:12]}, was {record['dataset']['fingerprint'][:12]}; "
+                f"{self.dataset.fingerprint[:12]}, was {trained_on[:12]}; "
                 "choose another --output, or give the dataset the run began with"
             )
         fixed = [key for key in changed if policies[key] == "refused"]
@@ -283,7 +284,7 @@ def source_commit() -> str | None:
 
 def _config_of(record: Mapping[str, Any], where: str) -> Config:
     try:
-        return build_config(record["config"])
+        return build_config(part_of(record, "config", where))
     except UsageError as error:
         raise UsageError(
             f"{where} was trained with settings that this version does not take: {error}"

@@ -102,7 +102,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(refuse, tmp_path):
 def test_a_damaged_job_is_said_to_be_one(again, refuse, tmp_path):
     assert again()[0] == 0
     (tmp_path / "out" / "job.json").write_text("{")
-    assert "job.json is damaged" in refuse()
+    assert "job.json is not readable" in refuse()
 
 
 def test_data_that_is_not_there(refuse, tmp_path):
