@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from terrafm.config import Config, build_config, resume_policies
 from terrafm.data.samples.loader import RankLayout
@@ -172,8 +172,8 @@ class TrainingSetup:
         """Student, teacher, loss and engine, fresh or as they were."""
         student, teacher = build_student_and_teacher(self.config)
         if restored is not None:
-            student.load_state_dict(restored.engine.student)
-            teacher.load_state_dict(restored.teacher)
+            _restore(student, restored.engine.student, "student")
+            _restore(teacher, restored.teacher, "teacher")
         elif self.config.model.init is not None:
             weights, _ = load_weights(self.config.model.init)
             load_state(student.encoder, weights, self.config.model.init)
@@ -182,7 +182,7 @@ class TrainingSetup:
         criterion = build_criterion(self.config, bool(self.high_frequency)).to(device)
         if restored is not None:
             engine.load_optimizer(restored.engine.optimizer)
-            criterion.load_state_dict(restored.centers)
+            _restore(criterion, restored.centers, "centers")
         return SelfDistillation(
             engine,
             teacher.to(device),
@@ -280,6 +280,17 @@ def source_commit() -> str | None:
     git = ["git", "-C", str(root), "rev-parse", "HEAD"]
     found = subprocess.run(git, capture_output=True, text=True, check=False)
     return found.stdout.strip() or None
+
+
+def _restore(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Loads a part of a checkpoint, whose settings and tensors a stranger may have put together."""
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"the checkpoint's {what} is not of the model in its settings: {why}"
+        ) from None
 
 
 def _config_of(record: Mapping[str, Any], where: str) -> Config:

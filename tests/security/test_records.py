@@ -6,7 +6,9 @@ import struct
 
 import pyarrow as pa
 import pytest
+import torch
 
+from terrafm.config import build_config
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.folders import read_json
@@ -19,9 +21,11 @@ from terrafm.train.checkpoints.files import digest_of
 from terrafm.train.checkpoints.store import (
     DamagedCheckpointError,
     contract_of,
+    load_checkpoint,
     load_network,
     read_record,
 )
+from terrafm.train.setup import TrainingSetup
 
 BEST = {"step": 4, "checkpoint": "step_00000004", "metric": "m", "mode": "max", "value": 0.5}
 
@@ -151,3 +155,11 @@ def test_metadata_of_an_archive_that_is_nested_is_a_fault_of_its_cell(tmp_path):
     (tmp_path / "metadata.json").write_text('{"a":' * 100_000)
     with pytest.raises(BadCellError, match="nested deeper"):
         read_json(str(tmp_path / "metadata.json"))
+
+
+def test_tensors_of_another_model_than_the_settings(checkpoint, small_dataset):
+    state = load_checkpoint(checkpoint)
+    state.engine.student.pop("encoder.cls_token")
+    setup = TrainingSetup.open(build_config(state.record["config"]), small_dataset)
+    with pytest.raises(UsageError, match=r"checkpoint's student .*cls_token"):
+        setup.distillation(lambda student: None, state, torch.device("cpu"))
