@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: install demo test test-all lint audit bench clean
+.PHONY: install demo test test-all fuzz lint audit bench clean
 
 install: .venv/.installed
 
@@ -26,6 +26,13 @@ test: install
 # The slow ones disturb processes and measure what is disturbed: one after the other.
 test-all: test
 	$(PYTEST) -m slow
+
+# Mutated files into every reader; a finding's files stay in fuzz/ and end it with an error.
+COUNT ?= 100000
+SEED ?= 1
+fuzz: install
+	OMP_NUM_THREADS=1 nice -n 10 $(BIN)/python tests/security/fuzzing/fuzz.py \
+		--count $(COUNT) --seed $(SEED) --keep fuzz
 
 lint: install
 	$(BIN)/ruff check .

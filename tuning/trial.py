@@ -33,6 +33,7 @@ from terrafm.storage import (
     write_bytes,
     write_json_lines,
 )
+from terrafm.storage.records import StepLine, open_keys
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
     DamagedCheckpointError,
@@ -57,6 +58,14 @@ _POINTER = "pointer.json"
 _ORIGIN = "origin.json"
 # Of metrics.jsonl: what a checkpoint's line says about the teacher.
 _TEACHER = ("loss", "teacher_entropy", "effective_rank", "tiles_per_second")
+
+
+@open_keys
+class _Score(StepLine):
+    """What a line of scores.jsonl must say."""
+
+    run: str
+    collapsed: bool
 
 
 @dataclass(frozen=True)
@@ -268,11 +277,11 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
 
 def _began(run: str) -> int:
     """The step that a run went on from; 0 where it began by itself."""
-    found = read_json(join(run, _ORIGIN), f"remove {run}, and its trial begins anew")
+    found = read_json(join(run, _ORIGIN), f"remove {run}, and its trial begins anew", StepLine)
     return 0 if found is None else int(found["step"])
 
 
 def read_scores(folder: str) -> list[dict[str, Any]]:
     """The lines of a trial's scores.jsonl, oldest first; empty before the first."""
     remedy = "remove it, and its trial is scored anew"
-    return read_json_lines(join(folder, SCORES_FILE), remedy)
+    return read_json_lines(join(folder, SCORES_FILE), remedy, _Score)

@@ -9,12 +9,14 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import psutil
+from pydantic import ConfigDict, Field
 
 from terrafm.clusters.token import home_folder
 from terrafm.errors import UsageError
+from terrafm.storage.records import Finite, parse_record
 
 FOLDER_VARIABLE = "TERRAFM_CLUSTER_DIR"
 SCRATCH_PREFIX = "terrafm-cluster-"
@@ -24,6 +26,7 @@ _LONGEST_SOCKET, _RAYS_OWN, _RANDOM_LETTERS = 106, 68, 8
 _RECORD = "cluster.json"
 # Clocks that are set while a process runs move what is known of its start by less.
 _SAME_START_SECONDS = 1.0
+_MOST_PROCESSES = 2**31
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,18 @@ class LocalCluster:
         processes: [pid, time of its start] of what was started, the keeper first.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     address: str
     dashboard_url: str
     token_path: str
     scratch: str
-    processes: list[list[float]]
+    processes: list[Annotated[list[Finite], Field(min_length=2, max_length=2)]]
 
     @property
     def keeper(self) -> psutil.Process | None:
         """The process that holds all nodes; None where it has ended."""
-        return same_process(*self.processes[0])
+        return same_process(*self.processes[0]) if self.processes else None
 
     def family(self) -> list[psutil.Process]:
         """All that is left of it: recorded processes, and their children."""
@@ -61,6 +66,8 @@ class LocalCluster:
 
 def same_process(pid: float, start: float) -> psutil.Process | None:
     """The process of this number, if it is still the one that started then."""
+    if not 0 <= pid < _MOST_PROCESSES:
+        return None
     try:
         process = psutil.Process(int(pid))
         same = abs(process.create_time() - start) < _SAME_START_SECONDS
@@ -144,14 +151,11 @@ def read() -> LocalCluster | None:
         return None
     path = folder() / _RECORD
     try:
-        fields: dict[str, Any] = json.loads(path.read_text())
-        return LocalCluster(**fields)
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
-    except (ValueError, TypeError):
-        raise UsageError(
-            f"{path} is damaged: end the cluster's processes yourself, then remove the file"
-        ) from None
+    remedy = "end the cluster's processes yourself, then remove the file"
+    return parse_record(content, LocalCluster, str(path), remedy)
 
 
 def write(cluster: LocalCluster) -> None:

@@ -138,7 +138,7 @@ def _take_over(
     entries = [*held, *adopted]
     tally = Tally()
     for entry in entries:
-        tally.merge(Tally.from_json(entry.extra["tally"]))
+        tally.merge(Tally.from_json(entry.extra.get("tally"), entry.name))
     report = _merged_report(base, added, [entry for entry, _ in taken], adoption)
     if exists(join(staging, QUARANTINE)):
         # One file for each version: what an older one could not use stays as it is.
@@ -241,7 +241,7 @@ def _merged_report(
         # Thinned shards know their tiles alone, not what was left out on the way.
         tally = Tally()
         for entry in taken:
-            tally.merge(Tally.from_json(entry.extra["tally"]))
+            tally.merge(Tally.from_json(entry.extra.get("tally"), entry.name))
         new |= tally.summary()
     report = dict(base.report)
     for name, counts in new.items():

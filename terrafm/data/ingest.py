@@ -277,7 +277,7 @@ def _count(job: _Job, entries: list[ShardEntry], max_bad_fraction: float) -> Tal
     """The counts of all shards; the quarantine list is written, and judged."""
     tally = Tally()
     for entry in entries:
-        tally.merge(Tally.from_json(entry.extra["tally"]))
+        tally.merge(Tally.from_json(entry.extra.get("tally"), entry.name))
     lines = [to_json(fault, sort_keys=True) + "\n" for fault in tally.quarantine]
     write_bytes(join(job.output_uri, QUARANTINE), "".join(lines).encode())
     try:
@@ -285,7 +285,7 @@ def _count(job: _Job, entries: list[ShardEntry], max_bad_fraction: float) -> Tal
     except TerraFMError:
         # The archive may be put right before the command is repeated: what was wrong is read anew.
         for entry in entries:
-            own = Tally.from_json(entry.extra["tally"])
+            own = Tally.from_json(entry.extra.get("tally"), entry.name)
             if own.quarantine or not own.counts["tiles"]:
                 entry.remove(job.output_uri)
         raise
@@ -326,7 +326,7 @@ def _commit(
 ) -> IngestReport:
     tally = Tally()
     for entry in entries:
-        tally.merge(Tally.from_json(entry.extra["tally"]))
+        tally.merge(Tally.from_json(entry.extra.get("tally"), entry.name))
     groups = job.cutter.groups
     manifest = commit_dataset(
         job.output_uri,

@@ -1,5 +1,6 @@
 """What a dataset holds, how it was made, and how it will be resampled."""
 
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -165,29 +166,27 @@ def _origin(d: dict[str, Any]) -> Table:
     table = Table(title="How it was made", title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    settings, counts = d["settings"], d["selection"]
-    table.add_row("archive", f"{settings['source']} {settings['input']}")
+    # Whoever wrote the dataset may have left any of it out.
+    counts = defaultdict[str, int](int, d["selection"])
+    table.add_row("archive", _named(d["settings"]))
     table.add_row("cells", f"{counts['cells']:,}, {counts['tiles_seen']:,} tiles")
     table.add_row(
         "open sea", f"{counts['water_only']:,} tiles, {counts['water_only_dropped']:,} dropped"
     )
     for modality, rules in d["products_left_out"].items():
-        lines = [f"{count:,} {_RULES[rule]}" for rule, count in rules.items()]
+        lines = [f"{count:,} {_RULES.get(rule, rule)}" for rule, count in rules.items()]
         table.add_row(f"{modality} left out", "\n".join(lines))
     for modality, bands in d["missing_bands"].items():
         lines = [f"{band} in {count:,} products" for band, count in bands.items()]
         table.add_row(f"{modality} lacks", "\n".join(lines))
-    if counts.get("tiles_over_limits"):
+    if counts["tiles_over_limits"]:
         table.add_row("over limits", f"{counts['tiles_over_limits']:,} tiles dropped")
     if most := d["max_tiles"]:
-        spread = ", ".join(most["spread"]) or "nothing"
-        table.add_row(
-            "max_tiles",
-            f"{most['tiles_dropped']:,} of {most['tiles_before']:,} tiles dropped, "
-            f"spread over {spread}",
-        )
+        spread = ", ".join(most.get("spread", [])) or "nothing"
+        dropped, before = most.get("tiles_dropped", 0), most.get("tiles_before", 0)
+        table.add_row("max_tiles", f"{dropped:,} of {before:,} tiles dropped, spread over {spread}")
     table.add_row("edges", f"{counts['edge_pixels_dropped']:,} pixels that fill no tile, dropped")
-    faults = d["quarantine"]
+    faults = {"tiles": 0, "faults": 0, **d["quarantine"]}
     table.add_row("quarantine", f"{faults['tiles']:,} tiles, {faults['faults']:,} faults")
     if lacking := d["worldcover_lacking"]:
         table.add_row("cells without WorldCover tile", _listed(lacking))
@@ -201,11 +200,10 @@ def _origin(d: dict[str, Any]) -> Table:
         table.add_row(f"{modality} products", "\n".join(lines))
     _add_pairing(table, d["archive"])
     for more in d["appended"]:
-        origin = more["settings"]
         there = more["tiles_already_there"]
         table.add_row(
             f"version {more['version']}",
-            f"{more['tiles']:,} tiles of {origin['source']} {origin['input']}"
+            f"{more['tiles']:,} tiles of {_named(more['settings'])}"
             + (f", {there:,} were there already" if there else ""),
         )
         _add_pairing(table, more["archive"])
@@ -217,15 +215,20 @@ def _origin(d: dict[str, Any]) -> Table:
 
 def _add_pairing(table: Table, archive: dict[str, Any]) -> None:
     for modality, pairs in archive.get("pairing", {}).items():
+        cells = pairs.get("cells", 0)
         shares = [
-            f"{pairs[key] / pairs['cells']:.0%} within {key.split('_')[1]} d"
+            f"{pairs[key] / max(cells, 1):.0%} within {key.split('_')[1]} d"
             for key in pairs
-            if key != "cells"
+            if key.startswith("within_")
         ]
-        table.add_row(f"{modality} pairs", f"{pairs['cells']:,}: " + ", ".join(shares))
+        table.add_row(f"{modality} pairs", f"{cells:,}: " + ", ".join(shares))
     repeated = archive.get("repeated_cells", {})
     if any(repeated.values()):
         table.add_row("repeated cells", ", ".join(f"{m} {n:,}" for m, n in repeated.items()))
+
+
+def _named(settings: dict[str, Any]) -> str:
+    return f"{settings.get('source', 'unknown')} {settings.get('input', '')}"
 
 
 def _listed(counts: dict[Any, int]) -> str:

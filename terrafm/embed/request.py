@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import TypedDict
+
+from terrafm.config.yaml_text import shortened
 from terrafm.embed.geotiffs import GeoTiffWindows
 from terrafm.embed.schema import JOB, MANIFEST, EmbeddingManifest, read_manifest
 from terrafm.embed.source import DatasetTiles, TileSource
@@ -26,6 +29,7 @@ from terrafm.storage import (
     exists,
     join,
     list_names,
+    parse_record,
     read_bytes,
     to_json,
     write_bytes,
@@ -38,6 +42,12 @@ _VERSION = 2
 _DENSE_ROWS = 128
 # Images whose statistics are held against the weights', where the data states none.
 _SAMPLED = 8
+
+
+class _Job(TypedDict):
+    """What job.json must say."""
+
+    depends_on: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -224,14 +234,10 @@ def begin(output: str, request: Request) -> EmbeddingManifest | None:
     """
     asked = request.depends_on()
     if exists(join(output, JOB)):
-        try:
-            stated = json.loads(read_bytes(join(output, JOB)))["depends_on"]
-            # Folders from before there was a choice hold CLS tokens.
-            held = {"readout": Readout.CLS.value, **stated}
-        except (ValueError, KeyError, TypeError):
-            raise UsageError(
-                f"{join(output, JOB)} is damaged: remove {output} or take another --output"
-            ) from None
+        where, remedy = join(output, JOB), f"remove {output} or take another --output"
+        stated = parse_record(read_bytes(where), _Job, where, remedy)["depends_on"]
+        # Folders from before there was a choice hold CLS tokens.
+        held = {"readout": Readout.CLS.value, **stated}
         # As JSON has them: tuples and lists are the same there.
         asked = json.loads(to_json(asked))
         for key in sorted({*held, *asked}):
@@ -258,7 +264,7 @@ def begin(output: str, request: Request) -> EmbeddingManifest | None:
 def _both(held: Any, asked: Any) -> str:
     if isinstance(held, dict) or isinstance(asked, dict):
         return ""
-    texts = [value[:12] if isinstance(value, str) else str(value) for value in (held, asked)]
+    texts = [value[:12] if isinstance(value, str) else shortened(value) for value in (held, asked)]
     return f" ({texts[0]}, not {texts[1]})"
 
 

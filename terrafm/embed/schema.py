@@ -9,15 +9,15 @@ A folder without the manifest is an unfinished job.
 """
 
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from terrafm.errors import UsageError
 from terrafm.eval.readouts import Readout
 from terrafm.modalities import MODALITIES
-from terrafm.storage import exists, join, read_bytes, to_json
+from terrafm.storage import exists, join, parse_record, read_bytes, to_json
 
 MANIFEST = "embedding.json"
 JOB = "job.json"
@@ -26,6 +26,8 @@ DENSE = "dense"
 BBOX_SIDES = ("xmin", "ymin", "xmax", "ymax")
 WINDOW_SIDES = ("column", "row", "width", "height")
 TIME_PREFIX = "time_"
+LARGEST_DIM = 65536
+"""Length of an embedding: no encoder's is near it."""
 _METADATA_KEY = b"geo"
 
 
@@ -37,8 +39,8 @@ class PartFile(_Part):
     """A file of rows with what proves that it is whole."""
 
     name: str
-    rows: int
-    bytes: int
+    rows: Annotated[int, Field(ge=0, lt=2**62)]
+    bytes: Annotated[int, Field(ge=0, lt=2**62)]
     sha256: str
 
 
@@ -67,9 +69,9 @@ class EmbeddingManifest(_Part):
 
     format: Literal["terrafm-embedding"] = "terrafm-embedding"
     format_version: Literal[1] = 1
-    rows: Annotated[int, Field(ge=0)]
-    skipped: Annotated[int, Field(ge=0)]
-    dim: Annotated[int, Field(ge=1)]
+    rows: Annotated[int, Field(ge=0, lt=2**62)]
+    skipped: Annotated[int, Field(ge=0, lt=2**62)]
+    dim: Annotated[int, Field(ge=1, le=LARGEST_DIM)]
     readout: Readout = Readout.CLS
     model: str
     weights: str
@@ -83,6 +85,14 @@ class EmbeddingManifest(_Part):
     legend: dict[int, str]
     parts: tuple[PartFile, ...]
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        if sum(part.rows for part in self.parts) != self.rows:
+            raise ValueError(f"parts: their rows do not add up to {self.rows}")
+        if len({part.name for part in self.parts}) < len(self.parts):
+            raise ValueError("parts: two have one name")
+        return self
 
     @property
     def needs_standardising(self) -> bool:
@@ -170,12 +180,7 @@ def read_manifest(uri: str | os.PathLike[str]) -> EmbeddingManifest:
         raise UsageError(
             f"{os.fspath(uri)} holds no embeddings: there is no {MANIFEST}; terrafm embed makes it"
         ) from None
-    try:
-        return EmbeddingManifest.model_validate_json(content)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(str(part) for part in fault["loc"])
-        raise UsageError(f"cannot read {where}: {place}: {fault['msg']}") from None
+    return parse_record(content, EmbeddingManifest, where, "restore it or embed again")
 
 
 def part_uris(uri: str | os.PathLike[str], manifest: EmbeddingManifest) -> list[str]:

@@ -19,7 +19,8 @@ from terrafm.eval.features import batches
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import load_encoder, state_fingerprint
 from terrafm.parts import Part, Work
-from terrafm.storage import join, read_bytes, write_bytes
+from terrafm.storage import join, parse_json, read_bytes, write_bytes
+from terrafm.storage.records import Count, validated
 
 ENTRIES = "entries"
 Vectors = NDArray[np.float32]
@@ -36,7 +37,7 @@ class Entry:
     """
 
     file: PartFile | None
-    skipped: int
+    skipped: Count
 
     def to_json(self) -> str:
         """For a file beside the parts."""
@@ -47,10 +48,8 @@ class Entry:
     def read(cls, output: str, name: str) -> "Entry | None":
         """The entry of a part that is finished; None where it is not."""
         try:
-            found = json.loads(read_bytes(entry_uri(output, name)))
-            file = found["file"]
-            return cls(None if file is None else PartFile(**file), int(found["skipped"]))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return validated(parse_json(read_bytes(entry_uri(output, name))), cls)
+        except (FileNotFoundError, ValueError):
             return None
 
 

@@ -191,11 +191,14 @@ def _read_parts(uri: str, parts: Sequence[Part]) -> dict[int, Features]:
     def read(part: Part) -> Features | None:
         try:
             content = read_bytes(join(uri, _part_file(part)))
-            features = np.load(io.BytesIO(content), allow_pickle=False)
-        except (OSError, ValueError):
-            # Damaged: made again.
+        except FileNotFoundError:
             return None
-        return features if len(features) == part.rows else None
+        try:
+            features = np.load(io.BytesIO(content), allow_pickle=False)
+        except Exception:  # noqa: BLE001 - a damaged head fails anywhere: made again
+            return None
+        sound = isinstance(features, np.ndarray) and features.ndim == 2
+        return features if sound and len(features) == part.rows else None
 
     with ThreadPoolExecutor(_THREADS) as threads:
         found = zip(known, threads.map(read, known), strict=True)

@@ -35,10 +35,9 @@ from terrafm.eval.readouts import Readout
 from terrafm.eval.retrieval.checkpoints import RetrievalSample, measure_retrieval
 from terrafm.eval.sample import Sample, draw_sample
 from terrafm.eval.sets.shard_tiles import ShardTiles
-from terrafm.models.contract import WeightsContract
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import encoder_from_state
-from terrafm.train.checkpoints.store import load_encoder_state, read_record
+from terrafm.train.checkpoints.store import contract_of, load_encoder_state, read_record
 from terrafm.train.collapse import effective_rank
 from terrafm.train.validations import ValidationTask
 
@@ -226,7 +225,7 @@ def load_teacher(checkpoint: str) -> Encoder:
     """
     record = read_record(checkpoint)
     encoder = encoder_from_state(load_encoder_state(checkpoint, "teacher"), checkpoint)
-    encoder.contract = WeightsContract.model_validate(record["contract"])
+    encoder.contract = contract_of(record, checkpoint)
     return encoder
 
 

@@ -23,7 +23,7 @@ from terrafm.export.snippets import loading_snippet
 from terrafm.export.terratorch_folder import write_terratorch_folder
 from terrafm.models.weights import WeightsContract, save_released, save_safetensors
 from terrafm.train.checkpoints.best import find_checkpoint
-from terrafm.train.checkpoints.store import load_encoder_state, read_record
+from terrafm.train.checkpoints.store import contract_of, load_encoder_state, read_record
 
 _NOTHING = ExportOptions()
 _WRITERS: dict[ExportFormat, Callable[[Export], list[str]]] = {
@@ -99,7 +99,7 @@ def export_checkpoint(
     """
     checkpoint_uri = find_checkpoint(checkpoint_uri)
     record = read_record(checkpoint_uri)
-    contract = WeightsContract.model_validate({**record["contract"], "network": network})
+    contract = contract_of(record, checkpoint_uri, network)
     # What is wrong should be said before gigabytes are read.
     snippet = loading_snippet(output_uri, format, contract, options)
     encoder = load_encoder_state(checkpoint_uri, network)

@@ -2,15 +2,20 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor
 
 import terrafm
 from terrafm.modalities import MODALITIES
 from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE
+from terrafm.storage import parse_json
+from terrafm.storage.records import Finite, validated
+
+LARGEST_IMAGE = 16384
+"""Side of a model's input, pixels: images are resized to it."""
 
 
 class ModalityContract(BaseModel):
@@ -26,7 +31,7 @@ class ModalityContract(BaseModel):
     bands: tuple[str, ...]
     # Exports write it into comments of code and of YAML.
     unit: str = Field(pattern=r"^[\w ./%-]{1,40}$")
-    storage_scale: float
+    storage_scale: Finite
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -49,7 +54,7 @@ class WeightsContract(BaseModel):
     # Exports name files by it.
     model: str = Field(pattern=r"^\w+$")
     modalities: dict[str, ModalityContract]
-    image_size: PositiveInt
+    image_size: Annotated[int, Field(gt=0, le=LARGEST_IMAGE)]
     patch_size: PositiveInt = PATCH_SIZE
     network: Literal["teacher", "student"] = "teacher"
     dataset_fingerprint: str | None = None
@@ -112,12 +117,7 @@ class WeightsContract(BaseModel):
         Raises:
             ValueError: not JSON, or not a contract; the message is one line.
         """
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            fault = error.errors()[0]
-            where = ".".join(str(part) for part in fault["loc"])
-            raise ValueError(f"{where}: {fault['msg']}".removeprefix(": ")) from None
+        return validated(parse_json(text), cls)
 
     def normalise(self, images: Tensor, modality: str) -> Tensor:
         """Physical values to model input: (x - mean) / std, and 0 where there is no data.

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from terrafm.errors import UsageError
 from terrafm.pictures.figure import SAFE_COLOURS, picture
 from terrafm.storage import exists, read_json_lines
+from terrafm.storage.records import StepLine
 
 
 def loss_curve(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
@@ -66,8 +67,8 @@ def loss_curve(metrics: str | os.PathLike[str], path: str | os.PathLike[str]) ->
 def _read_metrics(uri: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not exists(uri):
         raise UsageError(f"metrics {os.fspath(uri)} do not exist")
-    lines = read_json_lines(os.fspath(uri))
-    steps = [line for line in lines if "step" in line and "loss" in line]
+    lines = read_json_lines(os.fspath(uri), kind=StepLine)
+    steps = [line for line in lines if "loss" in line]
     if not steps:
         raise UsageError(f"metrics {os.fspath(uri)} hold no step")
     return steps

@@ -100,11 +100,17 @@ class Embeddings:
             TerraFMError: as `vectors`.
         """
         table = self._rows(tile_ids, list(_NOTES))
-        centres = Footprints(table["geometry"].combine_chunks()).centres().tolist()
+        centres = self._footprints(table["geometry"].combine_chunks()).centres().tolist()
         rows = {
             row["tile_id"]: {**row, "longitude": place[0], "latitude": place[1]}
             for row, place in zip(table.drop(["geometry"]).to_pylist(), centres, strict=True)
         }
+        lost = [tile_id for tile_id in tile_ids if tile_id not in rows]
+        if lost:
+            # The footer of its part says that it cannot be there.
+            raise TerraFMError(
+                f"embeddings {self.uri} contradict themselves about tile {lost[0]}: embed again"
+            )
         return [rows[tile_id] for tile_id in tile_ids]
 
     def tile_at(self, longitude: float, latitude: float) -> str:
@@ -123,7 +129,7 @@ class Embeddings:
         # Those that cover the point come first, then the nearest, then the smallest id.
         best: tuple[bool, float, str, float] | None = None
         for batch in self._scan(["tile_id", "geometry"]):
-            footprints = Footprints(batch["geometry"])
+            footprints = self._footprints(batch["geometry"])
             away = distances(longitude, latitude, footprints.centres())
             outside = ~footprints.cover(longitude, latitude)
             ids = batch["tile_id"].to_numpy(zero_copy_only=False)
@@ -174,6 +180,28 @@ class Embeddings:
             while ahead:
                 yield ahead.popleft().result()
 
+    def _footprints(self, geometry: pa.Array) -> Footprints:
+        try:
+            return Footprints(geometry)
+        except ValueError as error:
+            raise TerraFMError(
+                f"embeddings {self.uri}: column geometry: {error}: embed again"
+            ) from None
+
+    def _check_columns(self, found: pa.Schema, columns: Sequence[str]) -> None:
+        for name in columns:
+            wanted = self._nothing.schema.field(name).type
+            types = [found.field(at).type for at in found.get_all_field_indices(name)]
+            if types != [wanted]:
+                has = " and ".join(map(str, types)) or "missing"
+                raise ValueError(f"column {name} is {has}, not {wanted}")
+
+    def _check_rows(self, table: pa.Table) -> None:
+        table.validate(full=True)
+        for name in table.column_names:
+            if table[name].null_count and not self._nothing.schema.field(name).nullable:
+                raise ValueError(f"column {name} lacks values")
+
     def _read(
         self, uri: str, part: PartFile, columns: list[str], wanted: Sequence[str] | None
     ) -> pa.Table:
@@ -184,11 +212,14 @@ class Embeddings:
                 file = stack.enter_context(_open(uri, stack))
                 rows = file.metadata.num_rows
                 if rows == part.rows:
+                    self._check_columns(file.schema_arrow, columns)
                     self._spans[uri] = _span(file)
                     if wanted is not None and not _between(wanted, self._spans[uri]):
                         return self._nothing.select(columns)
-                    return file.read(columns=columns)
-        except (OSError, pa.ArrowException) as error:
+                    table = file.read(columns=columns)
+                    self._check_rows(table)
+                    return table
+        except (OSError, pa.ArrowException, ValueError) as error:
             why = "it is missing" if isinstance(error, FileNotFoundError) else one_line(error)
             raise TerraFMError(f"cannot read {uri}: {why}: restore it or embed again") from None
         raise TerraFMError(
@@ -211,7 +242,10 @@ def _span(file: pq.ParquetFile) -> tuple[str, str] | None:
     """Smallest and largest tile id of a part, where its footer has them."""
     groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
     # The first of the columns, whatever is nested in the others.
-    statistics = [group.column(0).statistics for group in groups]
+    first = [group.column(0) for group in groups if group.num_columns]
+    if any(column.path_in_schema != "tile_id" for column in first):
+        return None
+    statistics = [column.statistics for column in first]
     if not statistics or any(found is None or not found.has_min_max for found in statistics):
         return None
     return min(found.min for found in statistics), max(found.max for found in statistics)

@@ -33,6 +33,7 @@ from terrafm.storage.json_lines import (
     to_json,
     write_json_lines,
 )
+from terrafm.storage.records import load_record, parse_json, parse_record
 
 __all__ = [
     "StoreFile",
@@ -51,7 +52,10 @@ __all__ = [
     "is_local",
     "join",
     "list_names",
+    "load_record",
     "open_file",
+    "parse_json",
+    "parse_record",
     "read_bytes",
     "read_json",
     "read_json_lines",

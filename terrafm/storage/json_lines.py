@@ -14,6 +14,7 @@ from typing import Any
 
 from terrafm.errors import TerraFMError
 from terrafm.storage.files import exists, is_local, read_bytes, resolve, write_bytes
+from terrafm.storage.records import load_record, parse_json, validated
 
 logger = logging.getLogger(__name__)
 
@@ -42,34 +43,31 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(uri: str, remedy: str) -> dict[str, Any] | None:
+def read_json(uri: str, remedy: str, kind: type[Any] = dict[str, Any]) -> dict[str, Any] | None:
     """The object in a file; None where there is no file.
 
     Args:
         uri: of the file.
         remedy: what to do where it is damaged, for the error.
+        kind: schema that the object has to fit, a `TypedDict`; it is returned as it stands.
 
     Raises:
         TerraFMError: a crash has left it empty or cut short, or it holds something else.
     """
-    try:
-        document = json.loads(read_bytes(uri))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        raise TerraFMError(f"{uri} is not readable: {remedy}")
-    return document
+    found: dict[str, Any] | None = load_record(uri, kind, remedy)
+    return found
 
 
-def read_json_lines(uri: str, remedy: str | None = None) -> list[dict[str, Any]]:
+def read_json_lines(
+    uri: str, remedy: str | None = None, kind: type[Any] = dict[str, Any]
+) -> list[dict[str, Any]]:
     """All lines of a file, empty where there is none.
 
     Args:
         uri: of the file.
         remedy: what to do where a line is damaged, for the error. By default such lines are
             passed over: they were torn.
+        kind: schema that each line has to fit, a `TypedDict`; a line that does not is damaged.
 
     Raises:
         TerraFMError: a line is damaged, and a remedy was given.
@@ -77,19 +75,16 @@ def read_json_lines(uri: str, remedy: str | None = None) -> list[dict[str, Any]]
     if not exists(uri):
         return []
     lines = []
-    for line in read_bytes(uri).split(b"\n"):
+    for number, line in enumerate(read_bytes(uri).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict):
-            lines.append(record)
-        elif remedy is not None:
-            raise TerraFMError(f"{uri} is not readable: {remedy}")
-        else:
-            logger.debug("passed over a torn line of %s", uri)
+            lines.append(validated(parse_json(line), kind))
+        except ValueError as fault:
+            if remedy is not None:
+                where = f"{uri} is not readable: line {number}: {fault}"
+                raise TerraFMError(f"{where}: {remedy}") from None
+            logger.debug("passed over a torn line of %s: %s", uri, fault)
     return lines
 
 

@@ -9,7 +9,6 @@ import socket
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from typing_extensions import override
 from terrafm.errors import StoreRefusedError
 from terrafm.storage.faults import explain, patiently, status_of
 from terrafm.storage.files import join, read_bytes, remove, resolve, write_bytes
+from terrafm.storage.records import Finite, ProcessNumber, parse_json, validated
 
 LEASE_FILE = ".lease"
 SETTLE_SECONDS = 2.0
@@ -45,11 +45,11 @@ class Holder:
 
     what: str
     host: str
-    process: int
+    process: ProcessNumber
     since: str
     machine: str
     space: str
-    started: float
+    started: Finite
     key: str
 
     @classmethod
@@ -70,9 +70,8 @@ class Holder:
     def read(cls, content: bytes) -> Holder | None:
         """The holder that a file names; None where it names none, or was cut short."""
         try:
-            fields = json.loads(content)
-            return cls(**{name: kind(fields[name]) for name, kind in _FIELDS.items()})
-        except (ValueError, KeyError, TypeError, RecursionError):
+            return validated(parse_json(content), cls)
+        except ValueError:
             return None
 
     def content(self, renewals: int) -> bytes:
@@ -90,12 +89,6 @@ class Holder:
 
     def __str__(self) -> str:
         return f"{self.what} on {self.host}, process {self.process}, since {self.since}"
-
-
-_FIELDS: dict[str, Callable[[Any], Any]] = {
-    "what": str, "host": str, "process": int, "since": str, "machine": str, "space": str,
-    "started": float, "key": str,
-}  # fmt: skip
 
 
 class Record(ABC):

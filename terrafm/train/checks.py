@@ -18,8 +18,10 @@ from terrafm.storage import exists, join, list_names, read_json
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
     DamagedCheckpointError,
+    DatasetOf,
     list_checkpoints,
     newest_intact,
+    part_of,
     read_record,
 )
 from terrafm.train.setup import TrainingSetup
@@ -116,16 +118,17 @@ def _recorded_fingerprint(output: str) -> str | None:
     """Of the dataset that the run in `output` trains on; None where there is no run yet."""
     for _, checkpoint in reversed(list_checkpoints(join(output, CHECKPOINTS))):
         try:
-            return str(read_record(checkpoint)["dataset"]["fingerprint"])
+            return str(part_of(read_record(checkpoint), "dataset", checkpoint)["fingerprint"])
         except DamagedCheckpointError as error:
             logger.debug("%s", error)
     try:
-        recorded = read_json(join(output, DATASET_FILE), "nothing is trained yet, it is made anew")
+        remedy = "nothing is trained yet, it is made anew"
+        recorded = read_json(join(output, DATASET_FILE), remedy, DatasetOf)
     except TerraFMError as error:
         # A crash has cut it short before the first checkpoint: there is nothing to go on with.
         logger.warning("%s", error)
         return None
-    return None if recorded is None else str(recorded.get("fingerprint"))
+    return None if recorded is None else str(recorded["fingerprint"])
 
 
 def check_output(setup: TrainingSetup, output: str, extend: bool = False) -> CheckedRun:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.storage import join, read_json, write_bytes
+from terrafm.storage import join, load_record, write_bytes
 
 FAILURE_FILE = "failure.json"
+
+
+@dataclass(frozen=True)
+class _Failure:
+    message: str
+    code: int
 
 
 def write_failure(output: str, error: TerraFMError) -> None:
@@ -19,9 +26,10 @@ def write_failure(output: str, error: TerraFMError) -> None:
 def read_failure(output: str) -> TerraFMError | None:
     """The failure that workers left in a run's folder."""
     uri = join(output, FAILURE_FILE)
-    document = read_json(uri, "the workers failed, and what they left as the reason was cut short")
-    if document is None:
+    remedy = "the workers failed, and what they left as the reason was cut short"
+    found = load_record(uri, _Failure, remedy)
+    if found is None:
         return None
-    error = TerraFMError(str(document.get("message")))
-    error.exit_code = 2 if document.get("code") == UsageError.exit_code else 1
+    error = TerraFMError(found.message)
+    error.exit_code = 2 if found.code == UsageError.exit_code else 1
     return error

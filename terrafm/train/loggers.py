@@ -16,6 +16,7 @@ from typing import Any
 
 from terrafm.storage import is_local, join, read_json_lines, resolve, write_bytes, write_json_lines
 from terrafm.storage.faults import explain
+from terrafm.storage.records import StepLine
 from terrafm.train.tracker_clients import open_trackers
 from terrafm.train.trackers import TrackedRun
 
@@ -26,7 +27,7 @@ METRICS_FILE = "metrics.jsonl"
 
 def read_metrics(run_folder: str) -> list[dict[str, Any]]:
     """All whole lines of a run's metrics.jsonl, in order."""
-    return read_json_lines(join(run_folder, METRICS_FILE))
+    return read_json_lines(join(run_folder, METRICS_FILE), kind=StepLine)
 
 
 class MetricsLog:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from terrafm.config import Config, build_config, resume_policies
 from terrafm.data.samples.loader import RankLayout
@@ -20,7 +20,7 @@ from terrafm.data.samples.plan import Plan, high_frequency_classes, make_plan
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
 from terrafm.models.weights import WeightsContract, load_state, load_weights
-from terrafm.train.checkpoints.store import TrainingState
+from terrafm.train.checkpoints.store import TrainingState, part_of
 from terrafm.train.engine import Engine, EngineState, PlainEngine, cpu
 from terrafm.train.schedules import Schedules
 from terrafm.train.student_teacher import (
@@ -167,8 +167,8 @@ class TrainingSetup:
         """Student, teacher, loss and engine, fresh or as they were."""
         student, teacher = build_student_and_teacher(self.config)
         if restored is not None:
-            student.load_state_dict(restored.engine.student)
-            teacher.load_state_dict(restored.teacher)
+            _restore(student, restored.engine.student, "student")
+            _restore(teacher, restored.teacher, "teacher")
         elif self.config.model.init is not None:
             weights, _ = load_weights(self.config.model.init)
             load_state(student.encoder, weights, self.config.model.init)
@@ -177,7 +177,7 @@ class TrainingSetup:
         criterion = build_criterion(self.config, bool(self.high_frequency)).to(device)
         if restored is not None:
             engine.load_optimizer(restored.engine.optimizer)
-            criterion.load_state_dict(restored.centers)
+            _restore(criterion, restored.centers, "centers")
         return SelfDistillation(
             engine,
             teacher.to(device),
@@ -249,10 +249,11 @@ class TrainingSetup:
                 f"{where} is a checkpoint of another model: {_differences(saved, ours, model)}; "
                 "choose another --output, or the model it was trained with"
             )
-        if record["dataset"]["fingerprint"] != self.dataset.fingerprint:
+        trained_on = part_of(record, "dataset", where)["fingerprint"]
+        if trained_on != self.dataset.fingerprint:
             raise UsageError(
                 f"the dataset {self.dataset.uri} has changed since {where}: fingerprint "
-                f"{self.dataset.fingerprint[:12]}, was {record['dataset']['fingerprint'][:12]}; "
+                f"{self.dataset.fingerprint[:12]}, was {trained_on[:12]}; "
                 "choose another --output, or give the dataset the run began with"
             )
         fixed = [key for key in changed if policies[key] == "refused"]
@@ -276,9 +277,20 @@ def source_commit() -> str | None:
     return found.stdout.strip() or None
 
 
+def _restore(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Loads a part of a checkpoint, whose settings and tensors a stranger may have put together."""
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"the checkpoint's {what} is not of the model in its settings: {why}"
+        ) from None
+
+
 def _config_of(record: Mapping[str, Any], where: str) -> Config:
     try:
-        return build_config(record["config"])
+        return build_config(part_of(record, "config", where))
     except UsageError as error:
         raise UsageError(
             f"{where} was trained with settings that this version does not take: {error}"

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol
 
 from terrafm.config import Config, ValidationConfig
 from terrafm.errors import UsageError
 from terrafm.storage import join, read_json_lines, write_json_lines
+from terrafm.storage.records import Finite, StepLine, open_keys
 from terrafm.train.checkpoints.best import Best, choose_best, hold, read_best, write_best
 from terrafm.train.checkpoints.store import CHECKPOINTS, list_checkpoints, step_name
 
 VALIDATION_FILE = "validation.jsonl"
+
+
+@open_keys
+class _Line(StepLine):
+    """What a line of validation.jsonl must say."""
+
+    metrics: dict[str, Finite | None]
+    tail: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def read_validations(run_folder: str) -> list[dict[str, Any]]:
         TerraFMError: it is not readable.
     """
     remedy = "remove it, and the run goes on without its past scores"
-    return read_json_lines(join(run_folder, VALIDATION_FILE), remedy)
+    return read_json_lines(join(run_folder, VALIDATION_FILE), remedy, _Line)
 
 
 class ValidationLog:

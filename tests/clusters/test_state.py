@@ -112,4 +112,4 @@ def test_no_cluster_at_all(workers, cpus):
 
 def test_a_damaged_record(refused):
     (state.make_folder() / "cluster.json").write_text("{")
-    assert "cluster.json is damaged" in refused("cluster", "status")
+    assert "cluster.json is not readable" in refused("cluster", "status")

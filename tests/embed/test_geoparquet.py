@@ -12,7 +12,7 @@ import s3fs
 import shapely
 from pyproj import Transformer
 
-from terrafm import ray_parts
+from terrafm import parts
 from terrafm.data.shards.dataset import Dataset
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
@@ -32,7 +32,7 @@ def written(small_dataset, tiny_weights, tmp_path_factory):
     """A folder of 11 rows in three parts."""
     output = tmp_path_factory.mktemp("embedded") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_parts, "_LEAST_ROWS", 4)
+        patch.setattr(parts, "_LEAST_ROWS", 4)
         embed(tiny_weights, small_dataset, output, EmbedOptions(modalities=FUSED, workers=0))
     return output
 

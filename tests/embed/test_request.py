@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from terrafm import ray_parts
+from terrafm import parts
 from terrafm.embed import job
 from terrafm.modalities import MODALITIES
 
@@ -66,7 +66,7 @@ def test_a_folder_of_another_request_is_left_alone(
 
 def test_a_part_that_is_gone_or_damaged_is_made_again(again, tmp_path, monkeypatch):
     """An unfinished folder of three parts, one without its file, one without a whole entry."""
-    monkeypatch.setattr(ray_parts, "_LEAST_ROWS", 4)
+    monkeypatch.setattr(parts, "_LEAST_ROWS", 4)
     monkeypatch.setattr(job, "_finish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         again()
@@ -76,7 +76,7 @@ def test_a_part_that_is_gone_or_damaged_is_made_again(again, tmp_path, monkeypat
     kept = output / "tiles" / "part-00002.parquet"
     before = kept.stat().st_mtime_ns
     monkeypatch.undo()
-    monkeypatch.setattr(ray_parts, "_LEAST_ROWS", 4)
+    monkeypatch.setattr(parts, "_LEAST_ROWS", 4)
     code, text, _ = again()
     assert code == 0
     assert "3 rows were there from before" in text
@@ -102,7 +102,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(refuse, tmp_path):
 def test_a_damaged_job_is_said_to_be_one(again, refuse, tmp_path):
     assert again()[0] == 0
     (tmp_path / "out" / "job.json").write_text("{")
-    assert "job.json is damaged" in refuse()
+    assert "job.json is not readable" in refuse()
 
 
 def test_data_that_is_not_there(refuse, tmp_path):

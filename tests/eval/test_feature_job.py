@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from terrafm import ray_parts
+from terrafm import parts
 from terrafm.errors import UsageError
 from terrafm.eval import feature_job
 from terrafm.eval.compare import compare
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(ray_parts, "_LEAST_ROWS", 3)
+    monkeypatch.setattr(parts, "_LEAST_ROWS", 3)
 
 
 @pytest.fixture

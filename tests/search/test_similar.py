@@ -139,7 +139,9 @@ def test_a_folder_that_is_not_whole_is_one_line(embeddings, tmp_path):
         find_similar(folder, "tile_03")
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["parts"][0]["rows"] = 5
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"parts": manifest["parts"][:1]}))
+    (folder / MANIFEST).write_text(
+        json.dumps(manifest | {"rows": 5, "parts": manifest["parts"][:1]})
+    )
     with pytest.raises(TerraFMError, match="does not match its manifest: 4 rows, not 5"):
         find_similar(folder, "tile_03")
     (folder / MANIFEST).unlink()

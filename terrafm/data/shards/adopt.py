@@ -1,6 +1,5 @@
 """Shards of one dataset taken over into another, without the tiles that are there already."""
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -12,7 +11,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from terrafm.data.shards.dataset import Dataset
-from terrafm.data.shards.entry import TILE_FIELDS, ShardEntry, TileRecord, index_schema, shard_path
+from terrafm.data.shards.entry import (
+    TILE_FIELDS,
+    ShardEntry,
+    TileRecord,
+    index_schema,
+    shard_path,
+    tile_notes,
+)
 from terrafm.data.shards.scratch import publish, scratch_file
 from terrafm.data.shards.writer import read_shard_entry, write_shard
 from terrafm.data.tiles.tally import Tally
@@ -132,8 +138,4 @@ class Adoption:
 def record_of(row: dict[str, Any], pixels: dict[str, NDArray[Any]]) -> TileRecord:
     """The tile of an index row and its pixels, as it was handed to the shard's writer."""
     values = {field.name: row[field.name] for field in TILE_FIELDS}
-    histogram = json.loads(values["histogram"])
-    values["histogram"] = {int(code): count for code, count in histogram.items()}
-    values["transform"] = tuple(json.loads(values["transform"]))
-    values["products"] = json.loads(values["products"])
-    return TileRecord(arrays=pixels, **values)
+    return TileRecord(arrays=pixels, **{**values, **tile_notes(values, str(row["shard"]))})

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from terrafm.data.shards.entry import check_rows
 from terrafm.data.shards.manifest import CellGroup, StoredFile
 from terrafm.storage import file_size, join, open_file, read_range
 from terrafm.storage.faults import one_line
@@ -136,10 +138,10 @@ def _structure_faults(
     try:
         with open_file(where) as file:
             parquet = parquet_file(file)
-            ids = parquet.read(columns=["tile_id"], use_threads=False)["tile_id"].to_pylist()
+            ids = _tile_ids(parquet)
             footer = parquet.metadata
             places = [_places(footer, row) for row in range(footer.num_row_groups)]
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         why = one_line(error)
         yield Fault(shard.name, "", "", f"its Parquet structure cannot be read: {why}")
         return
@@ -155,6 +157,16 @@ def _structure_faults(
             if row[f"{group.name}.length"] and stop != ends.get(group.name):
                 what = f"ends at byte {ends.get(group.name)}, by the index at {stop}"
                 yield Fault(shard.name, tile, group.name, what)
+
+
+def _tile_ids(parquet: pq.ParquetFile) -> list[str]:
+    found = parquet.schema_arrow.get_all_field_indices("tile_id")
+    if [parquet.schema_arrow.field(at).type for at in found] != [pa.string()]:
+        raise ValueError("it has not one column tile_id of text")
+    rows = parquet.read(columns=["tile_id"], use_threads=False)
+    check_rows(rows)
+    ids: list[str] = rows["tile_id"].to_pylist()
+    return ids
 
 
 def _places(footer: Any, row: int) -> dict[str, int]:

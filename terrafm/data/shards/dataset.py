@@ -1,7 +1,6 @@
 """The reading side of a dataset: tiles by row number, cells by range reads."""
 
 import difflib
-import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from terrafm.data.shards.cells import CellReader
-from terrafm.data.shards.entry import PLACE
+from terrafm.data.shards.entry import PLACE, TileNotes, tile_notes
 from terrafm.data.shards.index import Index
 from terrafm.data.shards.manifest import (
     CellGroup,
@@ -70,7 +69,7 @@ class Dataset:
                 f"versions: {', '.join(map(str, list_versions(uri)))}"
             )
         manifest = found or read_manifest(uri, version)
-        index = Index.open(uri, manifest.index)
+        index = Index.open(uri, manifest.index, manifest.groups)
         if len(index) == 0:
             raise UsageError(f"dataset {uri} is empty")
         return cls(uri, manifest, index)
@@ -206,8 +205,10 @@ class Dataset:
 
     def histogram(self, row: int) -> dict[int, int]:
         """Land-cover code -> pixels of one tile."""
-        parsed = json.loads(self.rows.notes(row, ["histogram"])["histogram"])
-        return {int(code): count for code, count in parsed.items()}
+        found: dict[int, int] = self._notes(row, ["tile_id", *TileNotes.__annotations__])[
+            "histogram"
+        ]
+        return found
 
     def class_counts(self) -> dict[int, int]:
         """Land-cover code -> tiles with that majority class."""
@@ -216,12 +217,11 @@ class Dataset:
     def tile(self, row: int) -> dict[str, Any]:
         """What the index knows about one tile: id, place, histogram, products."""
         names = self.rows.column_names
-        fields = self.rows.notes(row, names[: names.index("products") + 1])
-        histogram = json.loads(fields["histogram"])
-        fields["histogram"] = {int(code): count for code, count in histogram.items()}
-        fields["transform"] = tuple(json.loads(fields["transform"]))
-        fields["products"] = json.loads(fields["products"])
-        return fields
+        return self._notes(row, names[: names.index("products") + 1])
+
+    def _notes(self, row: int, names: Sequence[str]) -> dict[str, Any]:
+        fields = self.rows.notes(row, names)
+        return {**fields, **tile_notes(fields, self.rows.where)}
 
     def row_of(self, tile_id: str) -> int:
         """Row number of a tile.

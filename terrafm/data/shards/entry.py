@@ -2,16 +2,20 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from terrafm.data.shards.manifest import CellGroup
-from terrafm.storage import join, read_bytes, remove, write_bytes
+from terrafm.errors import TerraFMError
+from terrafm.storage import join, parse_json, read_bytes, remove, write_bytes
 from terrafm.storage.parquet import read_arrow
+from terrafm.storage.records import Count, Finite, validated
 
 PLACE = "place"
 """Column that datasets of earlier versions do not have."""
@@ -62,6 +66,16 @@ class TileRecord:
     place: str = ""
 
 
+@dataclass(frozen=True)
+class _Head:
+    """What an entry's file says beside the rows."""
+
+    name: str
+    bytes: Count
+    sha256: str
+    extra: dict[str, Any]
+
+
 @dataclass
 class ShardEntry:
     """A finished shard: its proof of wholeness and its rows of the index.
@@ -90,15 +104,18 @@ class ShardEntry:
         """What `write` left of a shard; None where there is nothing whole."""
         try:
             content = read_bytes(_entry_uri(dataset_uri, name))
-            table = read_arrow(content)
-            head = json.loads(table.schema.metadata[b"entry"])
-            if head["name"] != name:
-                # Files are removed and renamed by it.
-                return None
-            rows = _with_place(table.replace_schema_metadata(None))
-            return cls(head["name"], head["bytes"], head["sha256"], rows, head["extra"])
-        except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
+        except FileNotFoundError:
             return None
+        try:
+            table = read_arrow(content)
+            head = validated(parse_json((table.schema.metadata or {})[b"entry"]), _Head)
+            rows = _with_place(table.replace_schema_metadata(None))
+            check_schema(rows.schema, ())
+            check_rows(rows)
+        except (OSError, pa.ArrowException, KeyError, ValueError):
+            return None
+        # Files are removed and renamed by it.
+        return cls(name, head.bytes, head.sha256, rows, head.extra) if head.name == name else None
 
     def remove(self, dataset_uri: str) -> None:
         """Forgets that the shard is finished: it will be written again."""
@@ -134,6 +151,85 @@ def index_schema(groups: Sequence[CellGroup]) -> pa.Schema:
             pa.field(f"{group.name}.checksum", pa.uint32(), nullable=False),
         ]
     return pa.schema([pa.field("shard", pa.string(), nullable=False), *TILE_FIELDS, *cells])
+
+
+def check_schema(schema: pa.Schema, groups: Sequence[CellGroup]) -> None:
+    """Holds columns of an index against those that TerraFM writes; others may be there as well.
+
+    Args:
+        schema: of the index.
+        groups: of its dataset; none where they are not known.
+
+    Raises:
+        ValueError: one is missing, stands twice, or is of another type; names it.
+    """
+    optional = {PLACE, "climate"}
+    for known in index_schema(groups):
+        _check_column(schema, known.name, known.type, known.name in optional)
+
+
+def _check_column(schema: pa.Schema, name: str, kind: pa.DataType, optional: bool) -> None:
+    found = schema.get_all_field_indices(name)
+    if not found and optional:
+        return
+    if len(found) != 1:
+        raise ValueError(f"it has {len(found)} columns {name}")
+    if schema.field(found[0]).type != kind:
+        raise ValueError(f"column {name} is {schema.field(found[0]).type}, not {kind}")
+
+
+def check_rows(rows: pa.Table) -> None:
+    """Holds rows of an index, or some of their columns, against what stands in every row.
+
+    Raises:
+        ValueError: a value is missing, is text that is no UTF-8, a place below 0, or no place on
+            Earth.
+    """
+    rows.validate(full=True)
+    for name in rows.column_names:
+        if rows[name].null_count:
+            raise ValueError(f"column {name} lacks values")
+        place = name in ("latitude", "longitude")
+        if place and not pc.all(pc.is_finite(rows[name]), min_count=0).as_py():
+            raise ValueError(f"column {name} holds numbers that are not finite")
+        if name.endswith((".offset", ".length")) and pc.any(pc.less(rows[name], 0)).as_py():
+            raise ValueError(f"column {name} holds numbers below 0")
+
+
+class TileNotes(TypedDict):
+    """What stands as JSON in a row of the index."""
+
+    histogram: dict[int, Count]
+    transform: tuple[Finite, Finite, Finite, Finite, Finite, Finite]
+    products: dict[str, dict[str, Any]]
+
+
+def tile_notes(row: Mapping[str, Any], where: str) -> TileNotes:
+    """Histogram, transform and products of a row of the index.
+
+    Args:
+        row: has them as JSON.
+        where: of the index, for the error.
+
+    Raises:
+        TerraFMError: one of them is broken.
+    """
+    stated = {}
+    for name in TileNotes.__annotations__:
+        try:
+            stated[name] = parse_json(row[name])
+        except ValueError as error:
+            raise _broken(row, where, f"{name}: {error}") from None
+    try:
+        return validated(stated, TileNotes)
+    except ValueError as error:
+        raise _broken(row, where, str(error)) from None
+
+
+def _broken(row: Mapping[str, Any], where: str, why: str) -> TerraFMError:
+    return TerraFMError(
+        f"{where} is damaged: tile {row.get('tile_id', '')}: {why}: restore it or ingest again"
+    )
 
 
 def _entry_uri(dataset_uri: str, shard_name: str) -> str:

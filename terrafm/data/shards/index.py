@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from terrafm.data.shards.entry import PLACE
+from terrafm.data.shards.entry import PLACE, check_rows, check_schema
 from terrafm.data.shards.manifest import CellGroup, StoredFile
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import download, is_local, join, read_bytes, resolve
@@ -55,8 +55,15 @@ class Index:
         self._kept_notes = lru_cache(maxsize=1)(self._read)
 
     @classmethod
-    def open(cls, dataset_uri: str, stored: StoredFile) -> "Index":
+    def open(
+        cls, dataset_uri: str, stored: StoredFile, groups: Sequence[CellGroup] | None = None
+    ) -> "Index":
         """Opens the index of a version, checked against its manifest.
+
+        Args:
+            dataset_uri: the dataset's folder.
+            stored: what the manifest says of the file.
+            groups: the manifest's cell groups, for which the columns are held against the schema.
 
         Raises:
             UsageError: missing, unreadable, or not what the manifest says.
@@ -66,10 +73,18 @@ class Index:
             source, whole = _source(where, stored)
             file = parquet_file(source, page_checksum_verification=True) if whole else None
         except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read the dataset's index {where}: {error}") from None
+            raise _unreadable(where, error) from None
         if file is None or file.metadata.num_rows != stored.tiles:
             raise UsageError(f"{where} does not match the manifest: restore it or ingest again")
-        return cls(file, where)
+        try:
+            if groups is not None:
+                check_schema(file.schema_arrow, groups)
+        except ValueError as error:
+            raise _unreadable(where, error) from None
+        index = cls(file, where)
+        if len(index) and not np.diff(index._starts).all():
+            raise _unreadable(where, ValueError("it has a row group without rows"))
+        return index
 
     @classmethod
     def of_table(cls, table: pa.Table) -> "Index":
@@ -144,13 +159,16 @@ class Index:
     def _first_ids(self) -> NDArray[np.object_]:
         footer = self._file.metadata
         column = self.column_names.index("tile_id")
-        return np.array(
-            [
-                footer.row_group(g).column(column).statistics.min
-                for g in range(footer.num_row_groups)
-            ],
-            dtype=object,
-        )
+        found = [
+            footer.row_group(g).column(column).statistics for g in range(len(self._starts) - 1)
+        ]
+        firsts = []
+        for group, one in enumerate(found):
+            # Not every writer leaves them.
+            stated = one is not None and one.has_min_max
+            rows = None if stated else self._kept(group, ("tile_id",))["tile_id"]
+            firsts.append(one.min if rows is None else rows[0].as_py())
+        return np.array(firsts, dtype=object)
 
     def _take(
         self, read: Any, rows: Sequence[int] | NDArray[np.integer[Any]], names: tuple[str, ...]
@@ -166,12 +184,19 @@ class Index:
         try:
             with self._lock:
                 table = self._file.read_row_group(group, columns=list(names))
-        except (OSError, pa.ArrowInvalid) as error:
+            check_rows(table)
+        except (OSError, pa.ArrowException, ValueError) as error:
             why = one_line(error)
             raise TerraFMError(
                 f"{self.where} is damaged ({why}): restore it or ingest again"
             ) from None
         return table.select(list(names))
+
+
+def _unreadable(where: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"cannot read the dataset's index {where}: {one_line(error)}: restore it or ingest again"
+    )
 
 
 def write_index(

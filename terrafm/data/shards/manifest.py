@@ -5,18 +5,18 @@ that changes the content writes a new version beside the old ones: `manifest-<ve
 `index-<version>.parquet` never change, `manifest.json` is a copy of the newest.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from terrafm.data.shards.codec import CODECS, DEFAULT_CODEC, check_codec
+from terrafm.data.shards.report import check_report
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, join, list_names, read_bytes, to_json
-from terrafm.storage.faults import one_line
+from terrafm.storage.records import parse_json, validated
 
 # 1 named one codec for the whole dataset, 2 names it per cell group.
 FORMAT_VERSION = 2
@@ -80,12 +80,16 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class _Versioned(BaseModel):
+    format_version: int = 0
+
+
 class StoredFile(_Part):
     """A file of the dataset with what proves that it is whole."""
 
     name: str
-    tiles: int
-    bytes: int
+    tiles: Annotated[int, Field(ge=0, lt=2**62)]
+    bytes: Annotated[int, Field(ge=0, lt=2**62)]
     sha256: str
 
 
@@ -115,7 +119,7 @@ class Manifest(_Part):
     format_version: int = FORMAT_VERSION
     version: Annotated[int, Field(ge=1)]
     fingerprint: str
-    tiles: int
+    tiles: Annotated[int, Field(ge=0, lt=2**62)]
     tile_size: Annotated[int, Field(ge=1, le=LARGEST_TILE)]
     gsd: Annotated[int, Field(ge=1)]
     groups: tuple[CellGroup, ...]
@@ -124,7 +128,7 @@ class Manifest(_Part):
     class_counts: dict[int, int]
     index: StoredFile
     shards: tuple[StoredFile, ...]
-    report: dict[str, Any]
+    report: Annotated[dict[str, Any], AfterValidator(check_report)]
 
     @model_validator(mode="before")
     @classmethod
@@ -147,6 +151,21 @@ class Manifest(_Part):
                     f"cell group {group.name} has {group.height} x {group.width} pixels, tiles of "
                     f"{self.tile_size} px at {self.gsd} m have {side} x {side}"
                 )
+            unknown = set(group.bands) - set(MODALITIES[group.modality].bands)
+            if unknown or len(set(group.bands)) < len(group.bands):
+                raise ValueError(f"cell group {group.name} has other bands than {group.modality}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_numbers(self) -> Self:
+        for modality in {group.modality for group in self.groups}:
+            if modality not in self.statistics:
+                raise ValueError(f"statistics: none of {modality}, of which there are cells")
+        for modality, found in self.statistics.items():
+            if not len(found.bands) == len(found.mean) == len(found.std):
+                raise ValueError(f"statistics.{modality}: bands, mean and std differ in number")
+        if self.index.tiles != self.tiles:
+            raise ValueError(f"index.tiles: {self.index.tiles}, of {self.tiles} tiles in all")
         return self
 
     @property
@@ -206,30 +225,20 @@ def read_manifest(uri: str, version: int | None = None) -> Manifest:
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {where}: {error}") from None
     try:
-        fields = json.loads(text)
-        if isinstance(fields, dict) and fields.get("format_version", 0) > FORMAT_VERSION:
+        fields = parse_json(text)
+        # Before all else: a later version may have other fields.
+        version_of = validated(fields, _Versioned).format_version
+        if version_of > FORMAT_VERSION:
             raise UsageError(
-                f"{where} has format version {fields['format_version']}, "
+                f"{where} has format version {version_of}, "
                 f"this TerraFM reads up to {FORMAT_VERSION}: upgrade TerraFM"
             )
-        manifest = Manifest.model_validate(fields)
-    except (ValueError, ValidationError, TypeError, RecursionError) as error:
-        raise UsageError(
-            f"{where} is not the manifest of a TerraFM dataset: {_first_fault(error)}"
-        ) from None
+        manifest = validated(fields, Manifest)
+    except ValueError as error:
+        raise UsageError(f"{where} is not the manifest of a TerraFM dataset: {error}") from None
     for group in manifest.groups:
         check_codec(group.codec, f"{where}: cell group {group.name}")
     return manifest
-
-
-def _first_fault(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return one_line(error)
-    # pydantic's own first line counts the faults, and names none.
-    fault = error.errors()[0]
-    where = ".".join(map(str, fault["loc"]))
-    message = fault["msg"].removeprefix("Value error, ")
-    return one_line(f"{where}: {message}" if where else message)
 
 
 def _why_missing(uri: str, version: int | None) -> str:

@@ -76,7 +76,7 @@ def _geotiff(
 
 def _tags(dataset: Dataset, group: CellGroup, tile: dict[str, Any]) -> dict[str, str]:
     code = tile["land_cover"]
-    return {
+    tags = {
         "TILE_ID": tile["tile_id"],
         "DATASET_FINGERPRINT": dataset.fingerprint,
         "MODALITY": group.modality,
@@ -84,4 +84,9 @@ def _tags(dataset: Dataset, group: CellGroup, tile: dict[str, Any]) -> dict[str,
         "LAND_COVER_NAME": dataset.legend.get(code, f"class {code}"),
         "LAND_COVER_HISTOGRAM": json.dumps({str(k): n for k, n in tile["histogram"].items()}),
         "PRODUCT": to_json(tile["products"].get(group.modality, {}), sort_keys=True),
+    }
+    # GDAL takes UTF-8 alone, and no NUL.
+    return {
+        key: text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+        for key, text in tags.items()
     }

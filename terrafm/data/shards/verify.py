@@ -60,7 +60,7 @@ def verify(
     manifest = read_manifest(uri, version)
     faults = list(_manifest_faults(uri, manifest))
     try:
-        index = Index.open(uri, manifest.index)
+        index = Index.open(uri, manifest.index, manifest.groups)
         faults += _index_faults(uri, manifest, index)
         for found in _check_shards(uri, manifest, index, threads, progress):
             faults += found

@@ -161,6 +161,9 @@ class _Checked:
 
 
 def _numbers(values: "pd.Series[Any]") -> "pd.Series[float]":
+    if values.map(np.ndim).any():
+        # pandas refuses lists and structs, whatever it is told to do with errors.
+        values = values.where(values.map(np.ndim) == 0)
     return pd.to_numeric(values, errors="coerce").astype(float)
 
 

@@ -4,13 +4,17 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict
 
 from terrafm.data.rasters.units import Decision
+from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
+from terrafm.storage.records import Code, Count, open_keys, validated
 
 _COUNTS = (
     "cells",
@@ -23,6 +27,43 @@ _COUNTS = (
     "edge_pixels_dropped",
     "tiles",
 )
+
+
+_Long = Annotated[int, Field(strict=True, gt=-(2**200), lt=2**200)]
+
+
+def _check_sums(sums: tuple[int, int, int]) -> tuple[int, int, int]:
+    count, total, squares = sums
+    if count * squares < total * total or (not count and squares):
+        raise ValueError("no numbers have such a count, sum and sum of squares")
+    return sums
+
+
+_Sums = Annotated[tuple[Count, _Long, _Long], AfterValidator(_check_sums)]
+
+
+@open_keys
+class _Fault(TypedDict):
+    what: str
+    modality: str
+    where: str
+    why: str
+    quarantined: bool
+
+
+class _Stated(TypedDict):
+    """What `Tally.to_json` gives; some of it earlier versions did not."""
+
+    counts: dict[str, Count]
+    left_out: list[tuple[str, str, Count]]
+    missing_bands: NotRequired[list[tuple[str, str, Count]]]
+    classes_before: list[tuple[Code, Count]]
+    codes: list[Code]
+    lacking: NotRequired[dict[str, Count]]
+    decisions: list[tuple[str, str, int, str, Count]]
+    margins: NotRequired[list[tuple[str, str, int, str, int]]]
+    sums: dict[str, dict[str, _Sums]]
+    quarantine: list[_Fault]
 
 
 @dataclass
@@ -158,8 +199,23 @@ class Tally:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Tally":
-        """Restores what `to_json` gave."""
+    def from_json(cls, stated: Any, where: str = "a shard") -> "Tally":
+        """Restores what `to_json` gave.
+
+        Args:
+            stated: of a shard's entry.
+            where: name of the shard, for the error.
+
+        Raises:
+            UsageError: it is not what `to_json` gives.
+        """
+        try:
+            values = validated(stated, _Stated)
+        except ValueError as error:
+            raise UsageError(
+                f"what ingest counted of {where} is not readable: {error}: remove its entry under "
+                "entries/ and ingest again"
+            ) from None
         return cls(
             counts=Counter(values["counts"]),
             left_out=Counter({(m, rule): count for m, rule, count in values["left_out"]}),
@@ -171,14 +227,11 @@ class Tally:
             codes=set(values["codes"]),
             # Entries of older versions have none.
             lacking=Counter(values.get("lacking", {})),
-            decisions=Counter({tuple(key): count for *key, count in values["decisions"]}),
+            decisions=Counter({(m, u, o, r): n for m, u, o, r, n in values["decisions"]}),
             # Shards of earlier versions have none.
-            margins={tuple(key): margin for *key, margin in values.get("margins", [])},
-            sums={
-                m: {b: (s[0], s[1], s[2]) for b, s in bands.items()}
-                for m, bands in values["sums"].items()
-            },
-            quarantine=list(values["quarantine"]),
+            margins={(m, u, o, r): n for m, u, o, r, n in values.get("margins", [])},
+            sums=values["sums"],
+            quarantine=[dict(fault) for fault in values["quarantine"]],
         )
 
 

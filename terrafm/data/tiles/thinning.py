@@ -5,7 +5,6 @@ is, one that keeps none is forgotten, any other is written again from its own ce
 file is read twice, and no dropped tile leaves bytes behind.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from terrafm.data.shards.cells import CellReader
-from terrafm.data.shards.entry import ShardEntry, TileRecord
+from terrafm.data.shards.entry import ShardEntry, TileRecord, tile_notes
 from terrafm.data.shards.manifest import CellGroup
 from terrafm.data.shards.writer import write_shard
 from terrafm.data.tiles.selection import choose_tiles, stratum_columns
@@ -82,18 +81,17 @@ def write_thinned(
 
 
 def _record(row: Mapping[str, Any], arrays: dict[str, NDArray[Any]]) -> TileRecord:
-    histogram = {int(code): count for code, count in json.loads(row["histogram"]).items()}
-    a, b, c, d, e, f = json.loads(row["transform"])
+    notes = tile_notes(row, row["shard"])
     return TileRecord(
         tile_id=row["tile_id"],
         arrays=arrays,
         land_cover=row["land_cover"],
-        histogram=histogram,
+        histogram=notes["histogram"],
         crs=row["crs"],
-        transform=(a, b, c, d, e, f),
+        transform=notes["transform"],
         latitude=row["latitude"],
         longitude=row["longitude"],
-        products=json.loads(row["products"]),
+        products=notes["products"],
         climate=row["climate"],
         place=row["place"],
     )

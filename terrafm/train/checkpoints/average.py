@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from terrafm.config.yaml_text import shortened
 from terrafm.errors import UsageError
 from terrafm.shell import command_line
 from terrafm.storage import is_local, list_names, resolve
@@ -16,7 +17,9 @@ from terrafm.storage.lease import lease
 from terrafm.storage.lease_record import LEASE_FILE
 from terrafm.train.checkpoints.store import (
     HEAD,
+    contract_of,
     load_network,
+    part_of,
     read_record,
     step_of,
     write_checkpoint,
@@ -92,14 +95,15 @@ def _check_same_model(
     first: str, ours: Mapping[str, Any], other: str, theirs: Mapping[str, Any]
 ) -> None:
     for section, keys in (("model", ("name", "num_queries")), ("head", None)):
-        a, b = ours["config"][section], theirs["config"][section]
+        a = part_of(ours, "config", first).get(section, {})
+        b = part_of(theirs, "config", other).get(section, {})
         for key in keys or a:
-            if a[key] != b.get(key):
+            if a.get(key) != b.get(key):
                 raise UsageError(
                     f"{other} is a checkpoint of another model than {first}: {section}.{key} is "
-                    f"{b.get(key)}, not {a[key]}"
+                    f"{shortened(b.get(key))}, not {shortened(a.get(key))}"
                 )
-    if ours["contract"]["modalities"] != theirs["contract"]["modalities"]:
+    if contract_of(ours, first).modalities != contract_of(theirs, other).modalities:
         raise UsageError(
             f"{other} and {first} normalise their input differently (modalities or statistics of "
             "their datasets): the mean of their weights has no meaning"

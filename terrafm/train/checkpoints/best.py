@@ -14,8 +14,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from terrafm.errors import TerraFMError, UsageError
-from terrafm.storage import exists, join, read_json, remove, write_bytes
+from terrafm.errors import UsageError
+from terrafm.storage import exists, join, load_record, remove, write_bytes
+from terrafm.storage.records import Count, Finite
 from terrafm.train.checkpoints.store import MARKER, step_name
 
 BEST = "best"
@@ -34,15 +35,22 @@ class Best:
         value: of the metric.
     """
 
-    step: int
+    step: Count
     metric: str
     mode: Literal["max", "min"]
-    value: float
+    value: Finite
 
     @property
     def checkpoint(self) -> str:
         """Name of its folder."""
         return step_name(self.step)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What held.json says."""
+
+    steps: tuple[Count, ...] = ()
 
 
 def choose_best(
@@ -76,13 +84,7 @@ def read_best(folder: str) -> Best | None:
     Raises:
         TerraFMError: best.json is not readable.
     """
-    document = _read(join(folder, BEST_FILE))
-    if document is None:
-        return None
-    try:
-        return Best(**{key: document[key] for key in ("step", "metric", "mode", "value")})
-    except KeyError as error:
-        raise TerraFMError(f"{join(folder, BEST_FILE)} has no {error}: remove it") from None
+    return load_record(join(folder, BEST_FILE), Best, "remove it")
 
 
 def write_best(folder: str, best: Best | None) -> None:
@@ -125,9 +127,9 @@ def held_reasons(folder: str) -> dict[int, str]:
         TerraFMError: one of the two files is not readable.
     """
     # In this order: a validation that ends meanwhile names the best before it lets go of it.
-    document = _read(join(folder, HELD_FILE)) or {}
+    held = load_record(join(folder, HELD_FILE), _Held, "remove it") or _Held()
     best = read_best(folder)
-    reasons = dict.fromkeys(document.get("steps", ()), "validation")
+    reasons = dict.fromkeys(held.steps, "validation")
     return reasons if best is None else reasons | {best.step: f"best {best.metric}"}
 
 
@@ -147,7 +149,3 @@ def find_checkpoint(uri: str) -> str:
             "(validation.every_steps), or none has ended yet"
         )
     return join(folder or ".", best.checkpoint)
-
-
-def _read(uri: str) -> dict[str, Any] | None:
-    return read_json(uri, "remove it")

@@ -94,7 +94,7 @@ def render_list(result: dict[str, Any]) -> RenderableType:
             f"{row['step']:,}",
             human_bytes(row["bytes"]),
             _local_time(row["saved_at"]),
-            *("" if value is None else f"{value:#.4g}" for value in values),
+            *(f"{value:#.4g}" if isinstance(value, int | float) else "" for value in values),
             # The column beside it names the metric.
             ", ".join(
                 "best" if why == f"best {result['validated']}" else why for why in row["kept"]

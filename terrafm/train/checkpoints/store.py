@@ -16,20 +16,33 @@ pickle. Format 1 had neither time nor metrics and is read as if they were unknow
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
+from pydantic import AfterValidator
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from terrafm.config import Config
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.storage import is_local, join, list_names, read_bytes, remove, resolve, upload
-from terrafm.storage.faults import explain
+from terrafm.models.contract import WeightsContract
+from terrafm.storage import (
+    is_local,
+    join,
+    list_names,
+    parse_record,
+    read_bytes,
+    remove,
+    resolve,
+    upload,
+)
+from terrafm.storage.faults import explain, one_line
+from terrafm.storage.records import Count, open_keys, validated
 from terrafm.train.checkpoints.files import (
     Digest,
     digest_of,
@@ -46,6 +59,66 @@ MARKER = "complete.json"
 STATE = "state.json"
 HEAD = ("format_version", "step", "saved_at", "metrics")
 """What state.json holds beside a state's record."""
+
+
+def _check_time(stamp: str) -> str:
+    datetime.fromisoformat(stamp)
+    return stamp
+
+
+@open_keys
+class DatasetOf(TypedDict):
+    """The dataset that a run trains on."""
+
+    fingerprint: str
+
+
+@open_keys
+class _Cursor(TypedDict):
+    consumed: NotRequired[Count]
+
+
+@open_keys
+class _Averaged(TypedDict):
+    step: Count
+
+
+@open_keys
+class _Record(TypedDict):
+    """What state.json says; the contract and the settings are held against theirs when needed."""
+
+    step: Count
+    saved_at: NotRequired[Annotated[str, AfterValidator(_check_time)] | None]
+    metrics: NotRequired[dict[str, Any]]
+    cursor: NotRequired[_Cursor]
+    dataset: NotRequired[DatasetOf]
+    contract: NotRequired[dict[str, Any]]
+    config: NotRequired[dict[str, dict[str, Any]]]
+    versions: NotRequired[dict[str, str]]
+    averaged: NotRequired[list[_Averaged]]
+
+
+def _check_inside(name: str) -> str:
+    """What a marker names is read, and must lie in the checkpoint."""
+    if not name.isprintable() or name in ("", ".", "..") or set(name) & set("/\\"):
+        raise ValueError("must name a file of the checkpoint's folder")
+    return name
+
+
+@open_keys
+class _File(TypedDict):
+    bytes: Count
+    sha256: str
+
+
+class _Files(TypedDict):
+    files: dict[Annotated[str, AfterValidator(_check_inside)], _File]
+
+
+class _Marker(TypedDict):
+    """What complete.json says, in every version."""
+
+    format_version: Count
 
 
 @dataclass
@@ -206,22 +279,19 @@ def read_marker(uri: str) -> dict[str, Any]:
         UsageError: there is no checkpoint, or a newer version of this library wrote it.
         DamagedCheckpointError: it is not readable, or names files that no checkpoint holds.
     """
-    unreadable = DamagedCheckpointError(f"checkpoint {uri}: {MARKER} is not readable")
     try:
-        marker: dict[str, Any] = json.loads(read_bytes(join(uri, MARKER)))
-        version, files = int(marker["format_version"]), marker["files"]
+        content = read_bytes(join(uri, MARKER))
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{uri} is not a complete checkpoint: it has no {MARKER}") from None
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        raise unreadable from None
+    where = f"checkpoint {uri}: {MARKER}"
+    version = parse_record(content, _Marker, where, error=DamagedCheckpointError)["format_version"]
     if version > FORMAT_VERSION:
         raise UsageError(
             f"checkpoint {uri} has format {version}, this version reads up to {FORMAT_VERSION}: "
             "upgrade terrafm"
         )
     # After the version: a later one may name files otherwise.
-    if not isinstance(files, dict) or not all(map(_is_entry, files, files.values())):
-        raise unreadable
+    files = parse_record(content, _Files, where, error=DamagedCheckpointError)["files"]
     return {"format_version": version, "files": files}
 
 
@@ -233,13 +303,41 @@ def read_record(uri: str) -> dict[str, Any]:
             what was written.
     """
     content = _read_checked(uri, STATE, read_marker(uri)["files"])
+    where = f"checkpoint {uri}: {STATE}"
+    record = parse_record(content, _Record, where, error=DamagedCheckpointError)
+    return {"saved_at": None, "metrics": {}, **record}
+
+
+def part_of(record: Mapping[str, Any], name: str, uri: str) -> dict[str, Any]:
+    """The dataset, contract or configuration in a checkpoint's record.
+
+    Raises:
+        UsageError: the record has none: a person has made it.
+    """
+    found: dict[str, Any] | None = record.get(name)
+    if found is None:
+        raise UsageError(
+            f"checkpoint {uri}: {STATE} has no {name}: give one that a run has written"
+        )
+    return found
+
+
+def contract_of(record: Mapping[str, Any], uri: str, network: str = "teacher") -> WeightsContract:
+    """What a network of a checkpoint expects of its input.
+
+    Args:
+        record: as from `read_record`.
+        uri: of the checkpoint, for the error.
+        network: "teacher" or "student".
+
+    Raises:
+        UsageError: the record states no contract, or a broken one.
+    """
+    stated = {**part_of(record, "contract", uri), "network": network}
     try:
-        record = json.loads(content)
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        raise DamagedCheckpointError(f"checkpoint {uri}: {STATE} is not readable")
-    return {"saved_at": None, "metrics": {}} | record
+        return validated(stated, WeightsContract)
+    except ValueError as error:
+        raise UsageError(f"checkpoint {uri}: the contract in {STATE} is broken: {error}") from None
 
 
 def load_checkpoint(uri: str) -> TrainingState:
@@ -330,17 +428,6 @@ def newest_intact(folder: str) -> tuple[str | None, list[str]]:
     return None, []
 
 
-def _is_entry(name: str, written: Any) -> bool:
-    """Whether a marker may say this: what it names is read, and must lie in the checkpoint."""
-    inside = name.isprintable() and name not in ("", ".", "..") and not set(name) & set("/\\")
-    return (
-        inside
-        and isinstance(written, dict)
-        and type(written.get("bytes")) is int
-        and isinstance(written.get("sha256"), str)
-    )
-
-
 def _read_checked(uri: str, name: str, files: Mapping[str, Digest]) -> bytes:
     try:
         content = read_bytes(join(uri, name))
@@ -352,5 +439,11 @@ def _read_checked(uri: str, name: str, files: Mapping[str, Digest]) -> bytes:
 
 
 def _tensors(uri: str, name: str, files: Mapping[str, Digest]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = load(_read_checked(uri, f"{name}.safetensors", files))
+    file = f"{name}.safetensors"
+    content = _read_checked(uri, file, files)
+    try:
+        tensors: dict[str, Tensor] = load(content)
+    # Of types that the library does not name, PyTorch or of none: whoever wrote the checksum too.
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise DamagedCheckpointError(f"checkpoint {uri}: {file}: {one_line(error)}") from None
     return tensors

@@ -1,0 +1,24 @@
+"""A sample of the fuzzing: `make fuzz` is the long run, benchmarks/results has one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FUZZ = Path(__file__).with_name("fuzzing") / "fuzz.py"
+TARGETS = {"state": 40, "manifest": 40, "embeddings": 30}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_mutated_files_are_read_or_refused_in_one_line(target, tmp_path):
+    command = [sys.executable, FUZZ, "--target", target, "--count", str(TARGETS[target])]
+    done = subprocess.run(
+        [*command, "--seed", "7", "--keep", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert f"{target}: {TARGETS[target]} inputs" in done.stdout
