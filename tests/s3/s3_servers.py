@@ -43,7 +43,7 @@ def proxied(s3_bucket, moto_server, monkeypatch):
     monkeypatch.setattr(faults, "_LONGEST_WAIT", 0.3)
     monkeypatch.setattr(ranges, "STALL_SECONDS", 0.4)
     monkeypatch.setitem(
-        files._S3_OPTIONS,
+        files.S3_OPTIONS,
         "config_kwargs",
         {"connect_timeout": 0.4, "read_timeout": 0.4, "retries": {"total_max_attempts": 1}},
     )
