@@ -25,6 +25,7 @@ from terrafm.storage import (
     exists,
     join,
     list_names,
+    parse_json,
     read_bytes,
     to_json,
     write_bytes,
@@ -225,7 +226,7 @@ def begin(output: str, request: Request) -> EmbeddingManifest | None:
     asked = request.depends_on()
     if exists(join(output, JOB)):
         try:
-            stated = json.loads(read_bytes(join(output, JOB)))["depends_on"]
+            stated = parse_json(read_bytes(join(output, JOB)))["depends_on"]
             # Folders from before there was a choice hold CLS tokens.
             held = {"readout": Readout.CLS.value, **stated}
         except (ValueError, KeyError, TypeError):

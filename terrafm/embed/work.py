@@ -19,7 +19,7 @@ from terrafm.eval.features import batches
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import load_encoder, state_fingerprint
 from terrafm.ray_parts import Part, Work
-from terrafm.storage import join, read_bytes, write_bytes
+from terrafm.storage import join, parse_json, read_bytes, write_bytes
 
 ENTRIES = "entries"
 Vectors = NDArray[np.float32]
@@ -47,7 +47,7 @@ class Entry:
     def read(cls, output: str, name: str) -> "Entry | None":
         """The entry of a part that is finished; None where it is not."""
         try:
-            found = json.loads(read_bytes(entry_uri(output, name)))
+            found = parse_json(read_bytes(entry_uri(output, name)))
             file = found["file"]
             return cls(None if file is None else PartFile(**file), int(found["skipped"]))
         except (FileNotFoundError, ValueError, KeyError, TypeError):

@@ -13,7 +13,7 @@ from terrafm.export.request import Export, ExportFormat
 from terrafm.export.snippets import snippet_at
 from terrafm.models.contract import WeightsContract
 from terrafm.models.hub import LIBRARY, PAPER, TAGS, TASK
-from terrafm.storage import read_bytes
+from terrafm.storage import parse_json, read_bytes
 
 FRONT_MATTER = f"---\nlibrary_name: {LIBRARY}\n"
 """What every card begins with."""
@@ -132,7 +132,7 @@ def _scores(uri: str | None) -> list[str]:
             "`terrafm export --scores scores.json` puts them here.\n",
         ]
     try:
-        found = json.loads(read_bytes(uri))
+        found = parse_json(read_bytes(uri))
     except (OSError, ValueError) as error:
         raise UsageError(f"--scores {uri}: {error}") from None
     rows = list(_figures(found)) if isinstance(found, dict) else []

@@ -25,6 +25,7 @@ from terrafm.models.contract import WeightsContract as WeightsContract
 from terrafm.models.encoder import ARCHITECTURES, Encoder, build_encoder
 from terrafm.storage import exists, join, list_names, read_bytes, resolve, write_bytes
 from terrafm.storage.faults import one_line
+from terrafm.storage.limits import WHOLE_FILE_BYTES
 
 TRAINING_ONLY = "patch_embed.fusion."
 _QUERIES = TRAINING_ONLY + "queries"
@@ -89,7 +90,7 @@ def load_weights(
     """
     uri = _find(os.fspath(uri))
     try:
-        content = read_bytes(uri)
+        content = read_bytes(uri, WHOLE_FILE_BYTES)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read weights {uri}: {one_line(error)}") from None
     if content.startswith((b"PK", b"\x80")):

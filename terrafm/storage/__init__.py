@@ -1,7 +1,6 @@
 """Files at any URI. What everyone needs is here; `faults`, `ranges` and `slots` serve readers."""
 
 from terrafm.storage.files import (
-    StoreFile,
     absolute,
     arrow_filesystem,
     canonical,
@@ -14,7 +13,6 @@ from terrafm.storage.files import (
     is_local,
     join,
     list_names,
-    open_file,
     read_bytes,
     read_range,
     remove,
@@ -26,11 +24,14 @@ from terrafm.storage.files import (
 )
 from terrafm.storage.json_lines import (
     append_json_line,
+    check_json,
+    parse_json,
     read_json,
     read_json_lines,
     to_json,
     write_json_lines,
 )
+from terrafm.storage.seekable import StoreFile, open_file
 
 __all__ = [
     "StoreFile",
@@ -38,6 +39,7 @@ __all__ = [
     "append_json_line",
     "arrow_filesystem",
     "canonical",
+    "check_json",
     "copy",
     "download",
     "ensure_writable",
@@ -48,6 +50,7 @@ __all__ = [
     "join",
     "list_names",
     "open_file",
+    "parse_json",
     "read_bytes",
     "read_json",
     "read_json_lines",

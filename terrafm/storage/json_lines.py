@@ -12,8 +12,10 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from terrafm.errors import TerraFMError
+from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage.files import exists, is_local, read_bytes, resolve, write_bytes
+from terrafm.storage.limits import JSON_CONTAINERS, JSON_VALUES, LINES_BYTES
+from terrafm.storage.local import check_replaceable
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,33 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def check_json(text: bytes) -> None:
+    """Refuses a JSON text that would take far more memory than its length lets expect.
+
+    Raises:
+        ValueError: it has more than 2 million objects and arrays, or 16 million values.
+    """
+    # Marks inside of texts are counted as well: of those there are far fewer.
+    containers = text.count(b"[") + text.count(b"{")
+    if containers > JSON_CONTAINERS or containers + text.count(b",") > JSON_VALUES:
+        raise ValueError(
+            f"it has more than {JSON_CONTAINERS:,} objects and arrays or {JSON_VALUES:,} values"
+        )
+
+
+def parse_json(content: str | bytes) -> Any:
+    """The value of a JSON text that others wrote.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply, or has too many values.
+    """
+    check_json(content.encode() if isinstance(content, str) else content)
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(uri: str, remedy: str) -> dict[str, Any] | None:
     """The object in a file; None where there is no file.
 
@@ -53,10 +82,10 @@ def read_json(uri: str, remedy: str) -> dict[str, Any] | None:
         TerraFMError: a crash has left it empty or cut short, or it holds something else.
     """
     try:
-        document = json.loads(read_bytes(uri))
+        document = parse_json(read_bytes(uri))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, RecursionError):
+    except ValueError:
         document = None
     if not isinstance(document, dict):
         raise TerraFMError(f"{uri} is not readable: {remedy}")
@@ -77,7 +106,12 @@ def read_json_lines(uri: str, remedy: str | None = None) -> list[dict[str, Any]]
     if not exists(uri):
         return []
     lines = []
-    for line in read_bytes(uri).split(b"\n"):
+    content = read_bytes(uri, LINES_BYTES)
+    try:
+        check_json(content)
+    except ValueError as error:
+        raise UsageError(f"cannot read {uri}: {error}") from None
+    for line in content.split(b"\n"):
         if not line.strip():
             continue
         try:
@@ -110,13 +144,15 @@ def append_json_line(uri: str, record: Mapping[str, Any]) -> None:
     """
     line = (to_json(record) + "\n").encode()
     if is_local(uri):
-        with open(resolve(uri)[1], "ab+") as file:
+        path = resolve(uri)[1]
+        check_replaceable(path)
+        with open(path, "ab+") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - 1, 0))
             file.write(_end_of(file.read()) + line)
         return
     with _store_lock:
-        before = read_bytes(uri) if exists(uri) else b""
+        before = read_bytes(uri, LINES_BYTES) if exists(uri) else b""
         write_bytes(uri, before + _end_of(before) + line)
 
 

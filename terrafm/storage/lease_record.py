@@ -22,6 +22,7 @@ from typing_extensions import override
 from terrafm.errors import StoreRefusedError
 from terrafm.storage.faults import explain, patiently, status_of
 from terrafm.storage.files import join, read_bytes, remove, resolve, write_bytes
+from terrafm.storage.local import check_replaceable
 
 LEASE_FILE = ".lease"
 SETTLE_SECONDS = 2.0
@@ -161,6 +162,7 @@ class LockedRecord(Record):
 
     def _open(self) -> tuple[int, bool]:
         """The file, and whether it can be written: another user's can only be locked."""
+        check_replaceable(str(self._path))
         flags = os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             return os.open(self._path, flags | os.O_RDWR | os.O_CREAT, 0o666), True

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from terrafm.embed.geotiffs import GeoTiffWindows, open_geotiff
+from terrafm.data.rasters.opening import open_raster
+from terrafm.embed.geotiffs import GeoTiffWindows
 from terrafm.embed.schema import read_manifest
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.search.looks import open_looks
@@ -113,4 +114,4 @@ def test_an_image_outside_of_the_data_is_not_looked_at(folder, tmp_path, source)
 
 def test_gdals_own_file_systems_are_not_opened():
     with pytest.raises(ValueError, match="GDAL"):
-        open_geotiff("/vsicurl?url=http%3A%2F%2F127.0.0.1%3A9%2Fx.tif")
+        open_raster("/vsicurl?url=http%3A%2F%2F127.0.0.1%3A9%2Fx.tif")

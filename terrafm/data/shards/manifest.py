@@ -5,7 +5,6 @@ that changes the content writes a new version beside the old ones: `manifest-<ve
 `index-<version>.parquet` never change, `manifest.json` is a copy of the newest.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from terrafm.data.shards.codec import CODECS, DEFAULT_CODEC, check_codec
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.storage import exists, join, list_names, read_bytes, to_json
+from terrafm.storage import exists, join, list_names, parse_json, read_bytes, to_json
 from terrafm.storage.faults import one_line
 
 # 1 named one codec for the whole dataset, 2 names it per cell group.
@@ -206,14 +205,14 @@ def read_manifest(uri: str, version: int | None = None) -> Manifest:
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {where}: {error}") from None
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
         if isinstance(fields, dict) and fields.get("format_version", 0) > FORMAT_VERSION:
             raise UsageError(
                 f"{where} has format version {fields['format_version']}, "
                 f"this TerraFM reads up to {FORMAT_VERSION}: upgrade TerraFM"
             )
         manifest = Manifest.model_validate(fields)
-    except (ValueError, ValidationError, TypeError, RecursionError) as error:
+    except (ValueError, ValidationError, TypeError) as error:
         raise UsageError(
             f"{where} is not the manifest of a TerraFM dataset: {_first_fault(error)}"
         ) from None

@@ -1,6 +1,5 @@
 """Folders of an archive: what lies in them, which sensor they hold, how large its cells are."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 
 from terrafm.data.sources.base import BadCellError, CellRef, Source
 from terrafm.errors import UsageError
-from terrafm.storage import join, list_names, read_bytes, resolve
+from terrafm.storage import join, list_names, parse_json, read_bytes, resolve
 from terrafm.storage.faults import explain, is_passing, patiently
 
 LAND_COVER = "land_cover"
@@ -178,7 +177,7 @@ def read_json(uri: str) -> dict[str, Any]:
         BadCellError: the file is missing, cut short, or no JSON object.
     """
     try:
-        content = json.loads(read_bytes(uri))
+        content = parse_json(read_bytes(uri))
     except (OSError, ValueError) as error:
         reason = "file not found" if isinstance(error, FileNotFoundError) else str(error)
         raise BadCellError(uri, f"metadata cannot be read: {reason}") from None

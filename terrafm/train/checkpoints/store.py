@@ -28,8 +28,18 @@ from torch import Tensor
 
 from terrafm.config import Config
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.storage import is_local, join, list_names, read_bytes, remove, resolve, upload
+from terrafm.storage import (
+    is_local,
+    join,
+    list_names,
+    parse_json,
+    read_bytes,
+    remove,
+    resolve,
+    upload,
+)
 from terrafm.storage.faults import explain
+from terrafm.storage.limits import WHOLE_FILE_BYTES
 from terrafm.train.checkpoints.files import (
     Digest,
     digest_of,
@@ -208,11 +218,11 @@ def read_marker(uri: str) -> dict[str, Any]:
     """
     unreadable = DamagedCheckpointError(f"checkpoint {uri}: {MARKER} is not readable")
     try:
-        marker: dict[str, Any] = json.loads(read_bytes(join(uri, MARKER)))
+        marker: dict[str, Any] = parse_json(read_bytes(join(uri, MARKER)))
         version, files = int(marker["format_version"]), marker["files"]
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"{uri} is not a complete checkpoint: it has no {MARKER}") from None
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise unreadable from None
     if version > FORMAT_VERSION:
         raise UsageError(
@@ -234,8 +244,8 @@ def read_record(uri: str) -> dict[str, Any]:
     """
     content = _read_checked(uri, STATE, read_marker(uri)["files"])
     try:
-        record = json.loads(content)
-    except (ValueError, RecursionError):
+        record = parse_json(content)
+    except ValueError:
         record = None
     if not isinstance(record, dict):
         raise DamagedCheckpointError(f"checkpoint {uri}: {STATE} is not readable")
@@ -343,7 +353,7 @@ def _is_entry(name: str, written: Any) -> bool:
 
 def _read_checked(uri: str, name: str, files: Mapping[str, Digest]) -> bytes:
     try:
-        content = read_bytes(join(uri, name))
+        content = read_bytes(join(uri, name), WHOLE_FILE_BYTES)
     except FileNotFoundError:
         raise DamagedCheckpointError(f"checkpoint {uri}: {name} is missing") from None
     if digest_of(content) != files.get(name):
