@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from terrafm.errors import UsageError
+from terrafm.errors import UnreadableFileError, UsageError
 
 _MOST_BYTES = 1 << 16
 
@@ -91,6 +91,8 @@ def _read(path: Path) -> str:
 
     try:
         value = read_regular(str(path), _MOST_BYTES).decode().strip()
+    except UnreadableFileError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text"
         raise UsageError(f"cannot read the token in {path} ({reason}): {HOW_TO_GIVE}") from None

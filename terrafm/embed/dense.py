@@ -162,7 +162,9 @@ class OpenMosaicWork:
         first, stop = source.first_rows[number], source.first_rows[number + 1]
         for part in range(first // self.rows_per_part, -(-stop // self.rows_per_part)):
             name = f"{part_name(part)}.safetensors"
-            blocks = safetensors.numpy.load(read_bytes(join(self.output, BLOCKS, name), WHOLE_FILE_BYTES))
+            blocks = safetensors.numpy.load(
+                read_bytes(join(self.output, BLOCKS, name), WHOLE_FILE_BYTES)
+            )
             for row in sorted(int(key) for key in blocks):
                 if first <= row < stop:
                     _, at_row, at_column = source.corner(row)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from terrafm.errors import UsageError
 from terrafm.eval.readouts import Readout
 from terrafm.modalities import MODALITIES
-from terrafm.storage import exists, join, read_bytes, to_json
+from terrafm.storage import check_json, exists, join, read_bytes, to_json
 
 MANIFEST = "embedding.json"
 JOB = "job.json"
@@ -171,11 +171,14 @@ def read_manifest(uri: str | os.PathLike[str]) -> EmbeddingManifest:
             f"{os.fspath(uri)} holds no embeddings: there is no {MANIFEST}; terrafm embed makes it"
         ) from None
     try:
+        check_json(content)
         return EmbeddingManifest.model_validate_json(content)
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"])
         raise UsageError(f"cannot read {where}: {place}: {fault['msg']}") from None
+    except ValueError as error:
+        raise UsageError(f"cannot read {where}: {error}") from None
 
 
 def part_uris(uri: str | os.PathLike[str], manifest: EmbeddingManifest) -> list[str]:

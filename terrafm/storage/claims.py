@@ -3,9 +3,7 @@
 from terrafm.storage.limits import HARMLESS_BYTES, MOST_TIMES, SUSPICIOUS_BYTES, USUAL_TIMES
 
 
-def check_claim(
-    claimed: int, stored: int, what: str = "pixels", usual: int = USUAL_TIMES
-) -> None:
+def check_claim(claimed: int, stored: int, what: str = "pixels", usual: int = USUAL_TIMES) -> None:
     """Refuses data that so few bytes cannot hold, before memory is taken for them.
 
     Args:

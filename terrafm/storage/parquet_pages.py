@@ -68,9 +68,7 @@ def read_pages(read: Callable[[int, int], bytes], start: int, stop: int) -> Page
     return Pages(decoded, values, dictionary)
 
 
-def _read_header(
-    read: Callable[[int, int], bytes], start: int, stop: int
-) -> tuple[Header, int]:
+def _read_header(read: Callable[[int, int], bytes], start: int, stop: int) -> tuple[Header, int]:
     """The fields of the header at a place, and its length."""
     block = _FIRST_BLOCK
     while True:

@@ -42,12 +42,12 @@ def terrafm():
 
 @dataclass(frozen=True)
 class Bounded:
-    """What a process of its own came to.
+    """What a call came to in a process whose memory is limited.
 
     Attributes:
-        code: exit code; 2 where the file was refused.
-        said: its last line, of the refusal or of the answer.
-        grown: resident memory that the reading took at its peak, MiB.
+        code: 2 where the file was refused, 3 without memory, else 0.
+        said: of the refusal, or the answer.
+        grown: resident memory that the process took beyond its imports, at its peak, MiB.
     """
 
     code: int
@@ -57,45 +57,46 @@ class Bounded:
 
 _BOUNDED = """
 import resource, sys
-resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
 from terrafm.errors import TerraFMError
-from terrafm.cli import main
+from terrafm.data.sources.base import BadCellError
 {imports}
 
 def peak():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) >> 10
 
-before, code = peak(), 0
-try:
-    said = repr({call})[:200]
-except (TerraFMError, {errors}) as error:
-    said, code = str(error), 2
-except MemoryError:
-    said, code = "MemoryError", 3
-except SystemExit as ended:
-    said, code = "", ended.code
-print(said.replace(chr(10), " | "))
-print(code, peak() - before)
+resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
+before = peak()
+for path in sys.argv[1:]:
+    code = 0
+    try:
+        said = repr({call})[:200]
+    except (TerraFMError, BadCellError, {errors}) as error:
+        said, code = str(error), 2
+    except MemoryError:
+        said, code = "MemoryError", 3
+    print("ended", code, peak() - before, said.replace(chr(10), " | "))
 """
 
 
 @pytest.fixture
 def bounded():
-    """Evaluates an expression in a process of its own, whose memory and time are limited."""
+    """Evaluates an expression of `path` for each argument, in one process of its own.
 
-    def call(imports, expression, *arguments, errors="ValueError", timeout=30, limit=12 << 30):
+    Its address space has a limit, and so has its time.
+    """
+
+    def call(imports, expression, *paths, errors="ValueError", timeout=60, limit=12 << 30):
         program = _BOUNDED.format(imports=imports, call=expression, errors=errors, limit=limit)
         done = subprocess.run(
-            [sys.executable, "-c", program, *map(str, arguments)],
+            [sys.executable, "-c", program, *map(str, paths)],
             capture_output=True,
             text=True,
             timeout=timeout,
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        *_, said, last = done.stdout.splitlines()
-        code, grown = map(int, last.split())
-        return Bounded(code, said, grown)
+        lines = [line.split(" ", 3) for line in done.stdout.splitlines() if line[:6] == "ended "]
+        return [Bounded(int(code), said, int(grown)) for _, code, grown, said in lines]
 
     return call

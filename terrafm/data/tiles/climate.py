@@ -40,7 +40,11 @@ class ClimateZones:
         kind = str(dataset.dtypes[0])
         if dataset.crs is None or dataset.crs.to_epsg() != 4326:
             raise UsageError(f"the climate raster {uri} must be in EPSG:4326, not {dataset.crs}")
-        if not kind.removeprefix("u").startswith("int") or dataset.transform.b or dataset.transform.d:
+        if (
+            not kind.removeprefix("u").startswith("int")
+            or dataset.transform.b
+            or dataset.transform.d
+        ):
             raise UsageError(
                 f"the climate raster {uri} must be a north-up grid of integer codes, not {kind}"
             )

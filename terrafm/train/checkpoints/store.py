@@ -16,7 +16,6 @@ pickle. Format 1 had neither time nor metrics and is read as if they were unknow
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
