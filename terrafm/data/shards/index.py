@@ -24,6 +24,7 @@ from terrafm.data.shards.manifest import CellGroup, StoredFile
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import download, is_local, join, read_bytes, resolve
 from terrafm.storage.faults import one_line
+from terrafm.storage.local import check_regular
 from terrafm.storage.parquet import TableFile
 
 ROWS_PER_GROUP = 65_536
@@ -272,6 +273,7 @@ def _source(where: str, stored: StoredFile) -> tuple[Any, bool]:
         return pa.BufferReader(content), hashlib.sha256(content).hexdigest() == stored.sha256
     if is_local(where):
         path = resolve(where)[1]
+        check_regular(path)
         return pa.OSFile(path), os.path.getsize(path) == stored.bytes
     # One request after the other for every column would take minutes: it is copied once.
     number, copy = tempfile.mkstemp(prefix="terrafm-index-")
