@@ -30,6 +30,14 @@ class PixelError(UsageError):
         return type(self), (self.where, self.why)
 
 
+class UnreadableFileError(UsageError, OSError):
+    """A file that is not opened, or not read to its end: exit code 2.
+
+    It is no regular file, or larger than any of its kind. An `OSError` as well, so that whoever
+    sets unreadable files of an archive aside does so with this one.
+    """
+
+
 class StoreFailedError(TerraFMError):
     """A store or disk failed for too long: exit code 1. Nothing is said about what lies there."""
 

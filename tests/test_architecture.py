@@ -28,6 +28,28 @@ KNOW_RAY = {
     "terrafm/train/watch.py",
 }
 LINES_LIMIT = 500
+OPENS_RASTERS = {"rasterio.open", "MemoryFile", "memory.open"}
+# Beside `storage`: files that the project, or the user's own Ray, has just written.
+OPEN_FILES = {
+    "terrafm/clusters/doctor.py",
+    "terrafm/clusters/local.py",
+    "terrafm/clusters/state.py",
+    "terrafm/config/files.py",
+    "terrafm/data/shards/index.py",
+    "terrafm/export/graphs.py",
+    "terrafm/jobs/package.py",
+    "terrafm/standby.py",
+    "terrafm/storage/json_lines.py",
+    "terrafm/storage/lease_record.py",
+    "terrafm/storage/local.py",
+    "terrafm/storage/parquet.py",
+    "terrafm/train/estimate.py",
+    "terrafm/train/loggers.py",
+    "terrafm/train/profile.py",
+    "tuning/report.py",
+    "tuning/searchers.py",
+    "tuning/trial.py",
+}
 
 
 def modules(*folders):
@@ -104,6 +126,37 @@ def test_files_of_arrow_are_opened_in_one_place():
         and node.func.attr in opens
     }
     assert {line.partition(":")[0] for line in found} == {"terrafm/storage/parquet.py"}, found
+
+
+def test_rasters_are_opened_in_one_place():
+    """Anywhere else a stranger's file could be a VRT, or a bomb: tests/security."""
+    found = set()
+    for path in modules("terrafm", "ray_jobs", "tuning"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in OPENS_RASTERS:
+                values = [*node.args, *(word.value for word in node.keywords)]
+                modes = {value.value for value in values if isinstance(value, ast.Constant)}
+                if not modes & {"w", "w+"}:
+                    found.add(str(path.relative_to(ROOT)))
+    writes = {"dense", "synthetic", "tile_export"}
+    assert {name for name in found if Path(name).stem not in writes} == {
+        "terrafm/data/rasters/opening.py"
+    }
+
+
+def test_files_of_a_disk_are_opened_in_few_places():
+    """Anywhere else a pipe could hang it: tests/security/test_special_files.py."""
+    found = {}
+    for path in modules("terrafm", "ray_jobs", "tuning"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            mode = next((ast.unparse(a) for a in node.args[1:2]), "'r'")
+            reads = called == "open" and "w" not in mode and "os." not in ast.unparse(node.args[0])
+            if reads or called.endswith((".read_text", ".read_bytes", "OSFile", "memory_map")):
+                found.setdefault(str(path.relative_to(ROOT)), set()).add(ast.unparse(node))
+    assert set(found) == OPEN_FILES, found
 
 
 def test_file_systems_are_asked_for_exact_names():

@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from terrafm.errors import UsageError
+from terrafm.errors import UnreadableFileError, UsageError
+
+_MOST_BYTES = 1 << 16
 
 # Names of variables, not a secret.
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # nosec B105
@@ -84,8 +86,13 @@ def _is_file(path: Path) -> bool:
 
 
 def _read(path: Path) -> str:
+    # Only here: commands that need no token start without the clients of object stores.
+    from terrafm.storage.local import read_regular
+
     try:
-        value = path.read_text().strip()
+        value = read_regular(str(path), _MOST_BYTES).decode().strip()
+    except UnreadableFileError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text"
         raise UsageError(f"cannot read the token in {path} ({reason}): {HOW_TO_GIVE}") from None

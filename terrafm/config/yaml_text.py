@@ -14,6 +14,8 @@ import yaml
 
 # Aliases of aliases are a billion values in 400 bytes, or one that holds itself.
 _MOST_VALUES = 100_000
+YAML_LENGTH = 1_000_000
+"""Characters of a YAML text: to read so many takes seconds."""
 # Python refuses to write longer ones out; a setting needs no more.
 _MOST_BITS = 64
 _MOST_DIGITS = 100
@@ -46,9 +48,11 @@ def parse_yaml(text: str | bytes) -> Any:
     """The plain values of a text.
 
     Raises:
-        ValueError: it is no YAML, a key stands twice, it is nested too deeply, or holds more than
-            100 000 values; one line.
+        ValueError: it is no YAML, a key stands twice, it is nested too deeply, is longer than a
+            million characters, or holds more than 100 000 values; one line.
     """
+    if len(text) > YAML_LENGTH:
+        raise ValueError(f"longer than {YAML_LENGTH:,} characters")
     try:
         # The loader makes the plain values of the core schema and nothing else.
         value = yaml.load(text, Loader=_Loader)  # nosec B506

@@ -31,6 +31,7 @@ from terrafm.embed.source import Affine, Place
 from terrafm.models.patch_embed import PATCH_SIZE
 from terrafm.parts import Part, Work
 from terrafm.storage import exists, is_local, join, read_bytes, resolve, upload, write_bytes
+from terrafm.storage.limits import WHOLE_FILE_BYTES
 
 BLOCKS = "blocks"
 _LEAST_DATA = 0.25
@@ -161,7 +162,9 @@ class OpenMosaicWork:
         first, stop = source.first_rows[number], source.first_rows[number + 1]
         for part in range(first // self.rows_per_part, -(-stop // self.rows_per_part)):
             name = f"{part_name(part)}.safetensors"
-            blocks = safetensors.numpy.load(read_bytes(join(self.output, BLOCKS, name)))
+            blocks = safetensors.numpy.load(
+                read_bytes(join(self.output, BLOCKS, name), WHOLE_FILE_BYTES)
+            )
             for row in sorted(int(key) for key in blocks):
                 if first <= row < stop:
                     _, at_row, at_column = source.corner(row)

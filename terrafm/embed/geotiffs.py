@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from terrafm.data.rasters.geotiff import SUFFIXES, Header, OpenGeotiff, Stored, open_geotiff
+from terrafm.data.rasters.geotiff import SUFFIXES, Header, OpenGeotiff, Stored
 from terrafm.data.rasters.offsets import spread
+from terrafm.data.rasters.opening import open_raster
 from terrafm.data.rasters.sensor_files import SensorFiles
 from terrafm.data.rasters.units import Decision
 from terrafm.data.sources.folders import is_clutter
@@ -247,7 +248,7 @@ def _describe(root: str, uri: str) -> GeoTiff:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with open_geotiff(uri) as image:
+            with open_raster(uri) as image:
                 if why := why_no_place(image):
                     raise UsageError(f"image {uri} {why}")
                 a, b, c, d, e, f = (float(value) for value in tuple(image.transform)[:6])

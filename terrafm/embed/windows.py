@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from terrafm.errors import UsageError
 from terrafm.models.patch_embed import PATCH_SIZE
+from terrafm.storage.limits import WINDOW_SIDE
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,12 @@ class Windows:
             dense: patches of all windows must lie on one grid.
 
         Raises:
-            UsageError: the overlap is no smaller than the window, or patches are no whole pixels.
+            UsageError: the window is too large, the overlap is no smaller than the window, or
+                patches are no whole pixels.
         """
+        if side > WINDOW_SIDE:
+            raise UsageError(f"--window {side} is larger than {WINDOW_SIDE} pixels, the largest "
+                             "that is read at once: take a smaller one")  # fmt: skip
         step = 1
         if dense:
             step, rest = divmod(side * PATCH_SIZE, size)

@@ -19,6 +19,7 @@ from terrafm.models.encoder import Encoder
 from terrafm.models.weights import load_encoder, state_fingerprint
 from terrafm.parts import Part, Work, divide, rows_per_part, run_parts
 from terrafm.storage import join, list_names, read_bytes, remove, write_bytes
+from terrafm.storage.limits import WHOLE_FILE_BYTES
 
 _THREADS = 16
 _UNTRAINED = "untrained:"
@@ -190,7 +191,7 @@ def _read_parts(uri: str, parts: Sequence[Part]) -> dict[int, Features]:
 
     def read(part: Part) -> Features | None:
         try:
-            content = read_bytes(join(uri, _part_file(part)))
+            content = read_bytes(join(uri, _part_file(part)), WHOLE_FILE_BYTES)
         except FileNotFoundError:
             return None
         try:

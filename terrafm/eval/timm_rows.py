@@ -24,9 +24,11 @@ from terrafm.eval.features import batches
 from terrafm.eval.labelled import ImageSet
 from terrafm.eval.rows import TIMM, Look, Row
 from terrafm.modalities import MODALITIES
+from terrafm.models.claims import check_weights
 from terrafm.models.weights import state_fingerprint
-from terrafm.storage import absolute, download, exists
+from terrafm.storage import absolute, download, exists, read_bytes
 from terrafm.storage.faults import one_line
+from terrafm.storage.limits import WHOLE_FILE_BYTES
 
 PICTURE_BANDS = ("B04", "B03", "B02")
 # Brightest reflectance of a picture: as quick looks are stretched.
@@ -241,6 +243,7 @@ def _read_state(uri: str) -> dict[str, Tensor]:
         local = Path(folder) / os.path.basename(uri)
         download(uri, local)
         try:
+            check_weights(read_bytes(local, WHOLE_FILE_BYTES))
             state: dict[str, Tensor] = timm.models.load_state_dict(
                 str(local), use_ema=False, weights_only=True
             )

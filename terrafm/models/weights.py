@@ -13,6 +13,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import safetensors
@@ -21,10 +22,21 @@ import torch
 from torch import Tensor, nn
 
 from terrafm.errors import UsageError
+from terrafm.models.claims import check_weights, is_pickled
 from terrafm.models.contract import WeightsContract as WeightsContract
 from terrafm.models.encoder import ARCHITECTURES, Encoder, build_encoder
-from terrafm.storage import check_exists, exists, join, list_names, read_bytes, resolve, write_bytes
+from terrafm.storage import (
+    check_exists,
+    check_json,
+    exists,
+    join,
+    list_names,
+    read_bytes,
+    resolve,
+    write_bytes,
+)
 from terrafm.storage.faults import one_line
+from terrafm.storage.limits import WHOLE_FILE_BYTES
 
 TRAINING_ONLY = "patch_embed.fusion."
 _QUERIES = TRAINING_ONLY + "queries"
@@ -33,6 +45,7 @@ _METADATA_KEY = "terrafm_contract"
 _SURE = "cls_token"
 _COMPILED = "_orig_mod."
 _DEEPEST = 4
+_MOST_NAMES = 1_000_000
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
@@ -89,10 +102,11 @@ def load_weights(
     """
     uri = _find(os.fspath(uri))
     try:
-        content = read_bytes(uri)
+        content = read_bytes(uri, WHOLE_FILE_BYTES)
+        check_weights(content)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read weights {uri}: {one_line(error)}") from None
-    if content.startswith((b"PK", b"\x80")):
+    if is_pickled(content):
         state = _unpickle(uri, content)
         beside = _contract_uri(uri)
         text: str | bytes | None = read_bytes(beside) if exists(beside) else None
@@ -103,6 +117,7 @@ def load_weights(
     state = _encoder_part(uri, state)
     _check_tensors(uri, state)
     try:
+        check_json(text.encode() if isinstance(text, str) else text or b"")
         contract = None if text is None else WeightsContract.from_json(text)
     except ValueError as error:
         raise UsageError(f"the weights contract in {source} is broken: {error}") from None
@@ -286,7 +301,9 @@ def _metadata(content: bytes) -> dict[str, str]:
 
 def _encoder_part(uri: str, state: dict[str, Any]) -> dict[str, Any]:
     """What lies under the encoder's own names, whatever stands before them."""
-    flat = dict(_flattened(state))
+    flat = dict(islice(_flattened(state), _MOST_NAMES + 1))
+    if len(flat) > _MOST_NAMES:
+        raise UsageError(f"weights {uri} name more than {_MOST_NAMES:,} parameters")
     prefixes = {name.removesuffix(_SURE) for name in flat if f".{name}".endswith(f".{_SURE}")}
     if not prefixes:
         return state
@@ -331,5 +348,8 @@ def _check_tensors(uri: str, state: dict[str, Tensor]) -> None:
             )
         if tensor.layout != torch.strided or not tensor.is_floating_point():
             raise UsageError(f"weights {uri}: parameter {name} is not a dense float tensor")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UsageError(f"weights {uri}: parameter {name} repeats numbers, {tensor.numel():,} "
+                             "of fewer")  # fmt: skip
         if not torch.isfinite(tensor).all():
             raise UsageError(f"weights {uri}: parameter {name} holds NaN or infinite values")

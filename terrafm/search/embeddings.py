@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from terrafm.embed.schema import (
@@ -26,7 +25,7 @@ from terrafm.errors import TerraFMError, UsageError
 from terrafm.search.footprints import Footprints, distances
 from terrafm.storage import is_local, open_file
 from terrafm.storage.faults import one_line
-from terrafm.storage.parquet import open_parquet, parquet_file
+from terrafm.storage.parquet import TableFile, open_parquet
 
 # Parts are small files; a store answers several requests in the time of one.
 _PARTS_AHEAD = 8
@@ -238,9 +237,9 @@ def _between(wanted: Sequence[str], span: tuple[str, str] | None) -> bool:
     return span is None or any(span[0] <= tile_id <= span[1] for tile_id in wanted)
 
 
-def _span(file: pq.ParquetFile) -> tuple[str, str] | None:
+def _span(file: TableFile) -> tuple[str, str] | None:
     """Smallest and largest tile id of a part, where its footer has them."""
-    groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+    groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
     # The first of the columns, whatever is nested in the others.
     first = [group.column(0) for group in groups if group.num_columns]
     if any(column.path_in_schema != "tile_id" for column in first):
@@ -251,7 +250,7 @@ def _span(file: pq.ParquetFile) -> tuple[str, str] | None:
     return min(found.min for found in statistics), max(found.max for found in statistics)
 
 
-def _open(uri: str, stack: ExitStack) -> pq.ParquetFile:
+def _open(uri: str, stack: ExitStack) -> TableFile:
     if is_local(uri):
         return open_parquet(uri)
-    return parquet_file(stack.enter_context(open_file(uri)), pre_buffer=True)
+    return TableFile(stack.enter_context(open_file(uri)))

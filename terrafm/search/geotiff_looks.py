@@ -8,6 +8,7 @@ import numpy as np
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from terrafm.config.yaml_text import shortened
 from terrafm.data.rasters.bands import match_bands
 from terrafm.data.rasters.geotiff import OpenGeotiff
 from terrafm.data.rasters.sensor_files import SensorFiles, survey_of
@@ -17,6 +18,7 @@ from terrafm.modalities import MODALITIES
 from terrafm.pictures.colours import colours
 from terrafm.search.look import COLOUR_BANDS, Look
 from terrafm.storage import exists, join
+from terrafm.storage.limits import WINDOW_SIDE
 
 
 class GeotiffLooks:
@@ -35,7 +37,13 @@ class GeotiffLooks:
             raise UsageError(f"{uri} does not exist")
         self._uri, self._embedded = uri.rstrip("/"), manifest.data.rstrip("/")
         (self._modality,) = manifest.modalities
-        self._side = int(manifest.options["window"])
+        side = manifest.options.get("window")
+        if type(side) is not int or not 1 <= side <= WINDOW_SIDE:
+            raise UsageError(
+                f"the embeddings state windows of {shortened(side)} pixels, not of 1 to "
+                f"{WINDOW_SIDE}: embed the images again"
+            )
+        self._side = side
         # As `terrafm.data.rasters.bands.BandMatch` has it: "... (by their names): B02=1 B03=2".
         went = str(manifest.options["bands"]).partition("): ")[2].partition(";")[0]
         places = {band: int(place) for band, place in re.findall(r"(\w+)=(\d+)", went)}
@@ -50,8 +58,12 @@ class GeotiffLooks:
             return None
         uri = self._where(str(tile["source"]))
         sides = tile["window"]
-        window = Window(sides["column"], sides["row"], sides["width"], sides["height"])
         try:
+            window = Window(sides["column"], sides["row"], sides["width"], sides["height"])
+            if max(window.width, window.height) > self._side:
+                raise ValueError(
+                    f"tile {tile['tile_id']} is larger than the windows of {self._side} pixels"
+                )
             with closing(OpenGeotiff(uri)) as image:
                 stored, sample = image.read(window), image.sample()
         except (RasterioError, OSError, ValueError) as error:

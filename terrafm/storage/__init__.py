@@ -1,7 +1,6 @@
 """Files at any URI. What everyone needs is here; `faults`, `ranges` and `slots` serve readers."""
 
 from terrafm.storage.files import (
-    StoreFile,
     absolute,
     arrow_filesystem,
     canonical,
@@ -16,7 +15,6 @@ from terrafm.storage.files import (
     is_local,
     join,
     list_names,
-    open_file,
     read_bytes,
     read_range,
     remove,
@@ -33,7 +31,8 @@ from terrafm.storage.json_lines import (
     to_json,
     write_json_lines,
 )
-from terrafm.storage.records import load_record, parse_json, parse_record
+from terrafm.storage.records import check_json, load_record, parse_json, parse_record
+from terrafm.storage.seekable import StoreFile, open_file
 
 __all__ = [
     "StoreFile",
@@ -42,6 +41,7 @@ __all__ = [
     "arrow_filesystem",
     "canonical",
     "check_exists",
+    "check_json",
     "check_no_file",
     "copy",
     "download",

@@ -5,22 +5,23 @@ is one line. A file that is not there stays a `FileNotFoundError`, and local fau
 are but for a disk that is full.
 """
 
-import io
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import fsspec
 from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
-from typing_extensions import override
 
-from terrafm.errors import TerraFMError, UsageError
-from terrafm.storage.faults import STALL_SECONDS, explain, is_full, patiently
+from terrafm.errors import StoreRefusedError, TerraFMError, UsageError
+from terrafm.storage.faults import STALL_SECONDS, explain, is_full, patiently, status_of
+from terrafm.storage.limits import DOCUMENT_BYTES
+from terrafm.storage.local import check_length, check_regular, read_regular
 from terrafm.storage.removal import erase, erase_files
 
 Answer = TypeVar("Answer")
@@ -156,7 +157,7 @@ def exists(uri: str | os.PathLike[str]) -> bool:
     """
     filesystem, path = resolve(uri)
     try:
-        return bool(_ask("read", uri, filesystem, lambda: filesystem.exists(path)))
+        return bool(ask("read", uri, filesystem, lambda: filesystem.exists(path)))
     except FileNotFoundError:
         return False
     except (OSError, ValueError) as error:
@@ -167,21 +168,30 @@ def file_size(uri: str | os.PathLike[str]) -> int | None:
     """Bytes of a file; None where there is none."""
     filesystem, path = resolve(uri)
     try:
-        return int(_ask("read", uri, filesystem, lambda: filesystem.size(path)))
+        return int(ask("read", uri, filesystem, lambda: filesystem.size(path)))
     except FileNotFoundError:
         return None
 
 
-def read_bytes(uri: str | os.PathLike[str]) -> bytes:
+def read_bytes(uri: str | os.PathLike[str], most: int = DOCUMENT_BYTES) -> bytes:
     """The whole content of a file.
+
+    Args:
+        uri: of the file.
+        most: bytes; a file that has more is not read.
 
     Raises:
         FileNotFoundError: there is no such file.
+        UnreadableFileError: it is larger, or no regular file.
         UsageError: the store refuses to answer (credentials, address).
         TerraFMError: it fails for too long.
     """
     filesystem, path = resolve(uri)
-    content: bytes = _ask("read", uri, filesystem, lambda: filesystem.cat_file(path))
+    if is_local(uri):
+        return read_regular(path, most)
+    # One request: asking for the size first would be another.
+    content = read_range_of(filesystem, path, os.fspath(uri), 0, most + 1)
+    check_length(len(content), most, os.fspath(uri))
     return content
 
 
@@ -225,7 +235,9 @@ def download(uri: str | os.PathLike[str], file: str | os.PathLike[str]) -> None:
         TerraFMError: the store fails for too long.
     """
     filesystem, path = resolve(uri)
-    _ask("read", uri, filesystem, lambda: filesystem.get_file(path, os.fspath(file)))
+    if is_local(uri):
+        check_regular(path)
+    ask("read", uri, filesystem, lambda: filesystem.get_file(path, os.fspath(file)))
 
 
 def ensure_writable(uri: str | os.PathLike[str]) -> None:
@@ -251,72 +263,31 @@ def read_range(uri: str | os.PathLike[str], start: int, stop: int) -> bytes:
         StoreRefusedError, StoreFailedError: the store does not answer.
     """
     filesystem, path = resolve(uri)
-    return _read_range(filesystem, path, os.fspath(uri), start, stop)
+    if is_local(uri):
+        check_regular(path)
+    return read_range_of(filesystem, path, os.fspath(uri), start, stop)
 
 
-class StoreFile(io.RawIOBase):
-    """A file of a store for libraries that seek: every read is one patient range request.
+def read_range_of(filesystem: Any, path: str, where: str, start: int, stop: int) -> bytes:
+    """As `read_range`, of a file system that is open.
 
     Args:
         filesystem: of fsspec.
         path: inside it.
         where: URI, for messages.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        StoreRefusedError, StoreFailedError: the store does not answer.
+        start: first byte.
+        stop: byte behind the last.
     """
-
-    def __init__(self, filesystem: Any, path: str, where: str) -> None:
-        self._filesystem, self._path, self._where = filesystem, path, where
-        self._size = int(_ask("read", where, filesystem, lambda: filesystem.size(path)))
-        self._position = 0
-
-    @override
-    def readable(self) -> bool:
-        return True
-
-    @override
-    def seekable(self) -> bool:
-        return True
-
-    @override
-    def tell(self) -> int:
-        return self._position
-
-    @override
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    @override
-    def read(self, size: int | None = -1) -> bytes:
-        start = min(self._position, self._size)
-        stop = self._size if size is None or size < 0 else min(start + size, self._size)
-        if start == stop:
+    try:
+        content: bytes = ask(
+            "read", where, filesystem, lambda: filesystem.cat_file(path, start=start, end=stop)
+        )
+    except StoreRefusedError as error:
+        # The file ends before the range begins.
+        if status_of(error) == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return b""
-        content = _read_range(self._filesystem, self._path, self._where, start, stop)
-        self._position = start + len(content)
-        return content
-
-    @override
-    def readall(self) -> bytes:
-        return self.read(-1)
-
-    @override
-    def readinto(self, buffer: Any) -> int:
-        content = self.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
-
-
-def open_file(uri: str | os.PathLike[str]) -> IO[bytes]:
-    """A file to read and seek in, patient where it lies in a store."""
-    filesystem, path = resolve(uri)
-    if is_local(uri):
-        return open(path, "rb")
-    return cast(IO[bytes], StoreFile(filesystem, path, os.fspath(uri)))
+        raise
+    return content
 
 
 def copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
@@ -337,7 +308,7 @@ def list_names(uri: str | os.PathLike[str]) -> list[str]:
     """Names directly under a folder, sorted; empty where the folder is missing."""
     filesystem, path = resolve(uri)
     try:
-        entries = _ask("read", uri, filesystem, lambda: filesystem.ls(path, detail=False))
+        entries = ask("read", uri, filesystem, lambda: filesystem.ls(path, detail=False))
     except FileNotFoundError:
         return []
     return sorted(name for e in entries if (name := e.rstrip("/").rpartition("/")[2]))
@@ -352,7 +323,7 @@ def remove(uri: str | os.PathLike[str]) -> None:
     """
     filesystem, path = resolve(uri)
     if not is_local(uri):
-        _ask("write", uri, filesystem, lambda: erase(filesystem, path))
+        ask("write", uri, filesystem, lambda: erase(filesystem, path))
     elif os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:
@@ -370,7 +341,7 @@ def remove_files(uri: str | os.PathLike[str], names: Iterable[str]) -> None:
     filesystem, path = resolve(uri)
     paths = [join(path, name) for name in names]
     if not is_local(uri):
-        _ask("write", uri, filesystem, lambda: erase_files(filesystem, paths))
+        ask("write", uri, filesystem, lambda: erase_files(filesystem, paths))
         return
     for file in paths:
         with suppress(FileNotFoundError):
@@ -409,13 +380,20 @@ def _replacing(path: str, uri: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _copy_local(source: str | os.PathLike[str], path: str, uri: str | os.PathLike[str]) -> None:
+    check_regular(os.fspath(source))
     with _replacing(path, uri) as temporary:
         shutil.copyfile(source, temporary)
 
 
-def _ask(
+def ask(
     doing: str, uri: str | os.PathLike[str], filesystem: Any, request: Callable[[], Answer]
 ) -> Answer:
+    """Makes a request, patiently where it goes to a store; its lasting faults are one line.
+
+    Raises:
+        FileNotFoundError, OSError: as the file system has it.
+        StoreRefusedError, StoreFailedError: the store does not answer.
+    """
     if "file" in _protocols(filesystem):
         return request()
     where = os.fspath(uri)
@@ -428,16 +406,9 @@ def _ask(
         raise explain(error, doing, where) from error
 
 
-def _read_range(filesystem: Any, path: str, where: str, start: int, stop: int) -> bytes:
-    content: bytes = _ask(
-        "read", where, filesystem, lambda: filesystem.cat_file(path, start=start, end=stop)
-    )
-    return content
-
-
 def _write(uri: str | os.PathLike[str], filesystem: Any, request: Callable[[], object]) -> None:
     try:
-        _ask("write", uri, filesystem, request)
+        ask("write", uri, filesystem, request)
     except FileNotFoundError as error:
         # Stores have no folders to miss: it is the bucket.
         raise explain(error, "write", os.fspath(uri)) from None

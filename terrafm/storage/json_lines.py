@@ -12,9 +12,11 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from terrafm.errors import TerraFMError
+from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage.files import exists, is_local, read_bytes, resolve, write_bytes
-from terrafm.storage.records import load_record, parse_json, validated
+from terrafm.storage.limits import LINES_BYTES
+from terrafm.storage.local import check_replaceable
+from terrafm.storage.records import check_json, load_record, parse_json, validated
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,12 @@ def read_json_lines(
     if not exists(uri):
         return []
     lines = []
-    for number, line in enumerate(read_bytes(uri).split(b"\n"), start=1):
+    content = read_bytes(uri, LINES_BYTES)
+    try:
+        check_json(content)
+    except ValueError as error:
+        raise UsageError(f"cannot read {uri}: {error}") from None
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -105,13 +112,15 @@ def append_json_line(uri: str, record: Mapping[str, Any]) -> None:
     """
     line = (to_json(record) + "\n").encode()
     if is_local(uri):
-        with open(resolve(uri)[1], "ab+") as file:
+        path = resolve(uri)[1]
+        check_replaceable(path)
+        with open(path, "ab+") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(size - 1, 0))
             file.write(_end_of(file.read()) + line)
         return
     with _store_lock:
-        before = read_bytes(uri) if exists(uri) else b""
+        before = read_bytes(uri, LINES_BYTES) if exists(uri) else b""
         write_bytes(uri, before + _end_of(before) + line)
 
 

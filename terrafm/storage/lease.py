@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from terrafm.errors import StoreRefusedError, TerraFMError, UsageError
-from terrafm.storage.files import canonical, check_no_file, is_local
+from terrafm.storage.files import canonical, check_no_file, is_local, read_bytes
 from terrafm.storage.lease_record import (
     LEASE_FILE,
     SETTLE_SECONDS,
@@ -255,7 +255,7 @@ def _named(path: Path) -> Holder | None:
     """Who holds the lock of a file; it may still be about to write its name."""
     for _ in range(10):
         with suppress(OSError):
-            if (holder := Holder.read(path.read_bytes())) is not None:
+            if (holder := Holder.read(read_bytes(path))) is not None:
                 return holder
         time.sleep(0.05)
     return None

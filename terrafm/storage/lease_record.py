@@ -21,6 +21,7 @@ from typing_extensions import override
 from terrafm.errors import StoreRefusedError
 from terrafm.storage.faults import explain, patiently, status_of
 from terrafm.storage.files import join, read_bytes, remove, resolve, write_bytes
+from terrafm.storage.local import check_replaceable
 from terrafm.storage.records import Finite, ProcessNumber, parse_json, validated
 
 LEASE_FILE = ".lease"
@@ -154,6 +155,7 @@ class LockedRecord(Record):
 
     def _open(self) -> tuple[int, bool]:
         """The file, and whether it can be written: another user's can only be locked."""
+        check_replaceable(str(self._path))
         flags = os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             return os.open(self._path, flags | os.O_RDWR | os.O_CREAT, 0o666), True

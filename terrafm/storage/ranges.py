@@ -16,6 +16,7 @@ from fsspec.asyn import sync
 from terrafm.errors import UsageError
 from terrafm.storage import is_local, resolve
 from terrafm.storage.faults import STALL_SECONDS
+from terrafm.storage.local import open_descriptor
 
 _OPEN_FILES = 128
 
@@ -158,7 +159,7 @@ class _Descriptor:
     """An open file that closes when it is dropped from the cache."""
 
     def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY)
+        self.number = open_descriptor(path)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):

@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage.faults import one_line
 from terrafm.storage.files import read_bytes
+from terrafm.storage.limits import JSON_CONTAINERS, JSON_VALUES
 
 DEEPEST = 64
 """Levels of nesting in a record; what TerraFM writes has a dozen."""
@@ -56,13 +57,28 @@ class StepLine(TypedDict):
     step: Count
 
 
-def parse_json(content: str | bytes) -> Any:
-    """The value of a JSON text.
+def check_json(text: bytes) -> None:
+    """Refuses a JSON text that would take far more memory than its length lets expect.
 
     Raises:
-        ValueError: it is no JSON, nested deeper than `DEEPEST`, or holds a number that no float
-            is as large as; one line.
+        ValueError: it has more than 2 million objects and arrays, or 16 million values.
     """
+    # Marks inside of texts are counted as well: of those there are far fewer.
+    containers = text.count(b"[") + text.count(b"{")
+    if containers > JSON_CONTAINERS or containers + text.count(b",") > JSON_VALUES:
+        raise ValueError(
+            f"it has more than {JSON_CONTAINERS:,} objects and arrays or {JSON_VALUES:,} values"
+        )
+
+
+def parse_json(content: str | bytes) -> Any:
+    """The value of a JSON text that others wrote.
+
+    Raises:
+        ValueError: it is no JSON, nested deeper than `DEEPEST`, has too many values, or holds a
+            number that no float is as large as; one line.
+    """
+    check_json(content.encode() if isinstance(content, str) else content)
     try:
         value = json.loads(content)
     except RecursionError:

@@ -16,6 +16,7 @@ from typing import Any
 
 from terrafm.storage import is_local, join, read_json_lines, resolve, write_bytes, write_json_lines
 from terrafm.storage.faults import explain
+from terrafm.storage.local import check_replaceable
 from terrafm.storage.records import StepLine
 from terrafm.train.tracker_clients import open_trackers
 from terrafm.train.trackers import TrackedRun
@@ -119,6 +120,7 @@ class _LocalLines:
     """
 
     def __init__(self, path: str) -> None:
+        check_replaceable(path)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - close()
         self._waiting = b""
         self._lock = threading.Lock()

@@ -5,7 +5,7 @@ import pytest
 import rasterio
 import torch
 
-from terrafm import ray_parts
+from terrafm import parts
 from terrafm.data.shards.dataset import Dataset
 from terrafm.embed.dense import dense_uri, write_tile
 from terrafm.embed.job import embed
@@ -104,7 +104,7 @@ def scene(tmp_path):
 def test_a_mosaic_of_windows(scene, tiny_weights, tmp_path, monkeypatch):
     path, pixels = scene
     # Several parts, so that the mosaic is put together from more than one.
-    monkeypatch.setattr(ray_parts, "_LEAST_ROWS", 4)
+    monkeypatch.setattr(parts, "_LEAST_ROWS", 4)
     options = EmbedOptions(modalities=["s2_l2a"], window=128, dense=True, workers=0)
     embed(tiny_weights, path, tmp_path / "out", options)
     with rasterio.open(tmp_path / "out" / "dense" / "north.tif") as file:

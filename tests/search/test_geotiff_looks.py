@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from terrafm.embed.geotiffs import GeoTiffWindows, open_geotiff
+from terrafm.data.rasters.opening import open_raster
+from terrafm.embed.geotiffs import GeoTiffWindows
 from terrafm.embed.schema import read_manifest
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.search.looks import open_looks
@@ -113,4 +114,21 @@ def test_an_image_outside_of_the_data_is_not_looked_at(folder, tmp_path, source)
 
 def test_gdals_own_file_systems_are_not_opened():
     with pytest.raises(ValueError, match="GDAL"):
-        open_geotiff("/vsicurl?url=http%3A%2F%2F127.0.0.1%3A9%2Fx.tif")
+        open_raster("/vsicurl?url=http%3A%2F%2F127.0.0.1%3A9%2Fx.tif")
+
+
+@pytest.mark.parametrize("side", [0, -1, 30_000, 10**12, "64", None, 64.5, True])
+def test_a_manifest_does_not_choose_how_much_memory_a_picture_takes(side, folder):
+    tile = find_similar(folder, "a_r26_c6", count=1)["query"]
+    manifest = read_manifest(folder)
+    manifest = manifest.model_copy(update={"options": {**manifest.options, "window": side}})
+    with pytest.raises(UsageError, match=r"windows of .* pixels, not of 1 to 4096"):
+        open_looks(manifest, None, [tile])
+
+
+@pytest.mark.parametrize(("side", "value"), [("width", 3000), ("height", -1), ("column", 10**6)])
+def test_neither_does_a_row(side, value, folder):
+    tile = find_similar(folder, "a_r26_c6", count=1)["query"]
+    looks = open_looks(read_manifest(folder), None, [tile])
+    with pytest.raises(TerraFMError, match=r"a\.tif"):
+        looks.look(tile | {"window": tile["window"] | {side: value}})

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -35,5 +36,67 @@ def terrafm():
         )
         assert "Traceback" not in done.stdout + done.stderr, done.stderr
         return done.returncode, done.stdout, done.stderr
+
+    return call
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """What a call came to in a process whose memory is limited.
+
+    Attributes:
+        code: 2 where the file was refused, 3 without memory, else 0.
+        said: of the refusal, or the answer.
+        grown: resident memory that the process took beyond its imports, at its peak, MiB.
+    """
+
+    code: int
+    said: str
+    grown: int
+
+
+_BOUNDED = """
+import resource, sys
+from terrafm.errors import TerraFMError
+from terrafm.data.sources.base import BadCellError
+{imports}
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) >> 10
+
+resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
+before = peak()
+for path in sys.argv[1:]:
+    code = 0
+    try:
+        said = repr({call})[:200]
+    except (TerraFMError, BadCellError, {errors}) as error:
+        said, code = str(error), 2
+    except MemoryError:
+        said, code = "MemoryError", 3
+    print("ended", code, peak() - before, said.replace(chr(10), " | "))
+"""
+
+
+@pytest.fixture
+def bounded():
+    """Evaluates an expression of `path` for each argument, in one process of its own.
+
+    Its address space has a limit, and so has its time.
+    """
+
+    def call(imports, expression, *paths, errors="ValueError", timeout=60, limit=12 << 30):
+        program = _BOUNDED.format(imports=imports, call=expression, errors=errors, limit=limit)
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, paths)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        lines = [line.split(" ", 3) for line in done.stdout.splitlines() if line[:6] == "ended "]
+        return [Bounded(int(code), said, int(grown)) for _, code, grown, said in lines]
 
     return call

@@ -7,12 +7,13 @@ import pytest
 import rasterio
 from rasterio.errors import RasterioError
 
-from terrafm.data.rasters.geotiff import OpenGeotiff, open_geotiff, read_whole
+from terrafm.data.rasters.geotiff import OpenGeotiff, read_whole
+from terrafm.data.rasters.opening import open_raster
 from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.raster import decode_geotiff, read_geotiff
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.eval.feature_cache import read_features
-from terrafm.storage.parquet import parquet_file
+from terrafm.storage.parquet import TableFile
 from terrafm.train.records import SAMPLES_FILE, trim_samples
 from tuning.trials import TABLE_FILE, read_table
 
@@ -36,7 +37,7 @@ def test_such_a_column_is_refused_however_deep_it_lies(nested, tmp_path, hostile
     }[nested]()
     pq.write_table(pa.table({"tile_id": ["a"], "notes": column}), tmp_path / "file")
     with pytest.raises(pa.ArrowInvalid, match=r"column notes .*arrow_pickled_object.*run code"):
-        parquet_file(tmp_path / "file")
+        TableFile(tmp_path / "file")
 
 
 def test_types_of_arrow_itself_are_read(tmp_path):
@@ -44,8 +45,8 @@ def test_types_of_arrow_itself_are_read(tmp_path):
     codes = pa.array(["land", "sea", "land"]).dictionary_encode()
     pq.write_table(pa.table({"tensor": tensors}), tmp_path / "tensors")
     pq.write_table(pa.table({"class": codes}), tmp_path / "codes")
-    assert parquet_file(tmp_path / "tensors").read().num_rows == 1
-    assert parquet_file(tmp_path / "codes").read()["class"].to_pylist() == ["land", "sea", "land"]
+    assert TableFile(tmp_path / "tensors").read().num_rows == 1
+    assert TableFile(tmp_path / "codes").read()["class"].to_pylist() == ["land", "sea", "land"]
 
 
 VRT = """<VRTDataset rasterXSize="8" rasterYSize="8">
@@ -58,7 +59,7 @@ VRT = """<VRTDataset rasterXSize="8" rasterYSize="8">
 
 @pytest.mark.parametrize(
     "read",
-    [lambda path: decode_geotiff(path.read_bytes(), "here"), read_whole, open_geotiff],
+    [lambda path: decode_geotiff(path.read_bytes(), "here"), read_whole, open_raster],
     ids=["ingest", "evaluate", "embed"],
 )
 def test_a_geotiff_that_points_at_another_file_is_refused(read, tmp_path):

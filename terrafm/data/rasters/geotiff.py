@@ -5,26 +5,29 @@ value. Of files beside it only a mask on a disk is looked for, IMAGE.tif.msk: in
 look would be a request, and GDAL would let such files point anywhere.
 """
 
-import hashlib
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
-from rasterio.io import DatasetReader, MemoryFile
+from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
+from terrafm.data.rasters.opening import (
+    check_whole,
+    check_window,
+    open_mask,
+    open_raster,
+    open_raster_bytes,
+)
 from terrafm.data.rasters.units import is_missing, sample
 from terrafm.errors import PixelError, UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.storage import exists, file_size, is_local, open_file, read_bytes, resolve
-from terrafm.storage.claims import HARMLESS_BYTES, check_claim
+from terrafm.storage import file_size, read_bytes
+from terrafm.storage.limits import WHOLE_FILE_BYTES
 
 SUFFIXES = (".tif", ".tiff")
 _GSD_TOLERANCE = 0.05
@@ -33,9 +36,7 @@ _GSD_TOLERANCE = 0.05
 _SMALL = 512 * 512
 _WINDOW = 128
 _LOOKS = (4, 8, 16)
-_MASK_SUFFIX = ".msk"
-# GDAL looks at no file beside the one that it is told to open.
-_ALONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+_MOST_LOOKED_AT = 1 << 26
 # Tags that say something of the pixels: the others may be long, and headers travel to workers.
 _TAGS = (
     "product_id", "PRODUCT_ID", "PRODUCT_URI", "PROCESSING_BASELINE", "BOA_ADD_OFFSET",
@@ -245,14 +246,24 @@ class OpenGeotiff:
         """Opens it, and the mask beside it.
 
         Raises:
-            RasterioError, OSError, ValueError: see `open_geotiff`, `open_mask`.
+            RasterioError, OSError, ValueError: see `open_raster`, `open_mask`.
         """
-        self.image = open_geotiff(uri)
+        self._uri = uri
+        self.image = open_raster(uri)
         self.header = Header.of(self.image)
         self._mask = open_mask(uri, self.image)
 
     def read(self, window: Window | None = None) -> Stored:
-        """See `read_stored`."""
+        """See `read_stored`.
+
+        Raises:
+            RasterioError, MemoryError, ValueError: it cannot be read, lies outside, or is larger
+                than is read at once or than the file can hold.
+        """
+        if window is not None:
+            check_window(self.image, window)
+        else:
+            check_whole(self.image, lambda: file_size(self._uri) or 0)
         return read_stored(self.image, self.header, window, self._mask)
 
     def sample(self) -> Stored:
@@ -264,6 +275,9 @@ class OpenGeotiff:
         if height * width <= _SMALL:
             return self.read()
         for windows_a_side in _LOOKS:
+            looked_at = (windows_a_side * _WINDOW) ** 2 * self.header.count
+            if windows_a_side > _LOOKS[0] and looked_at > _MOST_LOOKED_AT:
+                break
             found = [self.read(w) for w in _spread(height, width, windows_a_side)]
             pixels = np.concatenate([part.pixels for part in found], axis=2)
             missing = np.concatenate([part.missing for part in found], axis=2)
@@ -286,20 +300,6 @@ def _spread(height: int, width: int, a_side: int) -> Iterator[Window]:
             yield Window(int(left), int(top), side, side)
 
 
-@contextmanager
-def open_bytes(content: bytes) -> Iterator[DatasetReader]:
-    """A GeoTIFF in memory.
-
-    Raises:
-        RasterioError: it is none, or damaged.
-    """
-    with warnings.catch_warnings(), MemoryFile(content) as memory:
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        # GDAL would go by the content: a VRT points at any other file or address.
-        with memory.open(driver="GTiff") as image:
-            yield image
-
-
 def read_whole(uri: str) -> Stored:
     """All pixels of a file.
 
@@ -308,110 +308,15 @@ def read_whole(uri: str) -> Stored:
             into memory.
     """
     try:
-        content = read_bytes(uri)
-        with open_bytes(content) as image:
-            check_claim(size_in_memory(image), len(content))
+        content = read_bytes(uri, WHOLE_FILE_BYTES)
+        with open_raster_bytes(content) as image:
+            check_whole(image, lambda: len(content))
             mask = open_mask(uri, image)
             return read_stored(image, Header.of(image), mask=mask)
     except MemoryError:
         raise UsageError(f"cannot read image {uri}: its pixels do not fit into memory") from None
     except (RasterioError, OSError, ValueError) as error:
         raise UsageError(f"cannot read image {uri}: {error}") from None
-
-
-def open_geotiff(uri: str) -> DatasetReader:
-    """Opens a file where it lies; of one in a store only what is asked for is read.
-
-    Raises:
-        RasterioError, OSError, ValueError: it cannot be read, or the blocks it is decoded by are
-            larger than its bytes can hold.
-    """
-    path = resolve(uri)[1]
-    if path.startswith("/vsi"):
-        raise ValueError("GDAL would look for it elsewhere")
-
-    if is_local(uri):
-        with rasterio.Env(**_ALONE):
-            image = rasterio.open(path, driver="GTiff")
-    else:
-        image = open_through(uri, lambda: open_file(uri))
-    _check_block(image, uri)
-    return image
-
-
-def open_through(name: str, open_file: Callable[[], Any]) -> DatasetReader:
-    """Opens a GeoTIFF whose bytes Python reads, alone: files beside it are not looked for.
-
-    GDAL gets a name of its own. It looks for neighbours by cutting bytes off a name, and what is
-    left of letters outside ASCII is no text, at which rasterio 1.4 raises a SystemError.
-
-    Args:
-        name: of the file, any text.
-        open_file: opens it, to read and seek.
-
-    Raises:
-        RasterioError, OSError: it is no GeoTIFF, or cannot be opened.
-    """
-    alias = f"{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()}.tif"
-
-    def opener(path: str, mode: str = "rb") -> Any:
-        if path.rpartition("/")[2] != alias:
-            raise FileNotFoundError(path)
-        return open_file()
-
-    try:
-        with rasterio.Env(**_ALONE):
-            return rasterio.open(alias, driver="GTiff", opener=opener)
-    except RasterioError:
-        raise RasterioIOError(f"{name} is not a readable GeoTIFF (damaged or cut short)") from None
-
-
-def open_mask(uri: str, image: DatasetReader) -> DatasetReader | None:
-    """The mask beside a file on a disk, IMAGE.tif.msk; None where there is none.
-
-    Raises:
-        RasterioError, ValueError: it is damaged, or no mask of that file.
-    """
-    beside = uri + _MASK_SUFFIX
-    if not is_local(uri) or not exists(beside):
-        return None
-    with warnings.catch_warnings(), rasterio.Env(**_ALONE):
-        # It lies where its image does.
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        mask = rasterio.open(resolve(beside)[1], driver="GTiff")
-    _check_block(mask, beside)
-    if mask.shape != image.shape:
-        raise ValueError(f"{beside} has {mask.shape} pixels, not {image.shape}")
-    return mask
-
-
-def size_in_memory(image: DatasetReader) -> int:
-    """Bytes of an open GeoTIFF once it is read, in whole blocks.
-
-    GDAL decodes block by block: one of gigabytes may lie behind an image of 8 x 8.
-    """
-    rows, columns = _block(image)
-    down, across = -(-int(image.height) // rows), -(-int(image.width) // columns)
-    return block_size(image) * down * across
-
-
-def block_size(image: DatasetReader) -> int:
-    """Bytes that GDAL decodes for any one pixel: the block around it, in all bands."""
-    # rasterio reads pairs of 16-bit integers, for which numpy has no type, as floats.
-    names = (str(name).replace("complex_int16", "complex64") for name in image.dtypes)
-    rows, columns = _block(image)
-    return rows * columns * sum(np.dtype(name).itemsize for name in names)
-
-
-def _block(image: DatasetReader) -> tuple[int, int]:
-    rows, columns = max(image.block_shapes, default=(1, 1))
-    return int(rows), int(columns)
-
-
-def _check_block(image: DatasetReader, uri: str) -> None:
-    block = block_size(image)
-    if block > HARMLESS_BYTES:
-        check_claim(block, file_size(uri) or 0)
 
 
 def _crs_text(unit: str) -> str:

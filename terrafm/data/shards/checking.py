@@ -13,7 +13,7 @@ from terrafm.data.shards.entry import check_rows
 from terrafm.data.shards.manifest import CellGroup, StoredFile
 from terrafm.storage import file_size, join, open_file, read_range
 from terrafm.storage.faults import one_line
-from terrafm.storage.parquet import parquet_file
+from terrafm.storage.parquet import TableFile
 
 _BLOCK_BYTES = 16 << 20
 
@@ -137,7 +137,7 @@ def _structure_faults(
     """Whether the Parquet file itself has the tiles and cells of the index, at its offsets."""
     try:
         with open_file(where) as file:
-            parquet = parquet_file(file)
+            parquet = TableFile(file)
             ids = _tile_ids(parquet)
             footer = parquet.metadata
             places = [_places(footer, row) for row in range(footer.num_row_groups)]

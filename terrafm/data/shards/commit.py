@@ -23,7 +23,7 @@ from terrafm.data.shards.manifest import (
 from terrafm.data.shards.scratch import publish, scratch_file
 from terrafm.errors import TerraFMError
 from terrafm.storage import exists, join, write_bytes
-from terrafm.storage.parquet import parquet_file
+from terrafm.storage.parquet import TableFile
 
 
 def commit_dataset(
@@ -67,7 +67,7 @@ def commit_dataset(
     next_version = previous.version + 1 if previous else 1
     with scratch_file(join(dataset_uri, _index_name(next_version))) as scratch:
         write_index(scratch, tables, order)
-        found = fingerprint(Index(parquet_file(scratch), str(scratch)), head)
+        found = fingerprint(Index(TableFile(scratch), str(scratch)), head)
         version = next_version
         if previous and previous.fingerprint == found:
             version = previous.version

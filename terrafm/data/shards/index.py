@@ -24,7 +24,8 @@ from terrafm.data.shards.manifest import CellGroup, StoredFile
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import download, is_local, join, read_bytes, resolve
 from terrafm.storage.faults import one_line
-from terrafm.storage.parquet import parquet_file
+from terrafm.storage.local import check_regular
+from terrafm.storage.parquet import TableFile
 
 ROWS_PER_GROUP = 65_536
 # Row groups kept for look-ups: about 12 MB each for all places of a full set of sensors.
@@ -42,7 +43,7 @@ class Index:
         where: URI of it, for messages.
     """
 
-    def __init__(self, file: pq.ParquetFile, where: str) -> None:
+    def __init__(self, file: TableFile, where: str) -> None:
         self.where = where
         self._file = file
         # Parquet readers are not made for several threads.
@@ -71,7 +72,7 @@ class Index:
         where = join(dataset_uri, stored.name)
         try:
             source, whole = _source(where, stored)
-            file = parquet_file(source, page_checksum_verification=True) if whole else None
+            file = TableFile(source, page_checksum_verification=True) if whole else None
         except (OSError, ValueError) as error:
             raise _unreadable(where, error) from None
         if file is None or file.metadata.num_rows != stored.tiles:
@@ -91,7 +92,7 @@ class Index:
         """An index in memory, from rows that are sorted by tile id."""
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink)
-        return cls(parquet_file(pa.BufferReader(sink.getvalue())), "the index in memory")
+        return cls(TableFile(pa.BufferReader(sink.getvalue())), "the index in memory")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -297,6 +298,7 @@ def _source(where: str, stored: StoredFile) -> tuple[Any, bool]:
         return pa.BufferReader(content), hashlib.sha256(content).hexdigest() == stored.sha256
     if is_local(where):
         path = resolve(where)[1]
+        check_regular(path)
         return pa.OSFile(path), os.path.getsize(path) == stored.bytes
     # One request after the other for every column would take minutes: it is copied once.
     number, copy = tempfile.mkstemp(prefix="terrafm-index-")

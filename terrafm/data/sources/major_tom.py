@@ -11,7 +11,6 @@ from collections import OrderedDict
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Product
 from terrafm.data.sources.folders import (
@@ -30,7 +29,7 @@ from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, is_local, join
 from terrafm.storage.faults import explain, is_passing, patiently
-from terrafm.storage.parquet import open_parquet
+from terrafm.storage.parquet import TableFile, open_parquet
 
 PUBLISHED = {"s2_l2a": "Core-S2L2A", "s2_l1c": "Core-S2L1C", "s1": "Core-S1RTC"}
 _SHAPE = (1068, 1068)
@@ -47,7 +46,7 @@ class MajorTom:
         self._uri = uri
         self._modalities = modalities
         self._listing: tuple[list[CellRef], dict[str, Any]] | None = None
-        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._files: OrderedDict[str, TableFile] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         """A reading task gets neither the listing nor open files."""
@@ -208,15 +207,15 @@ class MajorTom:
         values = read.slice(index, 1).to_pylist()[0]
         return {column: values[name] for column, name in names.items()}
 
-    def _open(self, uri: str) -> pq.ParquetFile:
+    def _open(self, uri: str) -> TableFile:
         if uri not in self._files:
             self._files[uri] = open_parquet(uri)
             if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)[1].close(force=True)
+                self._files.popitem(last=False)[1].close()
         return self._files[uri]
 
 
-def _row_group(file: pq.ParquetFile, row: MetadataRow) -> tuple[int, int]:
+def _row_group(file: TableFile, row: MetadataRow) -> tuple[int, int]:
     """The row group that holds a row, and the row's place in it."""
     remaining = row.row
     if 0 <= remaining < file.metadata.num_rows:

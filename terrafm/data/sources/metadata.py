@@ -93,7 +93,7 @@ def _read(uri: str) -> pd.DataFrame:
             raise UsageError(f"{uri} has no column {', '.join(absent)}")
         wanted = [name for name in (*_REQUIRED, *_OPTIONAL) if name in names]
         table = patiently(lambda: file.read(columns=wanted), uri)
-        file.close(force=True)
+        file.close()
         frame = pd.DataFrame(table.to_pandas())
     except (OSError, pa.ArrowException) as error:
         if is_passing(error):

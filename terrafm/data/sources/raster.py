@@ -10,19 +10,13 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
-from terrafm.data.rasters.geotiff import (
-    Header,
-    Stored,
-    open_bytes,
-    open_mask,
-    read_stored,
-    size_in_memory,
-)
+from terrafm.data.rasters.geotiff import Header, Stored, read_stored
 from terrafm.data.rasters.offsets import claimed_offset
+from terrafm.data.rasters.opening import check_whole, open_mask, open_raster_bytes
 from terrafm.data.sources.base import BadCellError
 from terrafm.errors import PixelError
 from terrafm.storage import read_bytes
-from terrafm.storage.claims import check_claim
+from terrafm.storage.limits import WHOLE_FILE_BYTES
 
 Affine = tuple[float, float, float, float, float, float]
 
@@ -265,7 +259,7 @@ def _opened(content: bytes, where: str) -> Iterator[Any]:
     if not content:
         raise BadCellError(where, "the file is empty")
     try:
-        with open_bytes(content) as dataset:
+        with open_raster_bytes(content) as dataset:
             yield dataset
     except RasterioError:
         raise BadCellError(where, "not a readable GeoTIFF (damaged or cut short)") from None
@@ -277,14 +271,14 @@ def _opened(content: bytes, where: str) -> Iterator[Any]:
 
 def _check_size(dataset: DatasetReader, stored: int, where: str) -> None:
     try:
-        check_claim(size_in_memory(dataset), stored)
+        check_whole(dataset, lambda: stored)
     except ValueError as error:
         raise BadCellError(where, str(error)) from None
 
 
 def _fetch(uri: str) -> bytes:
     try:
-        return read_bytes(uri)
+        return read_bytes(uri, WHOLE_FILE_BYTES)
     except OSError as error:
         reason = "file not found" if isinstance(error, FileNotFoundError) else str(error)
         raise BadCellError(uri, reason) from None

@@ -1,22 +1,23 @@
 """Climate zones from a raster that the user gives, such as a Koeppen-Geiger map.
 
-Any raster of integer codes in EPSG:4326 will do, at any resolution. Zones are only used to spread
+Any GeoTIFF of integer codes in EPSG:4326 will do, at any resolution. Zones are only used to spread
 the selection of tiles; they never enter the loss.
 """
 
 from functools import cached_property
+from io import BytesIO
 from typing import Any
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
-from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
+from terrafm.data.rasters.opening import open_raster, open_raster_through
 from terrafm.data.sources.base import BadCellError
 from terrafm.errors import UsageError
-from terrafm.storage import is_local, read_bytes, resolve
+from terrafm.storage import is_local, read_bytes
+from terrafm.storage.limits import WHOLE_FILE_BYTES
 
 UNKNOWN = 0
 
@@ -36,10 +37,14 @@ class ClimateZones:
         except (RasterioError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"cannot open the climate raster {uri}: {reason}") from None
-        kind = np.dtype(dataset.dtypes[0])
+        kind = str(dataset.dtypes[0])
         if dataset.crs is None or dataset.crs.to_epsg() != 4326:
             raise UsageError(f"the climate raster {uri} must be in EPSG:4326, not {dataset.crs}")
-        if not np.issubdtype(kind, np.integer) or dataset.transform.b or dataset.transform.d:
+        if (
+            not kind.removeprefix("u").startswith("int")
+            or dataset.transform.b
+            or dataset.transform.d
+        ):
             raise UsageError(
                 f"the climate raster {uri} must be a north-up grid of integer codes, not {kind}"
             )
@@ -82,6 +87,7 @@ class ClimateZones:
     @cached_property
     def _dataset(self) -> Any:
         if is_local(self._uri):
-            return rasterio.open(resolve(self._uri)[1])
+            return open_raster(self._uri)
         # Read once and whole: a request for each tile's pixel would take far longer.
-        return MemoryFile(read_bytes(self._uri)).open()
+        content = read_bytes(self._uri, WHOLE_FILE_BYTES)
+        return open_raster_through(self._uri, lambda: BytesIO(content), lambda: len(content))

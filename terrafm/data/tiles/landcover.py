@@ -19,7 +19,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from typing_extensions import override
 
-from terrafm.data.rasters.geotiff import open_through
+from terrafm.data.rasters.opening import check_window, open_raster_through
 from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.folders import is_clutter
 from terrafm.data.tiles.land_tiles import PUBLISHED_TILES, SOUTHERNMOST, may_hold_land
@@ -28,6 +28,7 @@ from terrafm.errors import STORE_ERRORS, TerraFMError, UsageError
 from terrafm.storage import StoreFile, resolve
 from terrafm.storage.faults import explain, is_passing, patiently
 from terrafm.storage.files import S3_OPTIONS
+from terrafm.storage.local import open_regular
 
 WORLDCOVER_URI = "s3://esa-worldcover/v200/2021/map"
 _ESA_BUCKET = "s3://esa-worldcover/"
@@ -184,11 +185,13 @@ class WorldCover:
         window = Window(left, top, int(columns.max()) - left + 1, int(rows.max()) - top + 1)
         opener = _Opener(self._open()[0], name)
         try:
-            with open_through(name, opener) as dataset:
+            # Blocks of its tiles have a megapixel.
+            with open_raster_through(name, opener, stored=lambda: 0) as dataset:
                 if dataset.shape != (_TILE_PIXELS, _TILE_PIXELS):
                     raise BadCellError(name, f"not a WorldCover tile: {dataset.shape} pixels")
+                check_window(dataset, window)
                 pixels: NDArray[np.uint8] = dataset.read(1, window=window)
-        except (RasterioError, OSError) as error:
+        except (RasterioError, OSError, ValueError) as error:
             if opener.failure is not None:
                 raise opener.failure from None
             raise BadCellError(name, f"WorldCover tile cannot be read: {error}") from None
@@ -218,7 +221,7 @@ class _Opener:
 
     def __call__(self) -> Any:
         if "file" in self._filesystem.protocol:
-            return open(self._path, "rb")
+            return open_regular(self._path)
         return _Watched(self._filesystem, self._path, self)
 
 

@@ -21,6 +21,7 @@ from terrafm.eval.labelled import (
     measured_statistics,
     training_rows,
 )
+from terrafm.eval.sets.library_files import check_folder
 from terrafm.storage import exists, is_local, resolve
 from terrafm.storage.faults import one_line
 
@@ -171,7 +172,8 @@ def open_copernicus(uri: str, *, check_units: bool = True) -> CopernicusImages |
         check_units: refuse values that are no reflectance or dB.
 
     Raises:
-        UsageError: no such set, torchgeo is missing, nothing there, or other units.
+        UsageError: no such set, torchgeo is missing, nothing there, other units, or files that a
+            library should not open.
     """
     name, _, folder = uri.removeprefix(PREFIX).partition("@")
     if name not in SETS or not folder:
@@ -180,6 +182,7 @@ def open_copernicus(uri: str, *, check_units: bool = True) -> CopernicusImages |
         raise UsageError(f"{uri}: torchgeo reads from a disk only; copy the set to one")
     if not exists(folder):
         raise UsageError(f"folder {folder} does not exist")
+    check_folder(resolve(folder)[1])
     known = SETS[name]
     opened = CopernicusMasks if known.masks else CopernicusImages
     return opened(uri, known, resolve(folder)[1], check_units)

@@ -31,6 +31,7 @@ from terrafm.eval.labelled import (
     measured_statistics,
     training_rows,
 )
+from terrafm.eval.sets.library_files import check_folder, check_hdf5
 from terrafm.modalities import MODALITIES
 from terrafm.storage import is_local, resolve
 from terrafm.storage.faults import one_line
@@ -140,6 +141,7 @@ class _GeoBench:
 
     def _sample(self, name: str, label_only: bool = False) -> Any:
         try:
+            check_hdf5(self._file(name))
             return self._load(Path(self._file(name)), label_only=label_only)
         except Exception as error:  # noqa: BLE001 - a damaged file can fail anywhere
             raise UsageError(f"cannot read sample {self._file(name)}: {one_line(error)}") from None
@@ -268,7 +270,7 @@ def open_geobench(
 
     Raises:
         UsageError: no consent, `geobench` is missing, an unknown partition, no bands of the
-            sensors, or other units.
+            sensors, other units, or files that a library should not open.
     """
     if not trust_pickles:
         raise UsageError(
@@ -278,6 +280,7 @@ def open_geobench(
     if not is_local(uri):
         raise UsageError(f"{uri}: geobench reads from a disk only; copy the set to one")
     library = _library()
+    check_folder(resolve(uri)[1], samples=False)
     try:
         with warnings.catch_warnings():
             # Of wrong band names, which are put right here.

@@ -42,6 +42,7 @@ from terrafm.storage import (
     upload,
 )
 from terrafm.storage.faults import explain, one_line
+from terrafm.storage.limits import WHOLE_FILE_BYTES
 from terrafm.storage.records import Count, open_keys, validated
 from terrafm.train.checkpoints.files import (
     Digest,
@@ -430,7 +431,7 @@ def newest_intact(folder: str) -> tuple[str | None, list[str]]:
 
 def _read_checked(uri: str, name: str, files: Mapping[str, Digest]) -> bytes:
     try:
-        content = read_bytes(join(uri, name))
+        content = read_bytes(join(uri, name), WHOLE_FILE_BYTES)
     except FileNotFoundError:
         raise DamagedCheckpointError(f"checkpoint {uri}: {name} is missing") from None
     if digest_of(content) != files.get(name):

@@ -1,0 +1,80 @@
+"""Files to read and seek in, wherever they lie."""
+
+import io
+import os
+from typing import IO, Any, cast
+
+from typing_extensions import override
+
+from terrafm.storage.files import ask, is_local, read_range_of, resolve
+from terrafm.storage.local import open_regular
+
+
+class StoreFile(io.RawIOBase):
+    """A file of a store for libraries that seek: every read is one patient range request.
+
+    Args:
+        filesystem: of fsspec.
+        path: inside it.
+        where: URI, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StoreRefusedError, StoreFailedError: the store does not answer.
+    """
+
+    def __init__(self, filesystem: Any, path: str, where: str) -> None:
+        self._filesystem, self._path, self._where = filesystem, path, where
+        self._size = int(ask("read", where, filesystem, lambda: filesystem.size(path)))
+        self._position = 0
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return True
+
+    @override
+    def tell(self) -> int:
+        return self._position
+
+    @override
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    @override
+    def read(self, size: int | None = -1) -> bytes:
+        start = min(self._position, self._size)
+        stop = self._size if size is None or size < 0 else min(start + size, self._size)
+        if start == stop:
+            return b""
+        content = read_range_of(self._filesystem, self._path, self._where, start, stop)
+        self._position = start + len(content)
+        return content
+
+    @override
+    def readall(self) -> bytes:
+        return self.read(-1)
+
+    @override
+    def readinto(self, buffer: Any) -> int:
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def open_file(uri: str | os.PathLike[str]) -> IO[bytes]:
+    """A file to read and seek in, patient where it lies in a store.
+
+    Raises:
+        UnreadableFileError: it is no regular file.
+        OSError: there is none, or it cannot be opened.
+    """
+    filesystem, path = resolve(uri)
+    if is_local(uri):
+        return open_regular(path)
+    return cast(IO[bytes], StoreFile(filesystem, path, os.fspath(uri)))
