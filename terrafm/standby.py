@@ -10,7 +10,6 @@ A process that waits takes memory, and no logical CPU.
 import importlib
 import logging
 import os
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +24,8 @@ from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as HOOK
 from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
 from ray.core.generated.common_pb2 import PYTHON
+
+from terrafm.storage.temporary import own_folder
 
 logger = logging.getLogger(__name__)
 
@@ -177,8 +178,7 @@ def _orders() -> Path:
     """Folder of this node, job and hook, with a file for each process that has not come yet."""
     job = ray.get_runtime_context().get_job_id()
     session = os.path.basename(ray._private.worker.global_worker.node.get_session_dir_path())
-    folder = f"terrafm-standby-{os.getuid()}"
-    return Path(tempfile.gettempdir(), folder, session, job, os.environ[HOOK])
+    return Path(own_folder("standby"), session, job, os.environ[HOOK])
 
 
 def _path(hook: object) -> str:

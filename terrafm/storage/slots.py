@@ -6,11 +6,12 @@ A slot is a lock on a small file: the kernel gives it back when a process ends, 
 import fcntl
 import os
 import random
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+
+from terrafm.storage.temporary import own_folder
 
 
 @contextmanager
@@ -49,6 +50,6 @@ def _open(folder: Path, number: int) -> int:
 
 @cache
 def _folder(limit: int) -> Path:
-    folder = Path(tempfile.gettempdir()) / f"terrafm-requests-{os.getuid()}" / str(limit)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = own_folder("requests") / str(limit)
+    folder.mkdir(exist_ok=True)
     return folder

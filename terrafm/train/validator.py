@@ -43,7 +43,7 @@ from terrafm.errors import TerraFMError
 from terrafm.storage import is_local, join, read_bytes
 from terrafm.storage.faults import one_line
 from terrafm.train.capacity import fitting_workers
-from terrafm.train.checkpoints.store import MARKER
+from terrafm.train.checkpoints.files import MARKER
 from terrafm.train.events import EventLog
 from terrafm.train.tracker_clients import open_trackers
 from terrafm.train.trackers import TrackedRun, Tracker

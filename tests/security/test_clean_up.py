@@ -1,6 +1,9 @@
 """Clean-up removes what we wrote and nothing else; through links nothing is written."""
 
+import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +11,10 @@ from terrafm.data.append import append
 from terrafm.data.ingest import ingest
 from terrafm.data.shards.folder import check_folder, remove_halves, remove_shards, remove_staged
 from terrafm.errors import UsageError
+from terrafm.storage.temporary import own_folder
+from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
+from terrafm.train.checkpoints.staging import remove_staging
+from terrafm.train.checkpoints.store import list_checkpoints, load_checkpoint, save_checkpoint
 
 HALF = "0123456789abcdef" * 2
 FOREIGN = [
@@ -166,3 +173,75 @@ def test_an_embedding_clears_away_its_own_parts_alone(tmp_path):
     _remove_scaffold(str(tmp_path))
     assert sorted(files(tmp_path)) == sorted(mine)
     assert _PART.fullmatch("part-00007.parquet")
+
+
+# Checkpoints
+
+
+def with_notes(folder):
+    (folder / "notes.txt").write_text("mine")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "file").write_text("mine")
+    return folder
+
+
+def only_notes(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*")) == [
+        "mine", "mine/file", "notes.txt",
+    ]  # fmt: skip
+
+
+def test_pruning_leaves_what_others_put_beside_a_checkpoint(checkpoint, tmp_path):
+    folder = tmp_path / "checkpoints"
+    for step in (2, 4):
+        shutil.copytree(checkpoint, folder / f"step_{step:08d}")
+    with_notes(folder / "step_00000002")
+    prune_checkpoints(str(folder), Retention(last=1), 4, {})
+    assert [step for step, _ in list_checkpoints(str(folder))] == [4]
+    assert only_notes(folder / "step_00000002")
+
+
+def test_a_checkpoint_that_is_written_anew_keeps_what_others_put_beside_it(checkpoint, tmp_path):
+    target = with_notes(
+        Path(shutil.copytree(checkpoint, tmp_path / "run/checkpoints/step_00000002"))
+    )
+    (target / "state.json").write_text("{")
+    state = load_checkpoint(checkpoint)
+    save_checkpoint(str(target.parent), state)
+    assert load_checkpoint(str(target)).step == 2
+    assert (target / "notes.txt").read_text() == (target / "mine" / "file").read_text() == "mine"
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["checkpoints"]
+
+
+def test_clearing_after_a_killed_writer_leaves_files_of_others(checkpoint, tmp_path):
+    half = with_notes(Path(shutil.copytree(checkpoint, tmp_path / "run/.staging-abcd")))
+    shutil.copytree(checkpoint, tmp_path / "run/.staging-efgh")
+    remove_staging(str(tmp_path / "run"))
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [".staging-abcd"]
+    assert only_notes(half)
+
+
+# Folders among the temporary files
+
+
+def test_a_folder_that_somebody_else_has_laid_ready_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = own_folder("requests")
+    assert mine.stat().st_mode & 0o777 == 0o700
+    mine.chmod(0o777)
+    assert own_folder("requests").stat().st_mode & 0o777 == 0o700
+    mine.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    mine.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(
+        UsageError, match="not this user's own folder: name another place in TMPDIR"
+    ):
+        own_folder("requests")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give folders away")
+def test_a_folder_of_another_user_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    os.chown(own_folder("standby"), 65534, 65534)
+    with pytest.raises(UsageError, match="not this user's own folder"):
+        own_folder("standby")

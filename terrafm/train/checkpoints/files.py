@@ -23,6 +23,12 @@ _BLOCK_BYTES = 16 << 20
 _SMALL_BYTES = 1 << 20
 _DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 
+MARKER = "complete.json"
+STATE = "state.json"
+GROUPS = ("student", "teacher", "optimizer", "centers")
+FILES = frozenset({MARKER, STATE, *(f"{name}.safetensors" for name in GROUPS)})
+"""All that a checkpoint's folder holds by us."""
+
 Digest = dict[str, Any]
 """`bytes` and `sha256` of a file, as the marker has them."""
 

@@ -15,10 +15,10 @@ from terrafm.config import TrainConfig
 from terrafm.errors import UsageError
 from terrafm.storage import file_size, join, list_names
 from terrafm.train.checkpoints.best import Best, find_checkpoint, held_reasons, read_best
+from terrafm.train.checkpoints.files import MARKER
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
-    MARKER,
     DamagedCheckpointError,
     damage_of,
     list_checkpoints,

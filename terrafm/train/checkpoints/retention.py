@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from terrafm.config import TrainConfig
-from terrafm.storage import join, remove
 from terrafm.train.checkpoints.best import held_reasons
 from terrafm.train.checkpoints.store import (
-    MARKER,
     DamagedCheckpointError,
     list_checkpoints,
     read_record,
+    remove_checkpoint,
 )
 
 Metrics = Mapping[str, Any]
@@ -102,8 +101,7 @@ def prune_checkpoints(
             known[step] = metrics_of(found[step])
     kept = retention.reasons({step: known.get(step, {}) for step in found})
     for step in found.keys() - kept.keys() - held_reasons(folder).keys():
-        remove(join(found[step], MARKER))
-        remove(found[step])
+        remove_checkpoint(found[step])
 
 
 def metrics_of(uri: str) -> Metrics:

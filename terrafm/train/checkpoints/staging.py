@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from terrafm.storage import is_local, resolve
+from terrafm.storage.temporary import own_folder
+from terrafm.train.checkpoints.files import FILES
 
 _PREFIX = ".staging-"
+_TEMPORARY = "checkpoints"
 
 
 @contextmanager
@@ -29,7 +31,7 @@ def staging_folder(scratch: Path | None) -> Iterator[Path]:
     Raises:
         OSError: the disk refuses.
     """
-    parent = _temporary() if scratch is None else scratch
+    parent = own_folder(_TEMPORARY) if scratch is None else scratch
     parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     try:
@@ -37,7 +39,7 @@ def staging_folder(scratch: Path | None) -> Iterator[Path]:
         with _locked(staging) if scratch is None else nullcontext():
             yield staging
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _clear(staging)
 
 
 def rename(staging: Path, target: Path) -> None:
@@ -53,11 +55,15 @@ def rename(staging: Path, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     former = staging.with_name(f"{staging.name}-former")
     if target.exists():
+        # What somebody else has put beside the checkpoint's own files stays there.
+        for path in target.iterdir():
+            if path.name not in FILES:
+                path.rename(staging / path.name)
         # By a rename as well: half removed, it would be seen as damaged.
         target.rename(former)
     staging.rename(target)
     _sync(target.parent)
-    shutil.rmtree(former, ignore_errors=True)
+    _clear(former)
 
 
 def remove_staging(run_folder: str) -> None:
@@ -68,12 +74,20 @@ def remove_staging(run_folder: str) -> None:
     """
     if is_local(run_folder):
         for path in Path(resolve(run_folder)[1]).glob(f"{_PREFIX}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            _clear(path)
         return
-    for path in _temporary().glob(f"{_PREFIX}*"):
+    for path in own_folder(_TEMPORARY).glob(f"{_PREFIX}*"):
         # Other runs of this machine write there too.
         with suppress(OSError), _locked(path):
-            shutil.rmtree(path, ignore_errors=True)
+            _clear(path)
+
+
+def _clear(folder: Path) -> None:
+    """Removes a checkpoint's files, and the folder where nothing else lies in it."""
+    with suppress(OSError):
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 @contextmanager
@@ -89,10 +103,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(number)
-
-
-def _temporary() -> Path:
-    return Path(tempfile.gettempdir()) / f"terrafm-checkpoints-{os.getuid()}"
 
 
 def _sync(path: Path) -> None:

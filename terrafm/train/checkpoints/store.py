@@ -38,6 +38,8 @@ from terrafm.storage import (
     parse_record,
     read_bytes,
     remove,
+    remove_empty,
+    remove_files,
     resolve,
     upload,
 )
@@ -45,6 +47,9 @@ from terrafm.storage.faults import explain, one_line
 from terrafm.storage.limits import WHOLE_FILE_BYTES
 from terrafm.storage.records import Count, open_keys, validated
 from terrafm.train.checkpoints.files import (
+    FILES,
+    MARKER,
+    STATE,
     Digest,
     digest_of,
     read_digest,
@@ -56,8 +61,6 @@ from terrafm.train.engine import EngineState
 
 FORMAT_VERSION = 2
 CHECKPOINTS = "checkpoints"
-MARKER = "complete.json"
-STATE = "state.json"
 HEAD = ("format_version", "step", "saved_at", "metrics")
 """What state.json holds beside a state's record."""
 
@@ -261,6 +264,18 @@ def fork_checkpoint(uri: str, folder: str, config: Config) -> str:
     state = load_checkpoint(uri)
     state.record["config"] = config.model_dump(mode="json")
     return save_checkpoint(folder, state)
+
+
+def remove_checkpoint(uri: str) -> None:
+    """Removes a checkpoint, marker first; what else lies in its folder stays, and so does that.
+
+    Raises:
+        OSError: the disk does not remove it.
+        StoreRefusedError, StoreFailedError: the store does not.
+    """
+    remove(join(uri, MARKER))
+    remove_files(uri, [name for name in list_names(uri) if name in FILES])
+    remove_empty(uri)
 
 
 def list_checkpoints(folder: str) -> list[tuple[int, str]]:
