@@ -1,6 +1,7 @@
 """Features of a set by many workers: the same numbers as in one process, part by part."""
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,11 +19,12 @@ from terrafm.eval.readouts import Readout
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import load_encoder, state_fingerprint
 from terrafm.parts import Part, Work, divide, rows_per_part, run_parts
-from terrafm.storage import join, list_names, read_bytes, remove, write_bytes
+from terrafm.storage import join, list_names, read_bytes, remove_empty, remove_files, write_bytes
 from terrafm.storage.limits import WHOLE_FILE_BYTES
 
 _THREADS = 16
 _UNTRAINED = "untrained:"
+_PART_FILE = re.compile(r"\d{9}-\d{9}\.npy")
 
 Features = NDArray[np.float32]
 MakeFeatures = Callable[[ImageSet, Sequence[int]], Features]
@@ -181,8 +183,10 @@ class OpenFeatureWork:
 
 
 def forget_parts(parts_uri: str) -> None:
-    """Removes what was kept of an unfinished call."""
-    remove(parts_uri)
+    """Removes what was kept of an unfinished call; what others put there stays."""
+    own = [name for name in list_names(parts_uri) if _PART_FILE.fullmatch(name)]
+    remove_files(parts_uri, own)
+    remove_empty(parts_uri)
 
 
 def _read_parts(uri: str, parts: Sequence[Part]) -> dict[int, Features]:
