@@ -15,12 +15,12 @@ from terrafm.errors import TerraFMError, UsageError
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import load_state, load_weights
 from terrafm.storage import exists, join, list_names, read_json
+from terrafm.train.checkpoints.intact import newest_intact
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
     DamagedCheckpointError,
     DatasetOf,
     list_checkpoints,
-    newest_intact,
     part_of,
     read_record,
 )

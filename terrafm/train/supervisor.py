@@ -45,8 +45,9 @@ from terrafm.ray_runtime import (
 from terrafm.standby import helper_environment, rank_environment
 from terrafm.storage import arrow_filesystem, is_local, join
 from terrafm.train.capacity import fitting_workers, reading_cpus
+from terrafm.train.checkpoints.intact import newest_intact
 from terrafm.train.checkpoints.staging import remove_staging
-from terrafm.train.checkpoints.store import CHECKPOINTS, newest_intact, read_record
+from terrafm.train.checkpoints.store import CHECKPOINTS, read_record
 from terrafm.train.control import start_control
 from terrafm.train.demand import MachineDemand
 from terrafm.train.events import EventLog

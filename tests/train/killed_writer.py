@@ -12,14 +12,10 @@ import sys
 import torch
 
 from terrafm.storage import join
+from terrafm.train.checkpoints.intact import newest_intact
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.staging import remove_staging
-from terrafm.train.checkpoints.store import (
-    CHECKPOINTS,
-    TrainingState,
-    load_checkpoint,
-    newest_intact,
-)
+from terrafm.train.checkpoints.store import CHECKPOINTS, TrainingState, load_checkpoint
 from terrafm.train.checkpoints.writer import CheckpointWriter
 from terrafm.train.engine import EngineState
 from terrafm.train.loggers import MetricsLog

@@ -16,17 +16,16 @@ from terrafm.config import Config
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import faults, join, list_names, read_bytes, remove
 from terrafm.train.checkpoints.files import digest_of, write_tensors
+from terrafm.train.checkpoints.intact import damage_of, newest_intact
 from terrafm.train.checkpoints.inventory import list_run
 from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
 from terrafm.train.checkpoints.store import (
     DamagedCheckpointError,
     TrainingState,
-    damage_of,
     fork_checkpoint,
     list_checkpoints,
     load_checkpoint,
     load_network,
-    newest_intact,
     read_marker,
     read_record,
     save_checkpoint,

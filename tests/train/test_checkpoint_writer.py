@@ -15,14 +15,10 @@ from fault_proxy import Every, Faults
 from terrafm.errors import TerraFMError
 from terrafm.storage import faults, join, read_bytes
 from terrafm.train.checkpoints import retention as retention_module
+from terrafm.train.checkpoints.intact import damage_of
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.staging import remove_staging, staging_folder
-from terrafm.train.checkpoints.store import (
-    TrainingState,
-    damage_of,
-    list_checkpoints,
-    load_checkpoint,
-)
+from terrafm.train.checkpoints.store import TrainingState, list_checkpoints, load_checkpoint
 from terrafm.train.checkpoints.writer import CheckpointWriter
 from terrafm.train.engine import EngineState
 from terrafm.train.loggers import MetricsLog, read_metrics

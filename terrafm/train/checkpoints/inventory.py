@@ -15,12 +15,13 @@ from terrafm.config import TrainConfig
 from terrafm.errors import UsageError
 from terrafm.storage import file_size, join, list_names
 from terrafm.train.checkpoints.best import Best, find_checkpoint, held_reasons, read_best
-from terrafm.train.checkpoints.files import MARKER
+from terrafm.train.checkpoints.intact import seen_damage
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
+    CheckpointGoneError,
     DamagedCheckpointError,
-    damage_of,
+    is_there,
     list_checkpoints,
     read_marker,
     read_record,
@@ -49,7 +50,7 @@ def list_run(uri: str) -> dict[str, Any]:
         StoreRefusedError, StoreFailedError: the store does not answer.
     """
     found = _checkpoints_in(uri)
-    rows = [_describe(step, checkpoint) for step, checkpoint in found]
+    rows = [row for step, checkpoint in found if (row := _describe(step, checkpoint))]
     # The newest knows the rules that hold now.
     rules = next((r["rules"] for r in reversed(rows) if r["rules"] is not None), None)
     why = {} if rules is None else rules.reasons({row["step"]: row["metrics"] for row in rows})
@@ -124,17 +125,20 @@ def verify(uri: str, progress: Callable[[int, int], None] | None = None) -> dict
         StoreRefusedError, StoreFailedError: the store does not answer.
     """
     uri = find_checkpoint(uri.rstrip("/"))
-    single = MARKER in list_names(uri)
+    single = is_there(uri)
     found = [uri] if single else [checkpoint for _, checkpoint in _checkpoints_in(uri)]
-    faults = []
+    faults, whole = [], []
     for done, checkpoint in enumerate(found, 1):
-        faults += [
-            {"checkpoint": checkpoint, "file": file, "what": what}
-            for file, what in damage_of(checkpoint)
-        ]
+        damage = seen_damage(checkpoint)
+        # Else its run has removed it meanwhile.
+        if damage is not None:
+            whole.append(checkpoint)
+            faults += [
+                {"checkpoint": checkpoint, "file": file, "what": what} for file, what in damage
+            ]
         if progress is not None:
             progress(done, len(found))
-    return {"uri": uri, "checkpoints": found, "faults": faults}
+    return {"uri": uri, "checkpoints": whole, "faults": faults}
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -173,18 +177,23 @@ def _checkpoints_in(uri: str) -> list[tuple[int, str]]:
     return found
 
 
-def _describe(step: int, uri: str) -> dict[str, Any]:
+def _describe(step: int, uri: str) -> dict[str, Any] | None:
+    """The row of a checkpoint; None where its run has removed it meanwhile."""
     row: dict[str, Any] = {"step": step, "uri": uri, "bytes": 0, "saved_at": None}
     row |= {"metrics": {}, "kept": [], "damage": "", "rules": None}
     try:
         files = read_marker(uri)["files"]
         row["bytes"] = sum(file["bytes"] for file in files.values())
         record = read_record(uri)
+    except CheckpointGoneError:
+        return None
     except DamagedCheckpointError as error:
         row["damage"] = str(error).removeprefix(f"checkpoint {uri}: ")
-        return row
+        return row if is_there(uri) else None
     row["saved_at"], row["metrics"] = record["saved_at"], record["metrics"]
     row["damage"] = _wrong_size(uri, files)
+    if row["damage"] and not is_there(uri):
+        return None
     try:
         row["rules"] = Retention.of(TrainConfig.model_validate(record["config"]["train"]))
     except (KeyError, ValidationError):

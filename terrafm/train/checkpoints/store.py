@@ -16,7 +16,7 @@ pickle. Format 1 had neither time nor metrics and is read as if they were unknow
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,7 +52,6 @@ from terrafm.train.checkpoints.files import (
     STATE,
     Digest,
     digest_of,
-    read_digest,
     write_json,
     write_tensors,
 )
@@ -146,6 +145,10 @@ class TrainingState:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
+class CheckpointGoneError(UsageError):
+    """There is no checkpoint, or no longer."""
+
+
 class DamagedCheckpointError(TerraFMError):
     """A checkpoint whose files do not match its marker."""
 
@@ -160,26 +163,14 @@ def step_of(name: str) -> int | None:
 
     A step has one name only: `step_6` is none, a copy that somebody made perhaps.
     """
-    step = _number_in(name)
+    step = number_in(name)
     return step if step is not None and name == step_name(step) else None
 
 
-def _number_in(name: str) -> int | None:
+def number_in(name: str) -> int | None:
+    """The number after `step_` in a name, however it is written; None without one."""
     number = name.removeprefix("step_")
     return int(number) if number != name and number.isdecimal() else None
-
-
-def _misnamed(folder: str, after: int) -> list[str]:
-    """A line on each complete checkpoint of a later step that has not the name a run gives it."""
-    found = ((name, _number_in(name)) for name in list_names(folder))
-    return [
-        f"{join(folder, name)} is not looked at: a run names it {step_name(step)}"
-        for name, step in found
-        if step is not None
-        and step > after
-        and name != step_name(step)
-        and MARKER in list_names(join(folder, name))
-    ]
 
 
 def save_checkpoint(folder: str, state: TrainingState) -> str:
@@ -283,7 +274,7 @@ def list_checkpoints(folder: str) -> list[tuple[int, str]]:
     found = []
     for name in list_names(folder):
         uri, step = join(folder, name), step_of(name)
-        if step is not None and MARKER in list_names(uri):
+        if step is not None and is_there(uri):
             found.append((step, uri))
     return sorted(found)
 
@@ -298,7 +289,9 @@ def read_marker(uri: str) -> dict[str, Any]:
     try:
         content = read_bytes(join(uri, MARKER))
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"{uri} is not a complete checkpoint: it has no {MARKER}") from None
+        raise CheckpointGoneError(
+            f"{uri} is not a complete checkpoint: it has no {MARKER}"
+        ) from None
     where = f"checkpoint {uri}: {MARKER}"
     version = parse_record(content, _Marker, where, error=DamagedCheckpointError)["format_version"]
     if version > FORMAT_VERSION:
@@ -403,45 +396,9 @@ def load_encoder_state(uri: str, name: str) -> dict[str, Tensor]:
     }
 
 
-def damage_of(uri: str) -> Iterator[tuple[str, str]]:
-    """Reads every file and compares it with the marker: (file, what is wrong with it).
-
-    Raises:
-        UsageError: as `read_marker`.
-    """
-    try:
-        files = read_marker(uri)["files"]
-    except DamagedCheckpointError:
-        yield MARKER, "is not readable"
-        return
-    for name, written in files.items():
-        found = read_digest(join(uri, name))
-        if found is None:
-            yield name, "is missing"
-        elif found != written:
-            yield name, "is not what was written"
-
-
-def newest_intact(folder: str) -> tuple[str | None, list[str]]:
-    """The newest checkpoint that is whole.
-
-    Returns:
-        Its URI, or None where no checkpoint was ever completed; and one line for each damaged
-        or misnamed checkpoint that was passed over.
-
-    Raises:
-        DamagedCheckpointError: there are checkpoints, and none of them is whole.
-    """
-    complaints: list[str] = []
-    for step, uri in reversed(list_checkpoints(folder)):
-        fault = next(damage_of(uri), None)
-        if fault is None:
-            return uri, [*complaints, *_misnamed(folder, step)]
-        complaints.append(f"checkpoint {uri}: {' '.join(fault)}")
-    complaints += _misnamed(folder, 0)
-    if complaints:
-        raise DamagedCheckpointError(f"no checkpoint in {folder} is whole: {complaints[0]}")
-    return None, []
+def is_there(uri: str) -> bool:
+    """Whether a folder has the marker of a checkpoint."""
+    return MARKER in list_names(uri)
 
 
 def _read_checked(uri: str, name: str, files: Mapping[str, Digest]) -> bytes:

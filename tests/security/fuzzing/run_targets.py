@@ -67,10 +67,10 @@ class State(Target):
 
     def read(self):
         from terrafm.errors import TerraFMError
-        from terrafm.train.checkpoints import inventory, store
+        from terrafm.train.checkpoints import intact, inventory, store
         from terrafm.train.checkpoints.average import _check_same_model
         from terrafm.train.checkpoints.retention import metrics_of
-        from terrafm.train.run import _recorded_fingerprint
+        from terrafm.train.checks import _recorded_fingerprint
 
         failed = []
 
@@ -82,7 +82,7 @@ class State(Target):
 
         use(lambda: shown(inventory.render_list(inventory.list_run(self.uri))))
         use(lambda: shown(inventory.render_verify(inventory.verify(self.uri))))
-        use(store.newest_intact, self.checkpoint.rpartition("/")[0])
+        use(intact.newest_intact, self.checkpoint.rpartition("/")[0])
         use(metrics_of, self.checkpoint)
         use(_recorded_fingerprint, self.uri)
         use(lambda: store.load_checkpoint(self.checkpoint).step + 1)
