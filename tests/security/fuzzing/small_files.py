@@ -35,11 +35,11 @@ def read_run(uri, shown):
     from terrafm.storage import join
     from terrafm.train.checkpoints import best, inventory
     from terrafm.train.checkpoints.store import list_checkpoints
+    from terrafm.train.checks import DATASET_FILE, _recorded_fingerprint
     from terrafm.train.events import read_events
+    from terrafm.train.failure import read_failure
     from terrafm.train.loggers import MetricsLog, read_metrics
-    from terrafm.train.loop import read_failure
     from terrafm.train.records import append_quarantine
-    from terrafm.train.run import DATASET_FILE, _recorded_fingerprint
     from terrafm.train.trackers import TrackedRun
     from terrafm.train.validations import ValidationLog, read_validations
 
@@ -103,7 +103,8 @@ def begin_again(uri, depends):
 
 def read_geotiff(path):
     """As ingest, evaluation and embedding read one."""
-    from terrafm.data.rasters.geotiff import open_geotiff, read_whole
+    from terrafm.data.rasters.geotiff import read_whole
+    from terrafm.data.rasters.opening import open_raster
     from terrafm.data.sources.raster import decode_geotiff, read_grid, read_patch
 
     use = All()
@@ -121,7 +122,7 @@ def read_geotiff(path):
     use(read_grid, path)
     use(read_whole, path)
     try:
-        with open_geotiff(path):
+        with open_raster(path):
             pass
     except (RasterioError, OSError, ValueError) as error:
         # As its callers do.
@@ -181,7 +182,7 @@ def read_small(folder):
     from terrafm.eval.feature_cache import read_features
     from terrafm.eval.feature_job import _read_parts
     from terrafm.export.model_card import _scores
-    from terrafm.ray_parts import Part
+    from terrafm.parts import Part
     from terrafm.storage.lease_record import Holder
 
     use = All()
