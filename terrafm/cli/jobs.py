@@ -40,6 +40,9 @@ def submit(
         str | None,
         typer.Option(help="Interpreter on the head; by default the one that its Ray runs with."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the files that would be sent.")
+    ] = False,
 ) -> None:
     """Run a verb as a job on a cluster; given again, the same run goes on.
 
@@ -54,7 +57,9 @@ def submit(
     from terrafm.jobs.submit import submit as run_submit
 
     server = JobServer(address)
-    job = run_submit(server, command, working_dir, python, _tell)
+    job = run_submit(server, command, working_dir, python, _tell, dry_run=dry_run)
+    if job is None:
+        return
     _tell(f"submitted {job}")
     if watch:
         sys.exit(follow(server, job))

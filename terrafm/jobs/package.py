@@ -12,13 +12,12 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from terrafm.errors import UsageError
+from terrafm.jobs.private_files import is_private, is_private_folder, secret_in
 from terrafm.units import human_bytes
 
 OWN_PACKAGES = ("terrafm", "ray_jobs", "tuning")
 # Code and configuration, nothing else: data and keys come in too many shapes to list them.
 TRAVELS = (".py", ".yaml", ".yml", ".toml", ".j2")
-# Configuration that is not meant for others. A module may be named so.
-SECRETS = ("*secret*", "*token*", "*credential*", "*password*", "*kubeconfig*")
 _SKIPPED_FOLDERS = ("__pycache__", "node_modules", "build", "dist", "site-packages", "*.egg-info")
 # Far below what Ray takes (512 MiB): every node fetches it.
 LIMIT_BYTES = 32 * 10**6
@@ -33,10 +32,12 @@ class Package:
     Attributes:
         path: the .zip file.
         files: names in it.
+        own: those of them that are the user's, not terrafm's, sorted.
     """
 
     path: Path
     files: frozenset[str]
+    own: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{len(self.files)} files, {human_bytes(self.path.stat().st_size)}"
@@ -50,17 +51,21 @@ def build(folder: Path, target: Path) -> Package:
     Args:
         folder: whose .py, .yaml, .toml and .j2 files travel under their relative names. Hidden
             files, links, virtual environments, what .gitignore or .rayignore names, and
-            configuration named like a secret stay.
+            what is named like a secret stay.
         target: the .zip to write.
 
     Raises:
-        UsageError: there is no such folder, or it holds too much.
+        UsageError: there is no such folder, it holds too much, or a file that would travel holds
+            what looks like a key.
     """
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder} to take code from: give --working-dir")
     content = dict(_own_files())
+    theirs = set(content)
     for path in _user_files(folder):
-        content.setdefault(path.relative_to(folder).as_posix(), path)
+        name = path.relative_to(folder).as_posix()
+        if name not in theirs:
+            content[name] = _without_secrets(path)
         if len(content) > _LIMIT_FILES:
             raise _too_large(folder, f"more than {_LIMIT_FILES:,} files of code")
     size = sum(v.stat().st_size if isinstance(v, Path) else len(v) for v in content.values())
@@ -72,7 +77,16 @@ def build(folder: Path, target: Path) -> Package:
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, source.read_bytes() if isinstance(source, Path) else source)
-    return Package(target, frozenset(content))
+    return Package(target, frozenset(content), tuple(sorted(content.keys() - theirs)))
+
+
+def _without_secrets(path: Path) -> Path:
+    if (what := secret_in(path.read_bytes())) is not None:
+        raise UsageError(
+            f"{path} seems to hold {what}, and everyone on the cluster could read it: take it "
+            "out, or name the file in .rayignore"
+        )
+    return path
 
 
 def _too_large(folder: Path, what: str) -> UsageError:
@@ -117,7 +131,8 @@ def _user_files(folder: Path) -> Iterator[Path]:
                 if entry.name.startswith(".") or any(rule(path) for rule in rules):
                     continue
                 if entry.is_dir(follow_symlinks=False):
-                    if not _is_environment(path) and not _matches(path, _SKIPPED_FOLDERS):
+                    skipped = _matches(path, _SKIPPED_FOLDERS) or is_private_folder(path)
+                    if not skipped and not _is_environment(path):
                         waiting.append((path, rules))
                 elif entry.is_file(follow_symlinks=False) and _travels(path):
                     yield folder / path.relative_to(folder.absolute())
@@ -126,7 +141,7 @@ def _user_files(folder: Path) -> Iterator[Path]:
 def _travels(path: Path) -> bool:
     if path.suffix not in TRAVELS:
         return False
-    return path.suffix == ".py" or not _matches(path, SECRETS)
+    return not is_private(path)
 
 
 def _is_environment(path: Path) -> bool:

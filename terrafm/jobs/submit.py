@@ -34,7 +34,9 @@ def submit(
     folder: Path,
     python: str | None,
     tell: Callable[[str], None],
-) -> str:
+    *,
+    dry_run: bool = False,
+) -> str | None:
     """Starts a verb as a job on a cluster.
 
     Args:
@@ -43,9 +45,10 @@ def submit(
         folder: whose code and configuration travel.
         python: the interpreter on the head; by default the one that Ray runs with.
         tell: told what is sent, before it is.
+        dry_run: only tell, file by file.
 
     Returns:
-        The submission id.
+        The submission id; None of a dry run.
 
     Raises:
         UsageError: the cluster's Ray or Python differ, the run is at work already, or the folder
@@ -62,7 +65,12 @@ def submit(
     with tempfile.TemporaryDirectory() as scratch:
         packed = package.build(folder, Path(scratch) / "terrafm.zip")
         check_config_travels(command, folder, packed)
-        tell(f"sending {packed}, from {folder.resolve()}")
+        if dry_run:
+            tell(f"would send {packed}: terrafm's own, and from {folder.resolve()}")
+            for file in packed.own or ("nothing",):
+                tell(f"    {file}")
+            return None
+        tell(f"sending {packed}, {len(packed.own)} of them from {folder.resolve()}")
         return server.submit(
             submission_id=name,
             entrypoint=shlex.join([python or _interpreter(head), "-m", "ray_jobs", *command.words]),

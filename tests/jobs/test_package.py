@@ -2,12 +2,14 @@
 
 import os
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from terrafm.errors import UsageError
 from terrafm.jobs import package
 from terrafm.jobs.package import build
+from terrafm.jobs.private_files import secret_in
 
 
 @pytest.fixture
@@ -19,7 +21,8 @@ def folder(tmp_path):
         ".env", ".aws/credentials", ".git/config", ".ray/auth_token", ".hidden.yaml",
         "auth_token", "secrets.yaml", "my-credentials.yml", "kubeconfig.yaml", "key.pem",
         "venv/pyvenv.cfg", "venv/lib/module.py", "__pycache__/a.py", "node_modules/b.py",
-        "ignored.yaml", "deep/ignored_too.py",
+        "ignored.yaml", "deep/ignored_too.py", "secrets/anything.yaml", "deep/credentials/a.py",
+        "prod_keys.yaml", "api-key.toml", "kube.yaml", "service_account.yml", "keys/ours.toml",
     ]  # fmt: skip
     for name in (*travel, *stay):
         path = root / name
@@ -87,3 +90,34 @@ def test_too_much_is_one_line(folder, tmp_path, monkeypatch, limit, value):
 def test_no_folder(tmp_path):
     with pytest.raises(UsageError, match="no folder"):
         build(tmp_path / "nothing", tmp_path / "a.zip")
+
+
+KEYS = {
+    "a private key": "-----BEGIN RSA PRIVATE KEY-----\nMIIE",
+    "an AWS key": "key: AKIA" + "IOSFODNN7EXAMPLE",
+    "an AWS secret": "aws_secret_access_key = " + "wJalrXUtnFEMI/K7MDENG/bPxRfiCY" + "EXAMPLEKEY",
+    "a Hugging Face token": "token = 'hf_" + "a" * 34 + "'",
+    "a GitHub token": "ghp_" + "A1" * 18,
+    "a service account": '{"type": "service_account", "private_key_id": "1"}',
+    "a cluster's credentials": "    client-key-data: " + "LS0t" * 10,
+    "a Weights & Biases key": "WANDB_API_KEY: " + "0f" * 20,
+    "a password in an address": "redis://user:hush@10.0.0.5:6379",
+}
+
+
+@pytest.mark.parametrize("what", KEYS)
+@pytest.mark.parametrize("name", ["settings.yaml", "run.py"])
+def test_a_file_that_holds_a_key_is_refused_by_name(tmp_path, what, name):
+    (tmp_path / name).write_text(f"# mine\n{KEYS[what]}\n")
+    with pytest.raises(UsageError, match=f"{name} seems to hold {what}") as error:
+        build(tmp_path, tmp_path / "a.zip")
+    assert KEYS[what].split()[-1] not in str(error.value)
+    assert not (tmp_path / "a.zip").exists()
+    (tmp_path / ".rayignore").write_text(name)
+    assert build(tmp_path, tmp_path / "a.zip").own == ()
+
+
+def test_our_own_configuration_holds_no_key():
+    root = Path(package.__file__).parents[2]
+    for path in [*root.glob("terrafm/**/*.py"), *root.glob("cluster/**/*.yaml")]:
+        assert secret_in(path.read_bytes()) is None, path
