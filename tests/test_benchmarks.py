@@ -53,6 +53,7 @@ def test_every_figure_has_its_file():
         "gpu_smoke",
         "learning",
         "memory",
+        "mistakes",
         "overhead",
         "peers",
         "plan",

@@ -190,6 +190,9 @@ def test_weights_that_cannot_be_used(refused, small_dataset, tmp_path, monkeypat
 def test_export_of_what_is_no_checkpoint(refused, tmp_path):
     arguments = ("export", "--output", tmp_path / "out", "--format", "safetensors")
     line = refused(*arguments, "--checkpoint", tmp_path / "step_00000002")
+    assert "step_00000002 does not exist" in line
+    (tmp_path / "step_00000002").mkdir()
+    line = refused(*arguments, "--checkpoint", tmp_path / "step_00000002")
     assert "not a complete checkpoint" in line
     assert not (tmp_path / "out").exists()
 

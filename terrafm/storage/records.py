@@ -154,13 +154,13 @@ def first_fault(error: ValidationError) -> str:
     """The first of pydantic's faults, as one line: field, and what was expected there."""
     # Without its input, which may be as large as the record.
     fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(_shortened(str(part)) for part in fault["loc"])
+    where = ".".join(shortened(str(part)) for part in fault["loc"])
     message = one_line(fault["msg"].removeprefix("Value error, "))[:_LONGEST]
     return f"{where}: {message}" if where else message
 
 
-def _shortened(text: str) -> str:
-    # Names of a stranger's fields: whole where they are printable and short.
+def shortened(text: str) -> str:
+    """A name that a stranger gave, for a message: whole where it is printable and short."""
     shown = text if text.isprintable() else ascii(text)
     return shown if len(shown) <= 60 else f"{shown[:60]}..."
 

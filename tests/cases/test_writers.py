@@ -22,7 +22,16 @@ def writers(data, checkpoint, output):
         "pretrain": ["pretrain", *pretrain],
         "ingest": ["ingest", *archive, "--output", output],
         "append": ["ingest", "--append", *archive, "--output", output],
-        "embed": ["embed", "--weights", "w", "--data", data, "--output", output],
+        # They are read after the lease is asked for: any file will do.
+        "embed": [
+            "embed",
+            "--weights",
+            f"{data}/manifest.json",
+            "--data",
+            data,
+            "--output",
+            output,
+        ],
         "average": ["checkpoint", "average", checkpoint, checkpoint, "--output", output],
         "sweep": ["sweep", "--config", "sweep_demo", "--data", data, "--output", output],
     }

@@ -25,6 +25,7 @@ from pcodec import ChunkConfig, DeltaSpec, ModeSpec, PagingSpec, standalone
 
 from terrafm.errors import UsageError
 from terrafm.storage.claims import check_claim
+from terrafm.storage.records import shortened
 
 DEFAULT_CODEC = "blosc2:bitshuffle+lz4"
 CODECS = {"blosc2": DEFAULT_CODEC, "pcodec": "pcodec:level8"}
@@ -104,7 +105,8 @@ def check_codec(codec: str, where: str) -> None:
     """
     if codec not in _CODECS:
         raise UsageError(
-            f"{where} names codec {codec}, this TerraFM reads {', '.join(_CODECS)}: upgrade TerraFM"
+            f"{where} names codec {shortened(codec)}, this TerraFM reads {', '.join(_CODECS)}: "
+            "upgrade TerraFM"
         )
 
 
