@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: install demo test test-all fuzz lint audit bench clean
+.PHONY: install demo test test-all fuzz lint audit sbom bench clean
 
 install: .venv/.installed
 
@@ -46,6 +46,11 @@ EXPLAINED :=
 audit: install
 	$(BIN)/pip-audit $(EXPLAINED) --requirement cluster/requirements.txt --no-deps --disable-pip
 	$(BIN)/pip-audit $(EXPLAINED) --skip-editable
+
+# A list of what the images hold, in CycloneDX, from the lock file.
+sbom: install
+	$(BIN)/cyclonedx-py requirements cluster/requirements.txt --pyproject pyproject.toml \
+	  --output-reproducible --output-file sbom.cdx.json
 
 # JSON lines on standard output, progress on standard error; benchmarks/README.md says what is left out.
 BENCH := OMP_NUM_THREADS=1 $(BIN)/python benchmarks

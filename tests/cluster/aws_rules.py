@@ -72,6 +72,19 @@ def node_problems(node, is_head):
     return problems
 
 
+def _start_problems(statement, resources):
+    """Machines with the old metadata service, and images of anyone."""
+    condition = statement.get("Condition", {})
+    if any(":instance/" in resource for resource in resources):
+        if condition.get("StringEquals", {}).get("ec2:MetadataHttpTokens") != "required":
+            yield "metadata without a token"
+        if condition.get("NumericEquals", {}).get("ec2:MetadataHttpPutResponseHopLimit") != "1":
+            yield "metadata for containers"
+    images = any(":image/" in resource for resource in resources)
+    if images and "ec2:Owner" not in str(condition):
+        yield "images of anyone"
+
+
 def _command_problems(config, environment):
     problems = []
     starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
@@ -125,6 +138,8 @@ def policy_problems(policy):
         sees_only = all(action.startswith("ec2:Describe") for action in actions)
         if any(r == "*" or r == "arn:aws:s3:::*" for r in resources) and not sees_only:
             problems.append(f"{name}: on everything")
+        if "ec2:RunInstances" in actions:
+            problems += [f"{name}: {p}" for p in _start_problems(statement, resources)]
         if "iam:PassRole" in actions and "Condition" not in statement:
             problems.append(f"{name}: to any service")
         if "ec2:TerminateInstances" in actions and "ray-cluster-name" not in str(statement):

@@ -80,9 +80,9 @@ def test_every_package_is_asked_for(service, tmp_path):
     done = audit(service, tmp_path)
     assert done.returncode == 0, done.stderr
     pins = [
-        Requirement(line)
+        Requirement(line.removesuffix("\\"))
         for line in (ROOT / "cluster" / "requirements.txt").read_text().splitlines()
-        if line and not line.startswith("#")
+        if line and not line.startswith(("#", " "))
     ]
     wanted = {
         (canonicalize_name(pin.name), str(pin.specifier).removeprefix("=="))

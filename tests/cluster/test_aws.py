@@ -76,8 +76,16 @@ def test_a_policy_allows_what_is_needed_and_no_more(name):
     [
         (POLICIES[0], "Statement/0/Action/0", "ec2:DescribeInstanzes", "there is no"),
         (POLICIES[0], "Statement/2/Resource", "*", "on everything"),
-        (POLICIES[0], "Statement/5/Condition", ABSENT, "of others"),
-        (POLICIES[0], "Statement/6/Condition", ABSENT, "any service"),
+        (POLICIES[0], "Statement/2/Condition/NumericEquals", ABSENT, "metadata for containers"),
+        (
+            POLICIES[0],
+            "Statement/2/Condition/StringEquals/ec2:MetadataHttpTokens",
+            "optional",
+            "metadata without a token",
+        ),
+        (POLICIES[0], "Statement/4/Condition", ABSENT, "images of anyone"),
+        (POLICIES[0], "Statement/6/Condition", ABSENT, "of others"),
+        (POLICIES[0], "Statement/7/Condition", ABSENT, "any service"),
         (POLICIES[1], "Statement/1/Action", "s3:*", "too much"),
         (POLICIES[1], "Statement/1/Resource", "arn:aws:s3:::*", "on everything"),
         (POLICIES[1], "Version", "2008-10-17", "old"),

@@ -1,6 +1,7 @@
 """The other files of cluster/: images, lock, CI, SkyPilot, Slurm, systemd, scripts' syntax."""
 
 import configparser
+import json
 import re
 import shlex
 import shutil
@@ -117,13 +118,19 @@ def test_a_broken_image_is_refused(old, new, reason):
     assert reason in str(dockerfile_problems(text.replace(old, new)))
 
 
+def pins(text):
+    """Requirements of a lock file whose lines are continued by hashes."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [
+        Requirement(line.partition(" --hash=")[0])
+        for line in lines
+        if line and not line.startswith("#")
+    ]
+
+
 def lock_problems(text):
     """What pyproject.toml asks for and the lock lacks, or holds at another version."""
-    locked = {}
-    for line in text.splitlines():
-        if line and not line.startswith("#"):
-            requirement = Requirement(line)
-            locked[requirement.name.lower()] = requirement.specifier
+    locked = {pin.name.lower(): pin.specifier for pin in pins(text)}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     problems = []
     for wanted in map(Requirement, [*project["dependencies"], "boto3", "aiohttp-cors"]):
@@ -149,8 +156,56 @@ def test_a_lock_that_lags_behind_is_refused(old, new):
     assert len(lock_problems(text.replace(old, new))) == 1
 
 
+def test_every_package_of_the_lock_has_the_hashes_of_its_files():
+    text = (CLUSTER / "requirements.txt").read_text().replace("\\\n", " ")
+    locked = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert len(locked) > 100
+    for line in locked:
+        assert re.search(r" --hash=sha256:[0-9a-f]{64}\b", line), line
+
+
+def test_the_images_take_nothing_without_a_hash_but_pytorchs_builds_for_cpus(tmp_path):
+    """Runs the very commands of the Dockerfile over the lock, without installing."""
+    text = (CLUSTER / "Dockerfile").read_text()
+    assert "uv pip install --require-hashes -r cluster/requirements.txt" in text
+    script = text.split("AS cpu-dependencies\nRUN ", 1)[1].split("&& uv pip install", 1)[0]
+    script = script.replace("/tmp/", f"{tmp_path}/").replace("\\\n", "\n").rstrip(" &\n")
+    lines = [line.strip() for line in script.splitlines() if line.strip()]
+    subprocess.run(["bash", "-euc", " ".join(lines)], cwd=ROOT, check=True)
+    kept = (tmp_path / "requirements.txt").read_text()
+    names = {pin.name for pin in pins(kept)}
+    loose = [pin.name for pin in pins((tmp_path / "torch.txt").read_text())]
+    assert sorted(loose) == ["torch", "torchvision"]
+    assert "--hash" not in (tmp_path / "torch.txt").read_text()
+    everything = {pin.name for pin in pins((CLUSTER / "requirements.txt").read_text())}
+    left_out = {n for n in everything if n.startswith(("nvidia-", "triton", "cuda-"))}
+    assert names == everything - left_out - set(loose)
+    assert kept.count(" --hash=") >= len(names)
+
+
+def test_actions_are_named_by_their_commits():
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        used = re.findall(r"uses: (\S+)(.*)", path.read_text())
+        assert used
+        for action, comment in used:
+            assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action), action
+            assert re.fullmatch(r" # v\d+\.\d+\.\d+", comment), action
+
+
+def test_the_list_of_what_the_images_hold_is_made(tmp_path):
+    made = tmp_path / "sbom.cdx.json"
+    command = ["cyclonedx_py", "requirements", "cluster/requirements.txt", "--output-file", made]
+    command += ["--pyproject", "pyproject.toml", "--output-reproducible"]
+    subprocess.run([sys.executable, "-m", *map(str, command)], cwd=ROOT, check=True)
+    listed = json.loads(made.read_text())
+    assert listed["bomFormat"] == "CycloneDX"
+    versions = {one["name"]: one["version"] for one in listed["components"]}
+    assert versions["ray"] == "2.60.0"
+    assert len(versions) > 100
+
+
 def kuberay_version_problems(text):
-    locked = re.search(r"^ray==(\S+)$", text, re.M).group(1)
+    locked = re.search(r"^ray==(\S+)", text, re.M).group(1)
     cluster = load(CLUSTER / "kuberay" / "base" / "raycluster.yaml")
     return [] if cluster["spec"]["rayVersion"] == locked else [f"rayVersion is not {locked}"]
 

@@ -168,4 +168,9 @@ def test_the_network_lets_in_pods_and_operator_only():
     assert own == {"from": [{"podSelector": rules["podSelector"]}]}
     assert operator["ports"] == [{"protocol": "TCP", "port": 8265}]
     outside = rules["egress"][-1]["to"][0]["ipBlock"]
-    assert "169.254.169.254/32" in outside["except"]
+    # All of the link's own addresses: the metadata service of every cloud is among them.
+    assert "169.254.0.0/16" in outside["except"]
+    names = [one["to"][0] for one in rules["egress"] if one.get("ports", [{}])[0].get("port") == 53]
+    # A pod of another namespace that takes the label is no name server.
+    where = {"kubernetes.io/metadata.name": "kube-system"}
+    assert names[0]["namespaceSelector"]["matchLabels"] == where
