@@ -76,7 +76,11 @@ class TableFile:
         self._source = _arrow_source(source)
         self._size = int(self._source.seek(0, io.SEEK_END) or self._source.tell())
         self._check_footer()
-        self._file = pq.ParquetFile(self._source, **options)
+        try:
+            self._file = pq.ParquetFile(self._source, **options)
+        except pa.ArrowNotImplementedError as error:
+            # No ValueError: of types that only a damaged or another writer's file has.
+            raise pa.ArrowInvalid(str(error)) from None
         self.metadata: pq.FileMetaData = self._file.metadata
         self.schema_arrow: pa.Schema = self._file.schema_arrow
         refuse_code(self.schema_arrow)

@@ -56,6 +56,8 @@ def read_pages(read: Callable[[int, int], bytes], start: int, stop: int) -> Page
             raise ValueError("the header of a page is damaged")
         kind = next((k for k in (_DATA, _DICTIONARY, _DATA_V2) if k in header), None)
         inner = header[kind] if kind is not None else {}
+        if not isinstance(inner, dict) or type(inner.get(_VALUES, 0)) is not int:
+            raise ValueError("the header of a page is damaged")
         decoded += here
         if kind == _DICTIONARY or header.get(_KIND) == _DICTIONARY_KIND:
             dictionary += here

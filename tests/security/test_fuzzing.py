@@ -22,3 +22,16 @@ def test_mutated_files_are_read_or_refused_in_one_line(target, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert f"{target}: {TARGETS[target]} inputs" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "number"),
+    [("manifest", 802), ("index", 1347), ("index", 915), ("index", 5851)],
+)
+def test_what_the_long_run_has_found_ends_in_a_declared_error(target, number):
+    command = [sys.executable, FUZZ, "--target", target, "--seed", "1", "--replay", str(number)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("terrafm.errors."), last
+    assert len(last) < 1000

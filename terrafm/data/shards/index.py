@@ -186,6 +186,9 @@ class Index:
             with self._lock:
                 table = self._file.read_row_group(group, columns=list(names))
             check_rows(table)
+            stated = int(self._starts[group + 1] - self._starts[group])
+            if table.num_rows != stated:
+                raise ValueError(f"row group {group} has {table.num_rows} of {stated} rows")
         except (OSError, pa.ArrowException, ValueError) as error:
             why = one_line(error)
             raise TerraFMError(
