@@ -91,12 +91,13 @@ def logs_command(
     """Print what a job has printed; Ctrl-C while following asks, as submit does."""
     from terrafm.jobs.client import JobServer
     from terrafm.jobs.follow import follow
+    from terrafm.jobs.shown import clean
 
     server = JobServer(address)
     if watch:
         server.job(job)
         sys.exit(follow(server, job))
-    sys.stdout.write(server.logs(job))
+    sys.stdout.write(clean(server.logs(job)))
 
 
 @jobs_app.command("stop")

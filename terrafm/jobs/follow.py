@@ -11,6 +11,7 @@ import aiohttp
 
 from terrafm.errors import TerraFMError
 from terrafm.jobs.client import JobServer, JobStatus
+from terrafm.jobs.shown import Shown, clean
 
 QUESTION = "stop the job, or only stop watching? [s/W] "
 
@@ -53,7 +54,7 @@ def exit_code(server: JobServer, job: str) -> int:
         sys.stderr.write(f"terrafm: {job} was stopped\n")
     elif found.status.is_terminal() and found.driver_exit_code is None:
         # It never began: no line of its own says why.
-        reason = (found.message or "").strip().splitlines()
+        reason = clean(found.message or "").strip().splitlines()
         sys.stderr.write(f"terrafm: {job} failed: {reason[-1] if reason else 'no reason given'}\n")
     return found.driver_exit_code if found.driver_exit_code in (1, 2) else 1
 
@@ -61,8 +62,9 @@ def exit_code(server: JobServer, job: str) -> int:
 async def _print(server: JobServer, job: str) -> None:
     # Closed in this task: whoever is interrupted leaves no other behind.
     async with aclosing(server.client.tail_job_logs(job)) as texts:
+        shown = Shown()
         async for text in texts:
-            sys.stdout.write(text)
+            sys.stdout.write(shown(text))
             sys.stdout.flush()
 
 

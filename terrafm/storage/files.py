@@ -19,6 +19,7 @@ import fsspec
 from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from terrafm.errors import StoreRefusedError, TerraFMError, UsageError
+from terrafm.storage.durable import replace
 from terrafm.storage.faults import STALL_SECONDS, explain, is_full, patiently, status_of
 from terrafm.storage.limits import DOCUMENT_BYTES
 from terrafm.storage.local import check_length, check_regular, read_regular
@@ -368,9 +369,7 @@ def _replacing(path: str, uri: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        replace(temporary, target)
     except OSError as error:
         if is_full(error):
             raise explain(error, "write", os.fspath(uri)) from None

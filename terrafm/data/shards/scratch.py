@@ -1,6 +1,5 @@
 """Large files on their way into a dataset: written out of sight, shown when they are whole."""
 
-import os
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from terrafm.storage import is_local, resolve, upload
+from terrafm.storage.durable import replace
 
 
 @contextmanager
@@ -29,8 +29,6 @@ def scratch_file(target: str) -> Iterator[Path]:
 def publish(scratch: Path, target: str) -> None:
     """Shows a finished scratch file at its target, whole: a rename, or an upload."""
     if is_local(target):
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        scratch.replace(resolve(target)[1])
+        replace(scratch, Path(resolve(target)[1]))
     else:
         upload(scratch, target)

@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from terrafm.storage import is_local, resolve
+from terrafm.storage.durable import sync
 from terrafm.storage.temporary import own_folder
 from terrafm.train.checkpoints.files import FILES
 
@@ -51,7 +52,7 @@ def rename(staging: Path, target: Path) -> None:
     staging.chmod(0o755)
     # All at once when all are written: the first of them takes the others along.
     for path in (*staging.iterdir(), staging):
-        _sync(path)
+        sync(path)
     target.parent.mkdir(exist_ok=True)
     former = staging.with_name(f"{staging.name}-former")
     if target.exists():
@@ -62,7 +63,7 @@ def rename(staging: Path, target: Path) -> None:
         # By a rename as well: half removed, it would be seen as damaged.
         target.rename(former)
     staging.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     _clear(former)
 
 
@@ -101,16 +102,5 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    finally:
-        os.close(number)
-
-
-def _sync(path: Path) -> None:
-    """Sees a file, or a folder's list of names, onto the disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        # Not all file systems can sync a folder.
-        with suppress(OSError) if path.is_dir() else nullcontext():
-            os.fsync(number)
     finally:
         os.close(number)
