@@ -22,24 +22,14 @@ def places(tmp_path_factory):
     return at
 
 
-def answers(places, needs_torch):
-    """Name -> (exit code, what was printed), from a process in which Ray cannot be imported."""
-    kept = ("torch",) if needs_torch else ()
-    blocked = [name for name in BLOCKED if name not in kept]
-    chosen = {m.name: m.words(places) for m in MISTAKES if m.needs_torch is needs_torch}
-    request = json.dumps({"blocked": blocked, "commands": {n: list(w) for n, w in chosen.items()}})
+def test_a_mistake_is_told_before_ray_and_torch_are_loaded(places):
+    commands = {mistake.name: list(mistake.words(places)) for mistake in MISTAKES}
+    request = json.dumps({"blocked": BLOCKED, "commands": commands})
     done = subprocess.run(
         [sys.executable, __file__, request], capture_output=True, text=True, timeout=300, check=True
     )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize("needs_torch", [False, True])
-def test_a_mistake_is_told_before_ray_and_torch_are_loaded(places, needs_torch):
-    found = answers(places, needs_torch)
+    found = json.loads(done.stdout.splitlines()[-1])
     for mistake in MISTAKES:
-        if mistake.needs_torch is not needs_torch:
-            continue
         code, printed = found[mistake.name]
         assert (mistake.name, code) == (mistake.name, 2), printed
         assert mistake.said in printed, mistake.name

@@ -57,13 +57,11 @@ class Mistake:
         name: what is wrong.
         words: arguments of `terrafm`.
         said: a part of the line.
-        needs_torch: it is seen only with a model in memory.
     """
 
     name: str
     words: Callable[[Places], Words]
     said: str
-    needs_torch: bool = False
 
 
 def _ingest(
@@ -126,19 +124,16 @@ MISTAKES = (
         "pretrain: the output holds files of somebody else",
         _pretrain(output="foreign"),
         "is not empty and holds no run",
-        needs_torch=True,
     ),
     Mistake(
         "pretrain: no such weights to start from",
         _pretrain("model.init=/no/such.safetensors"),
         "/no/such.safetensors",
-        needs_torch=True,
     ),
     Mistake(
         "pretrain: no such labelled set",
         _pretrain("validation.every_steps=175", "validation.data=/no/such"),
         "/no/such",
-        needs_torch=True,
     ),
     Mistake("ingest: a source that is none", _ingest("majortom"), "no source named 'majortom'"),
     Mistake("ingest: no such archive", _ingest("geotiff", "/no/such"), "/no/such"),

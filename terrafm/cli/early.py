@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from terrafm.storage import check_exists
+from terrafm.storage import check_exists, check_no_file, list_names
+
+CHECKPOINTS = "checkpoints"
 
 
 def check_dataset(uri: str, modalities: Sequence[str]) -> None:
@@ -15,6 +17,21 @@ def check_dataset(uri: str, modalities: Sequence[str]) -> None:
     from terrafm.data.shards.dataset import Dataset
 
     Dataset.open(uri).check_modalities(modalities)
+
+
+def check_run(output: str, init: str | None, labelled: str | None) -> None:
+    """Raises UsageError: what a run stands on does not exist, or its folder is something else's."""
+    from terrafm.train.output import check_unused
+
+    check_no_file(output)
+    if CHECKPOINTS in list_names(output):
+        # One that has begun, or is done, does not need all of it any more.
+        return
+    check_unused(output)
+    if init is not None:
+        check_exists("weights", init)
+    if labelled is not None:
+        check_labelled_set(labelled)
 
 
 def check_weights(uris: Sequence[str]) -> None:

@@ -25,7 +25,6 @@ from terrafm.errors import TerraFMError, UsageError
 from terrafm.export.request import ExportFormat, ExportOptions, Network
 from terrafm.modalities import MODALITIES
 from terrafm.progress import progress_bar
-from terrafm.storage import check_no_file
 from terrafm.storage.faults import one_line
 from terrafm.terminal import JsonOption, PlainFormatter, console, errors, render_figures, report
 
@@ -193,7 +192,8 @@ def pretrain(
     traced = ["train.profile_steps=3"] if profile else []
     tree = load_config(config, [*traced, *(overrides or [])])
     early.check_dataset(data, tree.data.modalities)
-    check_no_file(output)
+    labelled = tree.validation.data if tree.validation.every_steps else None
+    early.check_run(output, tree.model.init, labelled)
     if dry_run:
         from terrafm.train.run import dry_run as run_dry
 

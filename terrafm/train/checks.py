@@ -14,7 +14,7 @@ from terrafm.data.shards.manifest import find_version
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import load_state, load_weights
-from terrafm.storage import exists, join, list_names, read_json
+from terrafm.storage import join, read_json
 from terrafm.train.checkpoints.intact import newest_intact
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
@@ -24,6 +24,7 @@ from terrafm.train.checkpoints.store import (
     part_of,
     read_record,
 )
+from terrafm.train.output import check_unused
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.trackers import check_trackers
 from terrafm.train.validations import (
@@ -36,7 +37,6 @@ from terrafm.train.validations import (
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.yaml"
 DATASET_FILE = "dataset.json"
 
 
@@ -136,12 +136,7 @@ def check_output(setup: TrainingSetup, output: str, extend: bool = False) -> Che
     folder = join(output, CHECKPOINTS)
     newest, _ = newest_intact(folder)
     if newest is None:
-        foreign = [n for n in list_names(output) if not n.startswith(".")]
-        if foreign and not exists(join(output, CONFIG_FILE)):
-            raise UsageError(
-                f"{output} is not empty and holds no run (found {foreign[0]}): "
-                "choose an empty folder"
-            )
+        check_unused(output)
         return CheckedRun(setup)
     record = read_record(newest)
     told = setup.check_continues(record, newest)

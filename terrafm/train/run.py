@@ -21,11 +21,12 @@ from terrafm.storage.lease import lease
 from terrafm.train.checkpoints.best import Best, read_best
 from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
 from terrafm.train.checkpoints.store import CHECKPOINTS, list_checkpoints, step_name
-from terrafm.train.checks import CONFIG_FILE, DATASET_FILE, CheckedRun, check_run
+from terrafm.train.checks import DATASET_FILE, CheckedRun, check_run
 from terrafm.train.events import EventLog
 from terrafm.train.failure import FAILURE_FILE
 from terrafm.train.loggers import read_metrics
 from terrafm.train.notices import Notices
+from terrafm.train.output import CONFIG_FILE
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.trackers import TrackedRun
 from terrafm.train.validations import Validate
