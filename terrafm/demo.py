@@ -84,7 +84,6 @@ def run_demo(output: str, console: Console, *, seed: int = 0) -> dict[str, Any]:
     stages = _Stages(console)
     train_uri, held_out_uri = join(output, "data", "train"), join(output, "data", "held-out")
     run_uri, pictures = join(output, "run"), join(output, "pictures")
-    console.print(f"TerraFM demo in {output}\n", highlight=False)
     with stages.stage("start") as row:
         ensure_ray(LOGICAL_CPUS)
         row["result"] = f"Ray with {LOGICAL_CPUS} logical CPUs on this machine"

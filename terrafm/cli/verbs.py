@@ -73,6 +73,8 @@ def demo(
     output: OutputOption = "terrafm-demo",
 ) -> None:
     """Walk the whole road on a small synthetic Earth, in minutes on a laptop."""
+    # Before all that takes seconds to load.
+    console.print(f"TerraFM demo in {output}\n", soft_wrap=True, highlight=False)
     from terrafm.demo import run_demo
 
     run_demo(output, console)
