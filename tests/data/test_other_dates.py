@@ -122,6 +122,7 @@ def test_a_sample_of_two_dates_is_the_same_in_any_layout(small_dataset):
 
 
 def test_the_stream_of_two_dates_equals_batches_in_process(small_dataset):
+    ray.shutdown()  # That of another file, in the same process.
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
     try:
         setup = dated(small_dataset, RankLayout(8, 1, 0, 4))

@@ -27,6 +27,7 @@ CONFIG = DataConfig(global_size=32, local_size=16, global_crops=2, local_crops=2
 
 @pytest.fixture(scope="module")
 def cluster():
+    ray.shutdown()  # That of another file, in the same process.
     ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level="error")
     yield
     ray.shutdown()

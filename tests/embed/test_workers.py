@@ -27,6 +27,7 @@ FUSED = EmbedOptions(modalities=["s1", "s2_l2a"], workers=0)
 
 @pytest.fixture(scope="module")
 def local_ray():
+    ray.shutdown()  # That of another file, in the same process.
     ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level="error")
     yield
     ray.shutdown()

@@ -227,7 +227,7 @@ def test_a_store_that_does_not_remove_costs_no_checkpoint(tmp_path, monkeypatch,
     def refuse(_):
         raise OSError("not now")
 
-    monkeypatch.setattr(retention_module, "remove", refuse)
+    monkeypatch.setattr(retention_module, "remove_checkpoint", refuse)
     saving = writer(tmp_path / "checkpoints", keep=1)
     saving.save(state(1))
     saving.save(state(2))
@@ -275,7 +275,8 @@ def test_scratch_of_a_killed_writer_goes_and_that_of_a_living_one_stays(tmp_path
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with staging_folder(None) as living:
         dead = living.with_name(".staging-dead")
-        (dead / "inner").mkdir(parents=True)
+        dead.mkdir()
+        (dead / "teacher.safetensors").write_bytes(b"half")
         remove_staging("memory://bucket/run")
         assert not dead.exists()
         assert living.exists()
