@@ -9,8 +9,6 @@ from collections.abc import Sequence
 
 from terrafm.storage import check_exists, check_no_file, list_names
 
-CHECKPOINTS = "checkpoints"
-
 
 def check_dataset(uri: str, modalities: Sequence[str]) -> None:
     """Raises UsageError: no dataset, or one without some of the sensors."""
@@ -21,7 +19,7 @@ def check_dataset(uri: str, modalities: Sequence[str]) -> None:
 
 def check_run(output: str, init: str | None, labelled: str | None) -> None:
     """Raises UsageError: what a run stands on does not exist, or its folder is something else's."""
-    from terrafm.train.output import check_unused
+    from terrafm.train.output import CHECKPOINTS, check_unused
 
     check_no_file(output)
     if CHECKPOINTS in list_names(output):

@@ -37,6 +37,7 @@ from terrafm.storage.limits import (
 )
 from terrafm.storage.local import check_regular
 from terrafm.storage.parquet_pages import Pages, read_pages
+from terrafm.storage.seekable import Seekable
 
 # Arrow reads so many of a file's last bytes first, and the footer by itself where it is longer.
 _TAIL_BYTES = 64 << 10
@@ -79,7 +80,7 @@ class TableFile:
         try:
             self._file = pq.ParquetFile(self._source, **options)
         except pa.ArrowNotImplementedError as error:
-            # No ValueError: of types that only a damaged or another writer's file has.
+            # Of types that only a damaged file names; no ValueError, as what is damaged is.
             raise pa.ArrowInvalid(str(error)) from None
         self.metadata: pq.FileMetaData = self._file.metadata
         self.schema_arrow: pa.Schema = self._file.schema_arrow
@@ -212,35 +213,16 @@ class TableFile:
         return self._source.keeping(self._span(g, leaf) for g in groups for leaf in leaves)
 
 
-class _Kept(io.RawIOBase):
+class _Kept(Seekable):
     """A file of Python, such as one of a store, of which some ranges are kept for who reads next.
 
     The pages of a column are looked through and then read: by one request.
     """
 
     def __init__(self, file: Any) -> None:
+        super().__init__(int(file.seek(0, io.SEEK_END)))
         self._file = file
         self._ranges: list[tuple[int, bytes]] = []
-        self._position = 0
-        self._size = int(file.seek(0, io.SEEK_END))
-
-    @override
-    def readable(self) -> bool:
-        return True
-
-    @override
-    def seekable(self) -> bool:
-        return True
-
-    @override
-    def tell(self) -> int:
-        return self._position
-
-    @override
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
 
     @override
     def read(self, size: int | None = -1) -> bytes:

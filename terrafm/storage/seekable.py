@@ -10,23 +10,11 @@ from terrafm.storage.files import ask, is_local, read_range_of, resolve
 from terrafm.storage.local import open_regular
 
 
-class StoreFile(io.RawIOBase):
-    """A file of a store for libraries that seek: every read is one patient range request.
+class Seekable(io.RawIOBase):
+    """A file of known size whose place moves without a request."""
 
-    Args:
-        filesystem: of fsspec.
-        path: inside it.
-        where: URI, for messages.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        StoreRefusedError, StoreFailedError: the store does not answer.
-    """
-
-    def __init__(self, filesystem: Any, path: str, where: str) -> None:
-        self._filesystem, self._path, self._where = filesystem, path, where
-        self._size = int(ask("read", where, filesystem, lambda: filesystem.size(path)))
-        self._position = 0
+    def __init__(self, size: int) -> None:
+        self._size, self._position = size, 0
 
     @override
     def readable(self) -> bool:
@@ -45,6 +33,24 @@ class StoreFile(io.RawIOBase):
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         self._position = max(0, base + offset)
         return self._position
+
+
+class StoreFile(Seekable):
+    """A file of a store for libraries that seek: every read is one patient range request.
+
+    Args:
+        filesystem: of fsspec.
+        path: inside it.
+        where: URI, for messages.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StoreRefusedError, StoreFailedError: the store does not answer.
+    """
+
+    def __init__(self, filesystem: Any, path: str, where: str) -> None:
+        super().__init__(int(ask("read", where, filesystem, lambda: filesystem.size(path))))
+        self._filesystem, self._path, self._where = filesystem, path, where
 
     @override
     def read(self, size: int | None = -1) -> bytes:

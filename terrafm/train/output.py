@@ -6,6 +6,7 @@ from terrafm.errors import UsageError
 from terrafm.storage import exists, join, list_names
 
 CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
 
 
 def check_unused(output: str) -> None:

@@ -57,9 +57,9 @@ from terrafm.train.checkpoints.files import (
 )
 from terrafm.train.checkpoints.staging import rename, staging_folder
 from terrafm.train.engine import EngineState
+from terrafm.train.output import CHECKPOINTS as CHECKPOINTS
 
 FORMAT_VERSION = 2
-CHECKPOINTS = "checkpoints"
 HEAD = ("format_version", "step", "saved_at", "metrics")
 """What state.json holds beside a state's record."""
 

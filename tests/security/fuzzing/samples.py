@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from abc import ABC, abstractmethod
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def _nullable(field):
     return pa.field(field.name, kind)
 
 
-class Target:
+class Target(ABC):
     """One kind of input in a folder of its own.
 
     Attributes:
@@ -49,16 +50,16 @@ class Target:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def build(self) -> None:
+    def build(self) -> None:  # noqa: B027 - not all need one
         """Writes a sound sample into the folder."""
 
+    @abstractmethod
     def mutate(self, rng) -> dict[str, bytes]:
         """The files of a case: path in the folder -> content."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self) -> None:
         """Reads everything as the commands do; any error but the declared ones is a finding."""
-        raise NotImplementedError
 
     def load(self) -> None:
         """Reads the sound sample once, before mutations begin."""
