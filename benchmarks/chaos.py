@@ -28,9 +28,9 @@ from harness.tiles import prepare
 
 from terrafm.config import load_config
 from terrafm.train.checkpoints.store import TrainingState, list_checkpoints, load_checkpoint
-from terrafm.train.events import read_events
-from terrafm.train.run import pretrain
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.driver.events import read_events
+from terrafm.train.driver.pretrain import pretrain
+from terrafm.train.worker.setup import TrainingSetup
 
 PAUSE_SECONDS = (60.0, 90.0)
 NOTICE_SECONDS = 20.0

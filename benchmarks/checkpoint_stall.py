@@ -35,7 +35,7 @@ from terrafm.data.samples.loader import make_batches
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.store import CHECKPOINTS
 from terrafm.train.checkpoints.writer import CheckpointWriter
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.worker.setup import TrainingSetup
 
 _QUICK = [
     *("model.name=terrafm_tiny", "head.num_prototypes=256", "head.hidden_dim=64"),

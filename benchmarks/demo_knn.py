@@ -12,11 +12,11 @@ import platform
 import statistics
 
 from terrafm.demo import LOGICAL_CPUS, demo_config
-from terrafm.eval.knn import evaluate_knn
+from terrafm.eval.probes.knn import evaluate_knn
 from terrafm.export import export_checkpoint
 from terrafm.ray_runtime import ensure_ray
 from terrafm.storage import join
-from terrafm.train.run import pretrain
+from terrafm.train.driver.pretrain import pretrain
 
 
 def score(folder: str, seed: int) -> dict[str, dict[str, float]]:

@@ -35,7 +35,7 @@ from harness.found_again import FoundAgain
 from harness.plain_training import Training
 
 from terrafm.config import load_config
-from terrafm.eval.readouts import Readout
+from terrafm.eval.features.readouts import Readout
 from terrafm.eval.retrieval.ranks import Ranks
 from terrafm.eval.retrieval.scores import DEPTHS, SHIFTED, UNTRAINED, WEIGHTS
 from terrafm.models.contract import WeightsContract

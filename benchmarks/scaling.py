@@ -17,7 +17,7 @@ import torch
 from common import Figure, parse, parser, report
 
 from terrafm.config import load_config
-from terrafm.train.student_teacher import Network
+from terrafm.train.step.distillation import Network
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _FLOAT = 4

@@ -2,9 +2,9 @@
 
     python benchmarks/stream.py [--json]
 
-- Stream: `terrafm.data.stream.stream_batches`, one rank, two data CPUs, Ray's workers at the
-  niceness of everything else; the consumer takes batches and does nothing. Bar: at least 0.80 of
-  plain processes.
+- Stream: `terrafm.data.samples.stream.stream_batches`, one rank, two data CPUs, Ray's workers at
+  the niceness of everything else; the consumer takes batches and does nothing. Bar: at least 0.80
+  of plain processes.
 - Plain: as many processes as data CPUs, each running the tasks' own function on a stretch of the
   plan of its own; nothing is sent anywhere.
 - Ordered against unordered: the stream with Ray Data's `preserve_order` on and off, all

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from common import Figure, alternate, child_environment, median_ratio, note, parse, parser, report
 
-from terrafm.train.loggers import read_metrics
+from terrafm.train.metrics.log import read_metrics
 
 BAR = 1.15
 _POINTS, _AT_ONCE = 8, 2

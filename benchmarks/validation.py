@@ -20,8 +20,8 @@ from harness.tiles import prepare
 
 from terrafm.config import load_config
 from terrafm.eval.validation import CheckpointValidation
-from terrafm.train.run import pretrain
-from terrafm.train.validations import read_validations
+from terrafm.train.checkpoints.validations import read_validations
+from terrafm.train.driver.pretrain import pretrain
 
 BATCH = 8
 SETTINGS = (

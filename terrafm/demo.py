@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from terrafm.config import Config, load_config
-from terrafm.data.ingest import ingest
+from terrafm.data.ingest.job import ingest
 from terrafm.data.shards.dataset import Dataset
-from terrafm.eval.knn import evaluate_knn, render
+from terrafm.eval.probes.knn import evaluate_knn, render
 from terrafm.export import export_checkpoint
 from terrafm.pictures.dataset import class_histogram, tile_map
 from terrafm.pictures.sample import quicklook
@@ -23,7 +23,7 @@ from terrafm.pictures.training import loss_curve
 from terrafm.progress import progress_bar
 from terrafm.ray_runtime import ensure_ray
 from terrafm.storage import join, to_json, write_bytes
-from terrafm.train.run import describe, pretrain
+from terrafm.train.driver.pretrain import describe, pretrain
 
 TRAINING_ARCHIVE = "synthetic:cells=192,seed=0,px=264"
 HELD_OUT_ARCHIVE = "synthetic:cells=160,seed=2,px=264"

@@ -51,13 +51,13 @@ def start_gpu_rank() -> None:
     gives this process.
     """
     _name_interface()
-    _import_if_ordered("ray.train.torch", "terrafm.train.loop")
+    _import_if_ordered("ray.train.torch", "terrafm.train.worker.loop")
 
 
 def start_cpu_rank() -> None:
     """The hook of any other training process."""
     _name_interface()
-    _import_if_ordered("ray.train.torch", "terrafm.train.loop", "terrafm.train.zero")
+    _import_if_ordered("ray.train.torch", "terrafm.train.worker.loop", "terrafm.train.step.zero")
 
 
 def _name_interface() -> None:

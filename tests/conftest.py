@@ -56,7 +56,7 @@ def checkpoint(small_dataset, tmp_path_factory):
 
     from terrafm.config import load_config
     from terrafm.train.checkpoints.store import save_checkpoint
-    from terrafm.train.setup import TrainingSetup
+    from terrafm.train.worker.setup import TrainingSetup
 
     settings = ["train.steps=4", "train.global_batch=4", "head.num_prototypes=32"]
     setup = TrainingSetup.open(load_config("demo", settings), small_dataset)

@@ -10,8 +10,8 @@ import torch
 from terrafm.cli import main
 from terrafm.config import load_config
 from terrafm.train.checkpoints.store import save_checkpoint
-from terrafm.train.checks import check_output
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.driver.checks import check_output
+from terrafm.train.worker.setup import TrainingSetup
 
 
 def pretrain(data, output, *overrides):
@@ -125,7 +125,7 @@ def test_a_tracker_whose_package_is_missing(refused, small_dataset, tmp_path, mo
 def test_profile_is_a_flag_that_a_setting_overrides(small_dataset, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "terrafm.train.run.dry_run",
+        "terrafm.train.driver.pretrain.dry_run",
         lambda tree, *_, **__: asked.append(tree.train.profile_steps) or {},
     )
     for more in ([], ["--profile"], ["--profile", "--set", "train.profile_steps=7"]):

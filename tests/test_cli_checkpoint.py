@@ -10,7 +10,7 @@ import torch
 import terrafm
 from terrafm.config import load_config
 from terrafm.train.checkpoints.store import load_network, read_record, save_checkpoint
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.worker.setup import TrainingSetup
 
 VERSION_1 = Path(__file__).parent / "train" / "version_1"
 SETTINGS = [

@@ -13,9 +13,9 @@ from terrafm.storage import (
     write_bytes,
     write_json_lines,
 )
-from terrafm.train.events import EventLog, read_events
-from terrafm.train.loggers import read_metrics
-from terrafm.train.records import append_quarantine
+from terrafm.train.driver.events import EventLog, read_events
+from terrafm.train.metrics.log import read_metrics
+from terrafm.train.metrics.samples import append_quarantine
 
 WHOLE = b'{"a": 1}\n{"a": 2}\n'
 

@@ -11,7 +11,7 @@ import torch
 
 from terrafm.config import load_config
 from terrafm.models.weights import load_encoder
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.worker.setup import TrainingSetup
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from harness.objectives import nt_xent

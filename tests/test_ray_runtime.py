@@ -12,7 +12,7 @@ from terrafm.config import load_config
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.ray_patience import patient
 from terrafm.ray_runtime import ensure_ray, renew_ray
-from terrafm.train.run import pretrain
+from terrafm.train.driver.pretrain import pretrain
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ import torch
 
 from terrafm.config import Config
 from terrafm.errors import UsageError
-from terrafm.eval.datasets import open_labelled
-from terrafm.eval.knn import evaluate_knn
+from terrafm.eval.datasets.registry import open_labelled
+from terrafm.eval.probes.knn import evaluate_knn
 from terrafm.export import export_checkpoint
 from terrafm.modalities import FIRST_CHOICE
 from terrafm.storage import join

@@ -9,8 +9,8 @@ from typing import Any
 
 from terrafm.config import Config
 from terrafm.errors import UsageError
-from terrafm.train.checks import check_runs
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.driver.checks import check_runs
+from terrafm.train.worker.setup import TrainingSetup
 from tuning.objective import HEADLINES
 from tuning.search_space import Point, SearchSpace, apply
 

@@ -40,11 +40,11 @@ from terrafm.train.checkpoints.store import (
     fork_checkpoint,
     list_checkpoints,
 )
-from terrafm.train.checks import check_runs
+from terrafm.train.driver.checks import check_runs
+from terrafm.train.driver.pretrain import pretrain
 from terrafm.train.failure import FAILURE_FILE, write_failure
-from terrafm.train.loggers import read_metrics
+from terrafm.train.metrics.log import read_metrics
 from terrafm.train.output import CONFIG_FILE
-from terrafm.train.run import pretrain
 from tuning.objective import score_checkpoint
 from tuning.search_space import apply
 

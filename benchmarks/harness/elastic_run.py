@@ -13,8 +13,8 @@ from typing import Any
 from common import ROOT
 
 from terrafm.train.checkpoints.store import list_checkpoints
-from terrafm.train.events import read_events
-from terrafm.train.loggers import read_metrics
+from terrafm.train.driver.events import read_events
+from terrafm.train.metrics.log import read_metrics
 
 sys.path.insert(0, str(ROOT / "tests" / "integration"))
 

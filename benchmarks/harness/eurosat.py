@@ -9,11 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from terrafm.eval.datasets import check_labelled, open_set
-from terrafm.eval.features import UNTRAINED_SEEDS, Normalisation, encoder_features, untrained_like
+from terrafm.eval.datasets.registry import check_labelled, open_set
+from terrafm.eval.features.extraction import (
+    UNTRAINED_SEEDS,
+    Normalisation,
+    encoder_features,
+    untrained_like,
+)
+from terrafm.eval.features.readouts import Readout
 from terrafm.eval.metrics import RESAMPLES
-from terrafm.eval.protocols import Task, predict
-from terrafm.eval.readouts import Readout
+from terrafm.eval.probes.protocols import Task, predict
 from terrafm.models.encoder import Encoder
 
 PROTOCOLS = ("knn20", "linear")

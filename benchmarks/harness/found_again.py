@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from terrafm.eval.features import UNTRAINED_SEEDS, Normalisation, untrained_like
-from terrafm.eval.readouts import Readout
+from terrafm.eval.features.extraction import UNTRAINED_SEEDS, Normalisation, untrained_like
+from terrafm.eval.features.readouts import Readout
 from terrafm.eval.retrieval.evaluate import open_tiles, tasks_of
 from terrafm.eval.retrieval.ranks import Ranks, centred, standardised
 from terrafm.eval.retrieval.scores import (

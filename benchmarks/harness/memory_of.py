@@ -58,7 +58,7 @@ def _private(process: psutil.Process) -> int:
 def ingest(request: dict[str, Any]) -> Callable[[], None]:
     """An ingest of a Major-TOM archive."""
     from terrafm.config import IngestConfig
-    from terrafm.data.ingest import ingest as run
+    from terrafm.data.ingest.job import ingest as run
 
     config = IngestConfig(workers=request["workers"], tiles_per_shard=request["tiles_per_shard"])
 

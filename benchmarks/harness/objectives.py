@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from terrafm.data.samples.batch import Crops, HostBatch, normalise
 from terrafm.models.encoder import Encoder
-from terrafm.train.engine import PlainEngine
-from terrafm.train.schedules import StepSettings
-from terrafm.train.setup import TrainingSetup
-from terrafm.train.student_teacher import build_student_and_teacher
+from terrafm.train.step.distillation import build_student_and_teacher
+from terrafm.train.step.engine import PlainEngine
+from terrafm.train.step.schedules import StepSettings
+from terrafm.train.worker.setup import TrainingSetup
 
 # Of NT-Xent, and the length of the vectors that it compares: SimCLR's (arXiv 2002.05709).
 _TEMPERATURE = 0.1

@@ -26,7 +26,7 @@ def stream(work: Workload, ordered: bool = True) -> dict[str, Any]:
     ensure_ray(work.workers + 1)
     import ray.data
 
-    from terrafm.data import stream as our_stream
+    from terrafm.data.samples import stream as our_stream
 
     if not ordered:
         _drop_order(ray.data.Dataset)

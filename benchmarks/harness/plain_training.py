@@ -18,7 +18,7 @@ from terrafm.config import load_config
 from terrafm.data.samples.loader import make_batches
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import save_safetensors
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.worker.setup import TrainingSetup
 
 _SAID = "trained.json"
 

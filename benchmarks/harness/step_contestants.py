@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.step_work import StepWork, build, one_step, seconds_per_step
 from terrafm.config import OptimConfig
-from terrafm.train.engine import PlainEngine
+from terrafm.train.step.engine import PlainEngine
 
 _ANSWER = "TERRAFM_STEP_ANSWER"
 

@@ -18,8 +18,8 @@ from harness.step_work import SETTINGS, StepWork
 from terrafm.data.samples.batch import Batch, Crops, normalise
 from terrafm.modalities import MODALITIES
 from terrafm.models.dino_head import DINOHead
-from terrafm.train.optimizer import GROUPS, group_of, write_settings
-from terrafm.train.student_teacher import Network, build_student_and_teacher
+from terrafm.train.step.distillation import Network, build_student_and_teacher
+from terrafm.train.step.optimizer import GROUPS, group_of, write_settings
 
 MODALITY = "s2_l2a"
 

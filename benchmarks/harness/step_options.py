@@ -16,9 +16,9 @@ from harness.step_work import one_step
 from terrafm.config import OptimConfig
 from terrafm.data.samples.batch import HostBatch
 from terrafm.models.encoder import Encoder
-from terrafm.train.optimizer import build_optimizer, create_moments, parameter_groups
-from terrafm.train.student_teacher import SelfDistillation
-from terrafm.train.transfer import Transfer
+from terrafm.train.step.distillation import SelfDistillation
+from terrafm.train.step.optimizer import build_optimizer, create_moments, parameter_groups
+from terrafm.train.step.prefetch import Transfer
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The step in Ray Train's workers, under DeepSpeed ZeRO, as `terrafm.train.loop` sets it up."""
+"""The step in Ray Train's workers under ZeRO, as `terrafm.train.worker.loop` sets it up."""
 
 import json
 import tempfile
@@ -46,8 +46,8 @@ def _worker(task: dict[str, Any]) -> None:
     import ray.train
     import torch
 
-    from terrafm.train.garbage import GarbageControl
-    from terrafm.train.zero import ZeroEngine
+    from terrafm.train.step.zero import ZeroEngine
+    from terrafm.train.worker.garbage_collection import GarbageControl
 
     work = StepWork(**task["work"])
     config = work.config

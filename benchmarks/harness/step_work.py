@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from terrafm.config import Config, load_config
 from terrafm.data.samples.batch import Batch, Crops, HostBatch
 from terrafm.modalities import MODALITIES
-from terrafm.train.engine import Engine, PlainEngine
-from terrafm.train.schedules import StepSettings
-from terrafm.train.student_teacher import (
+from terrafm.train.step.distillation import (
     Network,
     SelfDistillation,
     build_criterion,
     build_student_and_teacher,
 )
+from terrafm.train.step.engine import Engine, PlainEngine
+from terrafm.train.step.schedules import StepSettings
 
 SETTINGS = StepSettings(
     lr=1e-4, weight_decay=0.04, teacher_temp=0.04, teacher_momentum=0.996, freeze_prototypes=False

@@ -40,7 +40,7 @@ def check_weights(uris: Sequence[str]) -> None:
 
 def check_labelled_set(uri: str) -> None:
     """Raises UsageError: a labelled set does not exist."""
-    from terrafm.eval.sets.copernicus import PREFIX
+    from terrafm.eval.datasets.copernicus import PREFIX
 
     if not uri.startswith(PREFIX):
         check_exists("labelled set", uri)

@@ -9,7 +9,7 @@ import typer
 
 from terrafm.cli import early
 from terrafm.cli.evaluate import Normalise, ReadoutOption, band_names
-from terrafm.eval.readouts import Readout
+from terrafm.eval.features.readouts import Readout
 from terrafm.progress import progress_bar
 from terrafm.storage import check_exists, check_no_file
 from terrafm.terminal import console

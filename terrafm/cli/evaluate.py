@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from terrafm.cli import early
-from terrafm.eval.readouts import Readout
+from terrafm.eval.features.readouts import Readout
 from terrafm.progress import Advance, progress_bar
 from terrafm.storage import check_exists
 from terrafm.terminal import JsonOption, console, report
@@ -60,8 +60,8 @@ def knn_command(
     """Nearest neighbours of frozen features, beside untrained and spectral baselines."""
     early.check_weights([weights])
     early.check_labelled_set(data)
-    from terrafm.eval.feature_job import FeatureWorkers
-    from terrafm.eval.knn import evaluate_knn, render
+    from terrafm.eval.features.job import FeatureWorkers
+    from terrafm.eval.probes.knn import evaluate_knn, render
 
     with _shown(workers, as_json) as (advance, _):
         many = None if workers is None else FeatureWorkers(workers, progress=advance)
@@ -165,9 +165,9 @@ def compare_command(
     """
     early.check_labelled_set(data)
     early.check_weights(weights or ())
-    from terrafm.eval.compare import compare
-    from terrafm.eval.datasets import OpenOptions
-    from terrafm.eval.table import CompareOptions, render
+    from terrafm.eval.datasets.registry import OpenOptions
+    from terrafm.eval.tables.common import CompareOptions, render
+    from terrafm.eval.tables.compare import compare
 
     options = CompareOptions(
         modalities=modality,

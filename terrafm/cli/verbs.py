@@ -29,7 +29,7 @@ from terrafm.storage.faults import one_line
 from terrafm.terminal import JsonOption, PlainFormatter, console, errors, render_figures, report
 
 if TYPE_CHECKING:
-    from terrafm.train.validations import Validation, ValidationTask
+    from terrafm.train.checkpoints.validations import Validation, ValidationTask
 
 # Each verb imports what it needs when it runs: torch and Ray take seconds to load, and --help or
 # a mistyped key should answer at once.
@@ -108,8 +108,8 @@ def ingest(
 ) -> None:
     """Cut an archive into tiles and pack them into Parquet shards."""
     config = load_config(None, overrides or [])
-    from terrafm.data.append import append as run_append
-    from terrafm.data.ingest import ingest as run_ingest
+    from terrafm.data.ingest.append import append as run_append
+    from terrafm.data.ingest.job import ingest as run_ingest
 
     with progress_bar(console, "cells") as advance:
         run: Any = run_append if append else run_ingest
@@ -197,13 +197,13 @@ def pretrain(
     labelled = tree.validation.data if tree.validation.every_steps else None
     early.check_run(output, tree.model.init, labelled)
     if dry_run:
-        from terrafm.train.run import dry_run as run_dry
+        from terrafm.train.driver.pretrain import dry_run as run_dry
 
         figures = run_dry(tree, data, output, validate=_validation, extend=extend)
         report(figures, as_json, render_figures)
         return
-    from terrafm.train.run import describe
-    from terrafm.train.run import pretrain as run_pretrain
+    from terrafm.train.driver.pretrain import describe
+    from terrafm.train.driver.pretrain import pretrain as run_pretrain
 
     with progress_bar(console, "steps") as advance:
         result = run_pretrain(

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from terrafm.config import Config
+from terrafm.data.land.climate import UNKNOWN
+from terrafm.data.land.regions import region_codes, region_name
 from terrafm.data.samples.plan import high_frequency_classes, make_plan
 from terrafm.data.shards.dataset import Dataset
-from terrafm.data.tiles.climate import UNKNOWN
-from terrafm.data.tiles.regions import region_codes, region_name
 from terrafm.modalities import MODALITIES
 from terrafm.units import human_bytes
 

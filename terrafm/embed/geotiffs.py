@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
+from terrafm.data.land.selection import parse_time
 from terrafm.data.rasters.geotiff import SUFFIXES, Header, OpenGeotiff, Stored
-from terrafm.data.rasters.offsets import spread
 from terrafm.data.rasters.opening import open_raster
-from terrafm.data.rasters.sensor_files import SensorFiles
 from terrafm.data.rasters.units import Decision
 from terrafm.data.sources.folders import is_clutter
+from terrafm.data.sources.offsets import spread
 from terrafm.data.sources.raster import why_no_place
-from terrafm.data.tiles.selection import parse_time
+from terrafm.data.sources.sensor_files import SensorFiles
 from terrafm.embed.source import Affine, Place
 from terrafm.embed.windows import Windows
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.eval.labelled import Grid, Image, files_fingerprint, measured_statistics
+from terrafm.eval.datasets.labelled import Grid, Image, files_fingerprint, measured_statistics
 from terrafm.storage import join, resolve
 
 _THREADS = 16

@@ -23,7 +23,7 @@ from terrafm.embed.request import EmbedOptions, Request, begin, make_request
 from terrafm.embed.schema import DENSE, MANIFEST, TILES, EmbeddingManifest, part_name
 from terrafm.embed.work import ENTRIES, Entry, OpenPartWork
 from terrafm.errors import TerraFMError
-from terrafm.eval.readouts import Readout
+from terrafm.eval.features.readouts import Readout
 from terrafm.parts import Part, divide, run_parts
 from terrafm.storage import (
     absolute,

@@ -13,14 +13,14 @@ from terrafm.embed.geotiffs import GeoTiffWindows
 from terrafm.embed.schema import JOB, MANIFEST, EmbeddingManifest, read_manifest
 from terrafm.embed.source import DatasetTiles, TileSource
 from terrafm.errors import UsageError
-from terrafm.eval.compatibility import (
+from terrafm.eval.datasets.compatibility import (
     check_normalisation,
     check_units,
     normalisation_for,
     one_choice,
 )
-from terrafm.eval.features import input_side
-from terrafm.eval.readouts import Readout
+from terrafm.eval.features.extraction import input_side
+from terrafm.eval.features.readouts import Readout
 from terrafm.models.weights import infer_model_name, load_encoder, state_fingerprint
 from terrafm.parts import rows_per_part
 from terrafm.storage import (

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from terrafm.errors import UsageError
-from terrafm.eval.readouts import Readout
+from terrafm.eval.features.readouts import Readout
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, join, parse_record, read_bytes, to_json
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from terrafm.data.tiles.selection import parse_time
-from terrafm.eval.labelled import ImageSet
-from terrafm.eval.sets.shard_tiles import ShardTiles, cell_of
+from terrafm.data.land.selection import parse_time
+from terrafm.eval.datasets.labelled import ImageSet
+from terrafm.eval.datasets.shard_tiles import ShardTiles, cell_of
 
 Affine = tuple[float, float, float, float, float, float]
 

@@ -15,7 +15,7 @@ from terrafm.embed.request import Request
 from terrafm.embed.rows import part_bytes
 from terrafm.embed.schema import TILES, PartFile, part_name
 from terrafm.errors import UsageError
-from terrafm.eval.features import batches
+from terrafm.eval.features.extraction import batches
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import load_encoder, state_fingerprint
 from terrafm.parts import Part, Work

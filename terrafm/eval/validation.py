@@ -25,21 +25,21 @@ import torch
 from numpy.typing import NDArray
 
 from terrafm.errors import UsageError
-from terrafm.eval.compatibility import modality_choices, normalisation_for
-from terrafm.eval.datasets import absolute_uri, open_labelled, open_set
-from terrafm.eval.features import encoder_features
+from terrafm.eval.datasets.compatibility import modality_choices, normalisation_for
+from terrafm.eval.datasets.labelled import LabelledSet
+from terrafm.eval.datasets.registry import absolute_uri, open_labelled, open_set
+from terrafm.eval.datasets.sample import Sample, draw_sample
+from terrafm.eval.datasets.shard_tiles import ShardTiles
+from terrafm.eval.features.extraction import encoder_features
+from terrafm.eval.features.readouts import Readout
 from terrafm.eval.geometry import alignment, uniformity
-from terrafm.eval.knn import TEMPERATURE, nearest_in, vote
-from terrafm.eval.labelled import LabelledSet
-from terrafm.eval.readouts import Readout
+from terrafm.eval.probes.knn import TEMPERATURE, nearest_in, vote
 from terrafm.eval.retrieval.checkpoints import RetrievalSample, measure_retrieval
-from terrafm.eval.sample import Sample, draw_sample
-from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import encoder_from_state
 from terrafm.train.checkpoints.store import contract_of, load_encoder_state, read_record
-from terrafm.train.collapse import effective_rank
-from terrafm.train.validations import ValidationTask
+from terrafm.train.checkpoints.validations import ValidationTask
+from terrafm.train.step.collapse import effective_rank
 
 _FUSED = "fused"
 _BATCH = 32

@@ -16,7 +16,7 @@ from terrafm.pictures.figure import SAFE_COLOURS, picture
 from terrafm.storage import join
 from terrafm.train.checkpoints.best import Best, read_best
 from terrafm.train.checkpoints.store import CHECKPOINTS
-from terrafm.train.validations import VALIDATION_FILE, read_validations
+from terrafm.train.checkpoints.validations import VALIDATION_FILE, read_validations
 
 _CURVES = {**SENSOR_TITLES, "fused": "all fused"}
 _MARKERS = "os^Dvp"

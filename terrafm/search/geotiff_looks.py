@@ -11,7 +11,7 @@ from rasterio.windows import Window
 from terrafm.config.yaml_text import shortened
 from terrafm.data.rasters.bands import match_bands
 from terrafm.data.rasters.geotiff import OpenGeotiff
-from terrafm.data.rasters.sensor_files import SensorFiles, survey_of
+from terrafm.data.sources.sensor_files import SensorFiles, survey_of
 from terrafm.embed.schema import EmbeddingManifest
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES

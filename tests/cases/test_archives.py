@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from terrafm.config import IngestConfig
-from terrafm.data import ingest as ingest_module
-from terrafm.data.ingest import ingest
+from terrafm.data.ingest import job as ingest_module
+from terrafm.data.ingest.job import ingest
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.sources.bigearthnet import BigEarthNet
 from terrafm.data.sources.major_tom import MajorTom

@@ -43,8 +43,8 @@ def test_words_that_need_none_have_no_quotes():
 def test_the_first_line_of_config_runs_the_run_again(training, name, small_dataset, tmp_path):
     import yaml
 
-    from terrafm.train.run import _write_config
-    from terrafm.train.setup import TrainingSetup
+    from terrafm.train.driver.pretrain import _write_config
+    from terrafm.train.worker.setup import TrainingSetup
 
     training("17")
     setup = TrainingSetup.open(load_config("demo", []), small_dataset)
@@ -153,8 +153,8 @@ TORN = [b"", b"{", b'{"fingerprint": "ab', b"[]", b"null", b"\x00" * 64, b"\xff\
 def test_a_torn_record_of_the_dataset_starts_a_run_that_has_not_trained(
     training, content, small_dataset, tmp_path
 ):
-    from terrafm.train.checks import check_output, open_setup
-    from terrafm.train.run import _write_config
+    from terrafm.train.driver.checks import check_output, open_setup
+    from terrafm.train.driver.pretrain import _write_config
 
     training("18")
     output, config = str(tmp_path / "run"), load_config("demo", [])
@@ -199,7 +199,7 @@ def test_a_torn_small_file_is_named_in_one_line(name, content, tmp_path):
 
 
 def test_torn_ids_of_trackers_cost_no_run(tmp_path, caplog):
-    from terrafm.train.trackers import TRACKERS_FILE, TrackedRun
+    from terrafm.train.metrics.trackers import TRACKERS_FILE, TrackedRun
 
     write_bytes(tmp_path / TRACKERS_FILE, b'{"mlflow": ')
     run = TrackedRun(str(tmp_path))

@@ -62,7 +62,7 @@ def test_the_name_of_a_place(name, wanted):
 
 
 def test_one_archive_by_two_names_is_one_archive(tmp_path):
-    from terrafm.data.ingest import canonical_input
+    from terrafm.data.ingest.job import canonical_input
 
     (tmp_path / "archive").mkdir()
     (tmp_path / "link").symlink_to("archive")

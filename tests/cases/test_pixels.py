@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from terrafm.config import IngestConfig, load_config
-from terrafm.data.ingest import ingest
+from terrafm.data.ingest.cutter import Cutter, make_groups
+from terrafm.data.ingest.job import ingest
+from terrafm.data.ingest.tally import Tally
 from terrafm.data.inspect import inspect
-from terrafm.data.rasters.offsets import survey_archive
 from terrafm.data.shards.dataset import Dataset
+from terrafm.data.sources.offsets import survey_archive
 from terrafm.data.sources.registry import open_source
-from terrafm.data.tiles.tally import Tally
-from terrafm.data.tiles.tiling import Cutter, make_groups
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
 from terrafm.modalities import MODALITIES

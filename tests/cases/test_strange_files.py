@@ -20,7 +20,7 @@ from terrafm.data.shards.dataset import Dataset
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.eval.datasets import OpenOptions, open_labelled
+from terrafm.eval.datasets.registry import OpenOptions, open_labelled
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_safetensors

@@ -15,7 +15,7 @@ import terrafm
 from terrafm.config import load_config
 from terrafm.export import ExportOptions, export_checkpoint
 from terrafm.train.checkpoints.store import save_checkpoint
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.worker.setup import TrainingSetup
 
 CLI = [sys.executable, "-m", "terrafm"]
 SMALL = (

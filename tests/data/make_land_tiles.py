@@ -1,4 +1,4 @@
-"""Makes the table of `terrafm.data.tiles.land_tiles`, by hand:
+"""Makes the table of `terrafm.data.land.land_tiles`, by hand:
 
     pip install landmetrics global-land-mask scipy && python tests/data/make_land_tiles.py
 

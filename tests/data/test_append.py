@@ -9,10 +9,10 @@ import rasterio
 from folders import files_of, rendered
 
 from terrafm.config import IngestConfig
-from terrafm.data import append as append_module
-from terrafm.data.append import append
-from terrafm.data.ingest import ingest
-from terrafm.data.shards.adopt import Adoption, record_of
+from terrafm.data.ingest import append as append_module
+from terrafm.data.ingest.adopt import Adoption, record_of
+from terrafm.data.ingest.append import append
+from terrafm.data.ingest.job import ingest
 from terrafm.data.shards.commit import commit_dataset
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.shards.entry import ShardEntry

@@ -26,7 +26,7 @@ from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import TerraFMError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import join, read_bytes, write_bytes
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.worker.setup import TrainingSetup
 
 
 def copy_to(source, target):

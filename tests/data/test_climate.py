@@ -6,7 +6,7 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terrafm.data.tiles.climate import ClimateZones
+from terrafm.data.land.climate import ClimateZones
 from terrafm.errors import UsageError
 
 

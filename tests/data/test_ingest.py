@@ -7,7 +7,7 @@ import rasterio
 from folders import files_of, rendered
 
 from terrafm.config import IngestConfig
-from terrafm.data.ingest import ingest
+from terrafm.data.ingest.job import ingest
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
 

@@ -10,7 +10,7 @@ import pytest
 from folders import faults_of, files_of
 
 from terrafm.config import IngestConfig
-from terrafm.data.ingest import ingest
+from terrafm.data.ingest.job import ingest
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import TerraFMError, UsageError
 
@@ -138,7 +138,7 @@ def test_parquet_cut_short(major_tom_archive, product_bands, worldcover_tile, tm
 @pytest.mark.slow
 def test_killed_and_repeated(tmp_path):
     script = (
-        "import sys; from terrafm.data.ingest import ingest\n"
+        "import sys; from terrafm.data.ingest.job import ingest\n"
         "if __name__ == '__main__':\n"
         "    ingest('synthetic', 'synthetic:cells=10,seed=3,px=480', sys.argv[1], tile_size=240)\n"
     )

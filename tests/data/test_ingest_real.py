@@ -8,7 +8,7 @@ import rasterio
 from folders import faults_of, rendered
 
 from terrafm.config import IngestConfig
-from terrafm.data.ingest import ingest
+from terrafm.data.ingest.job import ingest
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.sources.geotiff_folder import GeotiffFolder
 from terrafm.errors import UsageError

@@ -6,13 +6,13 @@ import pytest
 from rich.console import Console
 
 from terrafm.config import load_config
+from terrafm.data.ingest.cutter import Cutter, make_groups
+from terrafm.data.ingest.tally import Tally
 from terrafm.data.inspect import inspect, render
+from terrafm.data.land.landcover import legend
 from terrafm.data.shards.commit import commit_dataset
 from terrafm.data.shards.writer import write_shard
 from terrafm.data.sources.geotiff_folder import GeotiffFolder
-from terrafm.data.tiles.landcover import legend
-from terrafm.data.tiles.tally import Tally
-from terrafm.data.tiles.tiling import Cutter, make_groups
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from terrafm.data.land.landcover import WORLDCOVER_CLASSES, legend
+from terrafm.data.land.legend import read_legend
 from terrafm.data.sources.geotiff_folder import GeotiffFolder
-from terrafm.data.tiles.landcover import WORLDCOVER_CLASSES, legend
-from terrafm.data.tiles.legend import read_legend
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 

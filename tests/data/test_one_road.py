@@ -8,16 +8,16 @@ import pytest
 import rasterio
 import torch
 
+from terrafm.data.ingest.cutter import Cutter, make_groups
+from terrafm.data.ingest.tally import Tally
 from terrafm.data.rasters.bands import EUROSAT_ORDER, L1C_ORDER
-from terrafm.data.rasters.offsets import survey_archive
 from terrafm.data.shards.tile_export import export_tile
 from terrafm.data.sources.geotiff_folder import GeotiffFolder
-from terrafm.data.tiles.tally import Tally
-from terrafm.data.tiles.tiling import Cutter, make_groups
+from terrafm.data.sources.offsets import survey_archive
 from terrafm.embed.geotiffs import GeoTiffWindows
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
-from terrafm.eval.datasets import OpenOptions, open_labelled
+from terrafm.eval.datasets.registry import OpenOptions, open_labelled
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_safetensors

@@ -9,7 +9,7 @@ import rasterio
 from rasterio.warp import Resampling, reproject
 
 from terrafm.config import load_config
-from terrafm.data.ingest import ingest
+from terrafm.data.ingest.job import ingest
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES

@@ -12,8 +12,8 @@ from terrafm.config import load_config
 from terrafm.data.samples.crops import draw_views
 from terrafm.data.samples.dates import OtherDates
 from terrafm.data.samples.loader import BatchMaker, RankLayout
+from terrafm.data.samples.stream import make_batches, stream_batches
 from terrafm.data.shards.dataset import Dataset
-from terrafm.data.stream import make_batches, stream_batches
 from terrafm.errors import TerraFMError, UsageError
 
 TWICE = CONFIG.model_copy(update={"other_date": 0.5})

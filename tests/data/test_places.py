@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from terrafm.data.shards.adopt import Adoption
+from terrafm.data.ingest.adopt import Adoption
+from terrafm.data.ingest.cutter import Cutter, make_groups
+from terrafm.data.ingest.tally import Tally
 from terrafm.data.shards.commit import commit_dataset
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.shards.entry import PLACE, ShardEntry, TileRecord
@@ -14,9 +16,7 @@ from terrafm.data.shards.manifest import CellGroup
 from terrafm.data.shards.verify import verify
 from terrafm.data.shards.writer import write_shard
 from terrafm.data.sources.base import Cell, CellRef, Layout, Product
-from terrafm.data.tiles.tally import Tally
-from terrafm.data.tiles.tiling import Cutter, make_groups
-from terrafm.eval.sets.shard_tiles import ShardTiles
+from terrafm.eval.datasets.shard_tiles import ShardTiles
 from terrafm.modalities import MODALITIES
 
 GROUPS = (CellGroup("s1", 10, ("VV", "VH"), 6, 6),)

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from terrafm.data.rasters.offsets import decide
 from terrafm.data.rasters.units import to_storage
+from terrafm.data.sources.offsets import decide
 from terrafm.data.sources.registry import open_source
 from terrafm.modalities import MODALITIES
 

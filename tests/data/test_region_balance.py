@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from terrafm.data.land.regions import region_codes
 from terrafm.data.samples.loader import RankLayout
 from terrafm.data.samples.plan import Plan, region_counts, resampled_counts
-from terrafm.data.tiles.regions import region_codes
 from terrafm.errors import UsageError
 
 GOLDEN_EPOCHS = [[2, 5, 3, 4, 0, 3, 4, 1], [4, 2, 3, 4, 1, 5, 0, 3]]
@@ -185,7 +185,7 @@ def test_regions_are_needed_only_to_balance_them():
 
 def test_regions_of_a_dataset_reach_its_plan(small_dataset):
     from terrafm.config import load_config
-    from terrafm.train.setup import TrainingSetup
+    from terrafm.train.worker.setup import TrainingSetup
 
     settings_of = ["head.num_prototypes=32", "data.region_exponent=0.5"]
     setup = TrainingSetup.open(load_config("demo", settings_of), small_dataset)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terrafm.data.tiles.regions import region_codes, region_name
+from terrafm.data.land.regions import region_codes, region_name
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,7 @@ def mostly_water(make_dataset, tmp_path_factory):
 def test_the_rule_of_frequent_classes_counts_the_tiles_of_the_epoch(mostly_water, rules, expected):
     from terrafm.config import load_config
     from terrafm.data.inspect import inspect
-    from terrafm.train.setup import TrainingSetup
+    from terrafm.train.worker.setup import TrainingSetup
 
     config = load_config("demo", rules)
     setup = TrainingSetup.open(config, mostly_water)
@@ -296,7 +296,7 @@ def test_the_rule_of_frequent_classes_counts_the_tiles_of_the_epoch(mostly_water
 
 def test_a_class_of_which_no_tile_is_sampled_can_not_be_asked_for(mostly_water):
     from terrafm.config import load_config
-    from terrafm.train.setup import TrainingSetup
+    from terrafm.train.worker.setup import TrainingSetup
 
     rules = ["data.water_keep=0", "loss.high_frequency_classes=[80]"]
     with pytest.raises(UsageError, match=r"no tile that is sampled .* there are \[10, 30\]"):

@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terrafm.data.sources.base import Listed
-from terrafm.data.tiles.selection import (
+from terrafm.data.land.selection import (
     Limits,
     choose_tiles,
     days_from_anchor,
@@ -12,6 +11,7 @@ from terrafm.data.tiles.selection import (
     fill_quotas,
     stratum_columns,
 )
+from terrafm.data.sources.base import Listed
 
 DAY = "2022-01-{:02d}T10:00:00"
 

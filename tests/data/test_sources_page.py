@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from terrafm.data.land.legend import read_legend
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.registry import open_source, source_names
-from terrafm.data.tiles.legend import read_legend
 from terrafm.errors import UsageError
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/sources.md"

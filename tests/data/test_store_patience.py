@@ -9,15 +9,15 @@ from fault_proxy import Every, FaultProxy, Faults
 from s3_servers import lead_to
 
 from terrafm.config import IngestConfig
-from terrafm.data import append as append_module
-from terrafm.data.append import append
-from terrafm.data.ingest import ingest
-from terrafm.data.shards.adopt import Adoption
+from terrafm.data.ingest import append as append_module
+from terrafm.data.ingest.adopt import Adoption
+from terrafm.data.ingest.append import append
+from terrafm.data.ingest.job import ingest
+from terrafm.data.land.landcover import WorldCover
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.shards.verify import verify
 from terrafm.data.sources.major_tom import _fault
 from terrafm.data.sources.pairing import MetadataRow
-from terrafm.data.tiles.landcover import WorldCover
 from terrafm.errors import StoreFailedError, TerraFMError
 from terrafm.storage import exists, faults, join, write_bytes
 

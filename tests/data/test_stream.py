@@ -17,8 +17,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from terrafm.config import DataConfig
 from terrafm.data.samples.loader import BatchMaker
 from terrafm.data.samples.plan import Plan
+from terrafm.data.samples.stream import RankLayout, make_batches, stream_batches
 from terrafm.data.shards.dataset import Dataset
-from terrafm.data.stream import RankLayout, make_batches, stream_batches
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.ray_runtime import PAUSE_SECONDS, SchedulingPause
 
@@ -158,8 +158,8 @@ def test_tiles_for_the_device_stream_like_crops(cluster, small_dataset):
 
 @pytest.mark.slow
 def test_stream_over_several_datasets_and_without_prefetch(cluster, small_dataset, monkeypatch):
-    monkeypatch.setattr("terrafm.data.stream._FIRST_SEGMENT_ROWS", 10)
-    monkeypatch.setattr("terrafm.data.stream._SEGMENT_ROWS", 20)
+    monkeypatch.setattr("terrafm.data.samples.stream._FIRST_SEGMENT_ROWS", 10)
+    monkeypatch.setattr("terrafm.data.samples.stream._SEGMENT_ROWS", 20)
     config = CONFIG.model_copy(update={"prefetch_batches": 0})
     setup = options(small_dataset, RankLayout(8, 1, 0, 8), 0, 5, config)
     for first, second in zip(stream_batches(**setup, cpus=0.5), make_batches(**setup), strict=True):
@@ -235,7 +235,7 @@ def test_the_scheduling_loop_rests_while_nothing_is_taken(cluster, small_dataset
             rounds.append(1)
             super().on_execution_step(executor)
 
-    monkeypatch.setattr("terrafm.data.stream.SchedulingPause", Counting)
+    monkeypatch.setattr("terrafm.data.samples.stream.SchedulingPause", Counting)
     batches = stream_batches(**options(small_dataset, RankLayout(8, 1, 0, 8), 0, 500), cpus=2)
     next(batches)
     began, before = time.monotonic(), len(rounds)

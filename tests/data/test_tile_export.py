@@ -8,7 +8,7 @@ import rasterio
 import ray
 from pyproj import Transformer
 
-from terrafm.data.ingest import ingest
+from terrafm.data.ingest.job import ingest
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.shards.tile_export import export_tile
 from terrafm.errors import UsageError

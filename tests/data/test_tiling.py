@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from pyproj import Transformer
 
+from terrafm.data.ingest.cutter import Cutter, make_groups
+from terrafm.data.ingest.tally import Tally
+from terrafm.data.land.selection import NO_CLASS, Limits
 from terrafm.data.sources.base import Cell, CellRef, Listed, Product
 from terrafm.data.sources.geotiff_folder import GeotiffFolder
-from terrafm.data.tiles.selection import NO_CLASS, Limits
-from terrafm.data.tiles.tally import Tally
-from terrafm.data.tiles.tiling import Cutter, make_groups
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from terrafm.data.ingest.adopt import record_of
 from terrafm.data.shards import checking as shard_check
-from terrafm.data.shards.adopt import record_of
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.shards.verify import summary, verify
 from terrafm.data.shards.writer import read_shard_entry, write_shard

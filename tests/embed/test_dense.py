@@ -12,9 +12,9 @@ from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
 from terrafm.embed.source import Place
 from terrafm.errors import UsageError
-from terrafm.eval.features import model_input
-from terrafm.eval.labelled import Grid
-from terrafm.eval.sets.shard_tiles import ShardTiles
+from terrafm.eval.datasets.labelled import Grid
+from terrafm.eval.datasets.shard_tiles import ShardTiles
+from terrafm.eval.features.extraction import model_input
 from terrafm.modalities import MODALITIES
 from terrafm.models.weights import load_encoder
 

@@ -20,7 +20,7 @@ from terrafm.embed.rows import footprint, part_bytes
 from terrafm.embed.schema import embedding_schema, part_uris, read_manifest
 from terrafm.embed.source import DatasetTiles, Place
 from terrafm.errors import UsageError
-from terrafm.eval.sets.shard_tiles import ShardTiles
+from terrafm.eval.datasets.shard_tiles import ShardTiles
 from terrafm.models.weights import load_encoder, state_fingerprint
 from terrafm.storage import exists
 
@@ -125,7 +125,7 @@ def test_the_metadata_is_geoparquet(written):
 def test_embeddings_are_the_encoders_cls_tokens_as_they_are(written, small_dataset, tiny_weights):
     import torch
 
-    from terrafm.eval.features import model_input
+    from terrafm.eval.features.extraction import model_input
 
     encoder, images = load_encoder(tiny_weights), ShardTiles(small_dataset)
     normalisation = {

@@ -12,8 +12,8 @@ from pyproj import Transformer
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
 from terrafm.embed.schema import read_manifest
-from terrafm.eval.features import model_input
-from terrafm.eval.labelled import Grid
+from terrafm.eval.datasets.labelled import Grid
+from terrafm.eval.features.extraction import model_input
 from terrafm.modalities import MODALITIES
 from terrafm.models.weights import load_encoder
 

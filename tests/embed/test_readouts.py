@@ -11,9 +11,9 @@ import torch
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
 from terrafm.embed.schema import read_manifest
-from terrafm.eval.features import model_input
-from terrafm.eval.readouts import Readout
-from terrafm.eval.sets.shard_tiles import ShardTiles
+from terrafm.eval.datasets.shard_tiles import ShardTiles
+from terrafm.eval.features.extraction import model_input
+from terrafm.eval.features.readouts import Readout
 from terrafm.models.weights import load_encoder
 
 FUSED = ("s1", "s2_l2a")

@@ -13,14 +13,14 @@ from terrafm import parts
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
 from terrafm.errors import TerraFMError
-from terrafm.eval.feature_job import (
+from terrafm.eval.datasets.shard_tiles import ShardTiles
+from terrafm.eval.features.job import (
     EncoderFeatures,
     FeatureWorkers,
     make_features,
     untrained_spec,
 )
-from terrafm.eval.readouts import Readout
-from terrafm.eval.sets.shard_tiles import ShardTiles
+from terrafm.eval.features.readouts import Readout
 
 FUSED = EmbedOptions(modalities=["s1", "s2_l2a"], workers=0)
 

@@ -12,7 +12,7 @@ from terrafm.data.shards.commit import commit_dataset
 from terrafm.data.shards.entry import TileRecord
 from terrafm.data.shards.manifest import CellGroup
 from terrafm.data.shards.writer import write_shard
-from terrafm.eval.labelled import Grid
+from terrafm.eval.datasets.labelled import Grid
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_safetensors

@@ -8,8 +8,8 @@ import pytest
 import rasterio
 
 from terrafm.errors import UsageError
-from terrafm.eval.datasets import OpenOptions, open_labelled
-from terrafm.eval.features import mean_spectra, model_input
+from terrafm.eval.datasets.registry import OpenOptions, open_labelled
+from terrafm.eval.features.extraction import mean_spectra, model_input
 from terrafm.modalities import MODALITIES
 
 BANDS = MODALITIES["s2_l2a"].bands

@@ -12,9 +12,9 @@ import timm
 import torch
 
 from terrafm.errors import UsageError
-from terrafm.eval.compare import compare
-from terrafm.eval.readouts import Readout
-from terrafm.eval.table import CompareOptions
+from terrafm.eval.features.readouts import Readout
+from terrafm.eval.tables.common import CompareOptions
+from terrafm.eval.tables.compare import compare
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_safetensors
 
@@ -73,8 +73,8 @@ def test_features_are_computed_once(images, weights, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("features were computed again")
 
-    monkeypatch.setattr("terrafm.eval.rows.make_features", fail)
-    monkeypatch.setattr("terrafm.eval.rows.mean_spectra", fail)
+    monkeypatch.setattr("terrafm.eval.tables.encoders.make_features", fail)
+    monkeypatch.setattr("terrafm.eval.tables.encoders.mean_spectra", fail)
     assert compare(images, [weights], options=options) == first
 
 
@@ -189,9 +189,9 @@ def test_real_eurosat_prints_the_table(weights, run):
 
 
 def test_the_untrained_row_is_the_mean_of_its_seeds(images, weights):
-    from terrafm.eval.compare import open_set
-    from terrafm.eval.protocols import Task, predict
-    from terrafm.eval.table import table_rows
+    from terrafm.eval.probes.protocols import Task, predict
+    from terrafm.eval.tables.common import table_rows
+    from terrafm.eval.tables.compare import open_set
 
     result = compare(images, [weights], options=replace(FAST, protocols=("knn5",)))
     row = result["rows"][1]["protocols"]["knn5"]
@@ -227,6 +227,6 @@ def test_a_readout_is_for_features_that_stay_as_they_are(images, weights, fields
     options = replace(FAST, readout=Readout.MEAN, protocols=("finetune",))
     with pytest.raises(UsageError, match="trains on the CLS token"):
         compare(images, [weights], options=options)
-    monkeypatch.setattr("terrafm.eval.compare.open_set", lambda *_: fields())
+    monkeypatch.setattr("terrafm.eval.tables.compare.open_set", lambda *_: fields())
     with pytest.raises(UsageError, match="there is no --readout"):
         compare("fields", [weights], options=replace(FAST, readout=Readout.MEAN))

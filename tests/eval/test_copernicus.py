@@ -6,9 +6,9 @@ import pytest
 import rasterio
 
 from terrafm.errors import UsageError
-from terrafm.eval.compare import compare
-from terrafm.eval.datasets import OpenOptions, open_labelled, open_set
-from terrafm.eval.table import CompareOptions
+from terrafm.eval.datasets.registry import OpenOptions, open_labelled, open_set
+from terrafm.eval.tables.common import CompareOptions
+from terrafm.eval.tables.compare import compare
 from terrafm.modalities import MODALITIES
 
 pytest.importorskip("torchgeo", reason="torchgeo is not installed (terrafm[copernicus])")

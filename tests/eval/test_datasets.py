@@ -9,8 +9,8 @@ import pytest
 
 from terrafm.data.rasters.bands import EUROSAT_ORDER
 from terrafm.errors import UsageError
-from terrafm.eval.datasets import check_labelled, open_labelled
-from terrafm.eval.sets.class_folder import ClassFolder
+from terrafm.eval.datasets.class_folder import ClassFolder
+from terrafm.eval.datasets.registry import check_labelled, open_labelled
 from terrafm.modalities import MODALITIES
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/realdata/eurosat_ms"

@@ -61,7 +61,7 @@ def test_the_command_of_masks_runs(fields, weights, run, monkeypatch, tmp_path):
     weights = str(Path(weights).resolve())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m-cashew-plant").mkdir()
-    monkeypatch.setattr("terrafm.eval.compare.open_set", lambda *_: fields())
+    monkeypatch.setattr("terrafm.eval.tables.compare.open_set", lambda *_: fields())
     monkeypatch.setattr("terrafm.eval.segmentation.upernet.WIDTH", 8)
     (command,) = block_with("m-cashew-plant").splitlines()
     program, *arguments = shlex.split(command)

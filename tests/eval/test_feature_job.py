@@ -8,16 +8,16 @@ import torch
 
 from terrafm import parts
 from terrafm.errors import UsageError
-from terrafm.eval import feature_job
-from terrafm.eval.compare import compare
-from terrafm.eval.feature_job import (
+from terrafm.eval.datasets.shard_tiles import ShardTiles
+from terrafm.eval.features import job as feature_job
+from terrafm.eval.features.job import (
     EncoderFeatures,
     FeatureWorkers,
     make_features,
     untrained_spec,
 )
-from terrafm.eval.sets.shard_tiles import ShardTiles
-from terrafm.eval.table import CompareOptions
+from terrafm.eval.tables.common import CompareOptions
+from terrafm.eval.tables.compare import compare
 
 CPU = torch.device("cpu")
 

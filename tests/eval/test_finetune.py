@@ -9,19 +9,19 @@ import torch
 from torch import nn
 
 from terrafm.errors import UsageError
+from terrafm.eval.datasets.labelled import Grid
 from terrafm.eval.finetune import training
 from terrafm.eval.finetune.classes import finetune_classes
 from terrafm.eval.finetune.models import Classifier, Segmenter
 from terrafm.eval.finetune.pixels import SYMMETRIES, turned
 from terrafm.eval.finetune.training import fine_tune, layer_groups
-from terrafm.eval.labelled import Grid
-from terrafm.eval.protocols import Task
+from terrafm.eval.probes.protocols import Task
+from terrafm.eval.probes.shuffling import shuffled
 from terrafm.eval.segmentation import upernet
-from terrafm.eval.segmentation.table import compare_masks
-from terrafm.eval.shuffling import shuffled
-from terrafm.eval.table import CompareOptions, render, table_rows
+from terrafm.eval.tables.common import CompareOptions, render, table_rows
+from terrafm.eval.tables.segmentation import compare_masks
 from terrafm.models.encoder import build_encoder
-from terrafm.train.optimizer import group_of
+from terrafm.train.step.optimizer import group_of
 
 
 def beit_layer(name, depth):

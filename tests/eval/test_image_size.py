@@ -6,12 +6,12 @@ import torch
 
 from terrafm.embed.request import EmbedOptions, make_request
 from terrafm.errors import UsageError
-from terrafm.eval import features as features_module
-from terrafm.eval.compare import compare
-from terrafm.eval.features import model_input
-from terrafm.eval.knn import evaluate_knn
-from terrafm.eval.labelled import Grid, measured_statistics
-from terrafm.eval.table import CompareOptions, render
+from terrafm.eval.datasets.labelled import Grid, measured_statistics
+from terrafm.eval.features import extraction as features_module
+from terrafm.eval.features.extraction import model_input
+from terrafm.eval.probes.knn import evaluate_knn
+from terrafm.eval.tables.common import CompareOptions, render
+from terrafm.eval.tables.compare import compare
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_released, save_safetensors

@@ -13,12 +13,17 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from terrafm.errors import UsageError
-from terrafm.eval.datasets import open_labelled
-from terrafm.eval.features import encoder_features, mean_spectra, model_input, untrained_like
-from terrafm.eval.knn import TEMPERATURE, evaluate_knn, leave_one_out, nearest, render, vote
-from terrafm.eval.labelled import Grid
-from terrafm.eval.readouts import Readout
-from terrafm.eval.sets.shard_tiles import ShardTiles
+from terrafm.eval.datasets.labelled import Grid
+from terrafm.eval.datasets.registry import open_labelled
+from terrafm.eval.datasets.shard_tiles import ShardTiles
+from terrafm.eval.features.extraction import (
+    encoder_features,
+    mean_spectra,
+    model_input,
+    untrained_like,
+)
+from terrafm.eval.features.readouts import Readout
+from terrafm.eval.probes.knn import TEMPERATURE, evaluate_knn, leave_one_out, nearest, render, vote
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_released, save_safetensors

@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional
 
 from terrafm.errors import UsageError
-from terrafm.eval.knn import leave_one_out
-from terrafm.eval.linear_probe import WEIGHT_DECAYS, fit, fit_best
-from terrafm.eval.protocols import PROTOCOLS, Task, predict
+from terrafm.eval.probes.knn import leave_one_out
+from terrafm.eval.probes.linear import WEIGHT_DECAYS, fit, fit_best
+from terrafm.eval.probes.protocols import PROTOCOLS, Task, predict
 
 
 def clusters(n=120, classes=4, d=10, spread=1.0, seed=0):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from terrafm.eval.readouts import Readout
+from terrafm.eval.features.readouts import Readout
 from terrafm.models.encoder import build_encoder
 
 

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.eval.features import untrained_like
-from terrafm.eval.readouts import Readout
+from terrafm.eval.datasets.shard_tiles import ShardTiles
+from terrafm.eval.features.extraction import untrained_like
+from terrafm.eval.features.readouts import Readout
 from terrafm.eval.retrieval import evaluate
 from terrafm.eval.retrieval.evaluate import RetrievalOptions, evaluate_retrieval, render
 from terrafm.eval.retrieval.ranks import Ranks, centred, partner_ranks, standardised
 from terrafm.eval.retrieval.scores import Bootstrap, plain_metrics, score
 from terrafm.eval.retrieval.tasks import draw_places, make_tasks
 from terrafm.eval.retrieval.views import sensor_views
-from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_safetensors

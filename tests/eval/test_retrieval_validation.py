@@ -9,13 +9,13 @@ import torch
 from terrafm.config import load_config
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
+from terrafm.eval.datasets.shard_tiles import ShardTiles
 from terrafm.eval.retrieval.checkpoints import RetrievalSample, measure_retrieval
 from terrafm.eval.retrieval.evaluate import RetrievalOptions, evaluate_retrieval
-from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.eval.validation import CheckpointValidation
 from terrafm.export import export_checkpoint
 from terrafm.models.encoder import build_encoder
-from terrafm.train.validations import ValidationTask, open_validation
+from terrafm.train.checkpoints.validations import ValidationTask, open_validation
 
 ONLY = "validation.scores=[retrieval]"
 

@@ -6,10 +6,10 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from terrafm.errors import UsageError
-from terrafm.eval.labelled import Grid
-from terrafm.eval.segmentation.table import compare_masks
+from terrafm.eval.datasets.labelled import Grid
 from terrafm.eval.segmentation.task import MaskTask
-from terrafm.eval.table import CompareOptions, render
+from terrafm.eval.tables.common import CompareOptions, render
+from terrafm.eval.tables.segmentation import compare_masks
 
 FAST = CompareOptions(size=64, resamples=20)
 

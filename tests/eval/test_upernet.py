@@ -9,8 +9,8 @@ import torch
 from terrafm.errors import UsageError
 from terrafm.eval.segmentation import upernet
 from terrafm.eval.segmentation.patch_maps import patch_maps, pyramid_blocks
-from terrafm.eval.segmentation.table import compare_masks
-from terrafm.eval.table import CompareOptions, render, table_rows
+from terrafm.eval.tables.common import CompareOptions, render, table_rows
+from terrafm.eval.tables.segmentation import compare_masks
 
 OPTIONS = CompareOptions(size=64, resamples=20, protocols=["upernet"], epochs=12)
 

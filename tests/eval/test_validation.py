@@ -11,11 +11,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from terrafm.config import load_config
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
-from terrafm.eval.knn import evaluate_knn
-from terrafm.eval.sample import draw_sample
+from terrafm.eval.datasets.sample import draw_sample
+from terrafm.eval.probes.knn import evaluate_knn
 from terrafm.eval.validation import CheckpointValidation, measure
 from terrafm.export import export_checkpoint
-from terrafm.train.validations import ValidationTask, open_validation
+from terrafm.train.checkpoints.validations import ValidationTask, open_validation
 
 COUNTS = {"forest": 40, "water": 25, "ice": 5, "bog": 3, "grass": 30, "town": 12}
 CLASSES = tuple(COUNTS)

@@ -8,7 +8,7 @@ from clusters import autoscaled_cluster, drain_node, training_workers, wait_unti
 from commands import start
 from test_elastic import STEPS, assert_planned_samples, command, step_of
 
-from terrafm.train.events import read_events
+from terrafm.train.driver.events import read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -13,8 +13,8 @@ from commands import start, terrafm
 
 from terrafm.config import load_config
 from terrafm.train.checkpoints.store import load_checkpoint
-from terrafm.train.events import read_events
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.driver.events import read_events
+from terrafm.train.worker.setup import TrainingSetup
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -10,7 +10,7 @@ from commands import start
 from test_elastic import assert_planned_samples, command, step_of
 
 from terrafm.train.checkpoints.store import list_checkpoints
-from terrafm.train.events import read_events
+from terrafm.train.driver.events import read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

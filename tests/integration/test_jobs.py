@@ -20,7 +20,7 @@ from test_elastic import assert_planned_samples, command, step_of
 
 from terrafm.clusters import state
 from terrafm.clusters.sockets import listening
-from terrafm.train.events import read_events
+from terrafm.train.driver.events import read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -13,7 +13,7 @@ from commands import children_named, kill_command, start, terrafm
 
 from terrafm.config import load_config
 from terrafm.train.checkpoints.store import load_checkpoint
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.worker.setup import TrainingSetup
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

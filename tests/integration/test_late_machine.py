@@ -8,7 +8,7 @@ from commands import kill_session, start
 from ray.train.v2._internal.execution.scaling_policy import AUTOSCALING_REQUESTS_EXPIRE_TIME_S
 from test_elastic import command
 
-from terrafm.train.events import read_events
+from terrafm.train.driver.events import read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

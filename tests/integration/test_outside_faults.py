@@ -15,8 +15,8 @@ from test_faults import events_of
 
 from terrafm.storage import join
 from terrafm.train.checkpoints.store import list_checkpoints
-from terrafm.train.events import read_events
-from terrafm.train.loggers import read_metrics
+from terrafm.train.driver.events import read_events
+from terrafm.train.metrics.log import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

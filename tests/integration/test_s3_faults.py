@@ -57,7 +57,7 @@ from terrafm.config import DataConfig
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.samples.loader import RankLayout
 from terrafm.data.samples.plan import Plan
-from terrafm.data.stream import stream_batches
+from terrafm.data.samples.stream import stream_batches
 ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
 dataset = Dataset.open(sys.argv[1])
 config = DataConfig(global_size=32, local_size=16, local_crops=2, rows_per_block=8)

@@ -10,7 +10,7 @@ from commands import kill_session, start, terrafm
 from sweeps import ALPHA, command, scores, table
 
 from terrafm.train.checkpoints.store import list_checkpoints
-from terrafm.train.events import read_events
+from terrafm.train.driver.events import read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

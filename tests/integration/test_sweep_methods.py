@@ -5,7 +5,7 @@ import yaml
 from commands import terrafm
 from sweeps import ALPHA, command, table
 
-from terrafm.train.events import read_events
+from terrafm.train.driver.events import read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -8,8 +8,8 @@ import pytest
 from commands import children_named, kill_command, start, terrafm
 
 from terrafm.train.checkpoints.best import read_best
-from terrafm.train.events import read_events
-from terrafm.train.validations import read_validations
+from terrafm.train.checkpoints.validations import read_validations
+from terrafm.train.driver.events import read_events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

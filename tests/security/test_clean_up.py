@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from terrafm.data.append import append
-from terrafm.data.ingest import ingest
+from terrafm.data.ingest.append import append
+from terrafm.data.ingest.job import ingest
 from terrafm.data.shards.folder import check_folder, remove_halves, remove_shards, remove_staged
 from terrafm.errors import UsageError
 from terrafm.storage.temporary import own_folder

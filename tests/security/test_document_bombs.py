@@ -20,7 +20,7 @@ DOCUMENTS = {
     "dataset.json": ("terrafm.storage", "read_json(path, 'remove it')"),
     "scores.json": ("terrafm.export.model_card", "_scores(path)"),
     "metrics.jsonl": ("terrafm.storage", "read_json_lines(path)"),
-    "legend.yaml": ("terrafm.data.tiles.legend", "read_legend(path)"),
+    "legend.yaml": ("terrafm.data.land.legend", "read_legend(path)"),
     "config.yaml": ("terrafm.config.files", "_read(path, path)"),
 }
 ERRORS = "OSError, ValueError"
@@ -142,7 +142,7 @@ def test_timm_weights_are_looked_at_first(tmp_path, bounded):
     paths = [tmp_path / "deflated.pth", tmp_path / "number.pth"]
     deflated(paths[0])
     from_number(paths[1])
-    imports = "from terrafm.eval.timm_rows import _read_state"
+    imports = "from terrafm.eval.tables.timm_encoders import _read_state"
     for ended in bounded(imports, "_read_state(path)", *paths):
         assert ended.code == 2, ended
         assert ended.grown < 400
@@ -163,7 +163,7 @@ def test_yaml_is_refused_before_it_takes_minutes(tmp_path, bounded):
     path = tmp_path / "legend.yaml"
     path.write_text("names:\n" + "".join(f" {i}: a\n" for i in range(YAML_LENGTH // 8)))
     (ended,) = bounded(
-        "from terrafm.data.tiles.legend import read_legend", "read_legend(path)", path, timeout=30
+        "from terrafm.data.land.legend import read_legend", "read_legend(path)", path, timeout=30
     )
     assert ended.code == 2
     assert f"longer than {YAML_LENGTH:,}" in ended.said
@@ -192,7 +192,9 @@ HDF5 = {
 def test_hdf5_holds_its_own_data(kind, tmp_path, bounded):
     hdf5(tmp_path / "set.h5", HDF5[kind])
     (ended,) = bounded(
-        "from terrafm.eval.sets.library_files import check_folder", "check_folder(path)", tmp_path
+        "from terrafm.eval.datasets.library_files import check_folder",
+        "check_folder(path)",
+        tmp_path,
     )
     assert ended.code == 2, ended
     assert "set.h5" in ended.said
@@ -205,7 +207,9 @@ def test_ordinary_hdf5_passes(tmp_path, bounded):
 
     hdf5(tmp_path / "set.h5", make)
     (ended,) = bounded(
-        "from terrafm.eval.sets.library_files import check_folder", "check_folder(path)", tmp_path
+        "from terrafm.eval.datasets.library_files import check_folder",
+        "check_folder(path)",
+        tmp_path,
     )
     assert ended.code == 0, ended
 
@@ -213,7 +217,9 @@ def test_ordinary_hdf5_passes(tmp_path, bounded):
 def test_a_folder_for_another_library_holds_tiffs_alone(tmp_path, bounded):
     (tmp_path / "image.tif").write_text("<VRTDataset rasterXSize='8' rasterYSize='8'/>")
     (ended,) = bounded(
-        "from terrafm.eval.sets.library_files import check_folder", "check_folder(path)", tmp_path
+        "from terrafm.eval.datasets.library_files import check_folder",
+        "check_folder(path)",
+        tmp_path,
     )
     assert ended.code == 2
     assert "image.tif: it is no TIFF" in ended.said

@@ -12,9 +12,9 @@ from terrafm.data.rasters.opening import open_raster
 from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.raster import decode_geotiff, read_geotiff
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.eval.feature_cache import read_features
+from terrafm.eval.features.cache import read_features
 from terrafm.storage.parquet import TableFile
-from terrafm.train.records import SAMPLES_FILE, trim_samples
+from terrafm.train.metrics.samples import SAMPLES_FILE, trim_samples
 from tuning.trials import TABLE_FILE, read_table
 
 

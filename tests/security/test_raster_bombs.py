@@ -17,11 +17,11 @@ READERS = {
     "embed": (HERE, "OpenGeotiff(path).sample()"),
     "a window": (HERE, "OpenGeotiff(path).read(Window(0, 0, 8, 8))"),
     "climate": (
-        "terrafm.data.tiles.climate",
+        "terrafm.data.land.climate",
         "ClimateZones(path).codes(np.array([2.9]), np.array([15.1]))",
     ),
     "land cover": (
-        "terrafm.data.tiles.landcover",
+        "terrafm.data.land.landcover",
         "WorldCover(os.path.dirname(path)).codes('EPSG:32633', (10, 0, 5e5, 0, -10, 1e5), (8, 8))",
     ),
 }

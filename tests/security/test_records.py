@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from terrafm.config import build_config
+from terrafm.data.ingest.tally import Tally
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.folders import read_json
-from terrafm.data.tiles.tally import Tally
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.search.footprints import Footprints
 from terrafm.storage.records import DEEPEST, Count, parse_json, validated
@@ -25,7 +25,7 @@ from terrafm.train.checkpoints.store import (
     load_network,
     read_record,
 )
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.worker.setup import TrainingSetup
 
 BEST = {"step": 4, "checkpoint": "step_00000004", "metric": "m", "mode": "max", "value": 0.5}
 

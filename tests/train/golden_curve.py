@@ -12,7 +12,7 @@ import torch
 
 from terrafm.config import load_config
 from terrafm.data.samples.loader import make_batches
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.worker.setup import TrainingSetup
 
 # Whatever decides the curve stands here: the recipe may change, the curve must not.
 OVERRIDES = [

@@ -17,9 +17,9 @@ from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.staging import remove_staging
 from terrafm.train.checkpoints.store import CHECKPOINTS, TrainingState, load_checkpoint
 from terrafm.train.checkpoints.writer import CheckpointWriter
-from terrafm.train.engine import EngineState
-from terrafm.train.loggers import MetricsLog
-from terrafm.train.records import PendingRecords, trim_samples
+from terrafm.train.metrics.log import MetricsLog
+from terrafm.train.metrics.samples import PendingRecords, trim_samples
+from terrafm.train.step.engine import EngineState
 
 EVERY = 2
 

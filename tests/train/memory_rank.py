@@ -14,9 +14,9 @@ from torch import distributed
 
 from terrafm.config import load_config
 from terrafm.data.samples.loader import make_batches
-from terrafm.train.estimate import PeakMemory
-from terrafm.train.setup import TrainingSetup
-from terrafm.train.zero import ZeroEngine
+from terrafm.train.driver.estimate import PeakMemory
+from terrafm.train.step.zero import ZeroEngine
+from terrafm.train.worker.setup import TrainingSetup
 
 STEPS = 2
 

@@ -12,9 +12,9 @@ from torch import distributed
 
 from terrafm.config import load_config
 from terrafm.data.samples.loader import make_batches
-from terrafm.train.health import culprits, nonfinite_record
-from terrafm.train.setup import TrainingSetup
-from terrafm.train.zero import ZeroEngine
+from terrafm.train.step.zero import ZeroEngine
+from terrafm.train.worker.faulty_steps import culprits, nonfinite_record
+from terrafm.train.worker.setup import TrainingSetup
 
 STAGES = (0, 1, 2, 3)
 KINDS = ("none", "loss", "gradient")

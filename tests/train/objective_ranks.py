@@ -12,7 +12,7 @@ from torch import distributed
 
 from terrafm.config import load_config
 from terrafm.data.samples.loader import make_batches
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.worker.setup import TrainingSetup
 
 STAGES = (0, 1, 2, 3)
 STEPS = 3
@@ -46,7 +46,7 @@ def run(dataset, overrides, rank=0, world_size=1, stage=None):
     if stage is None:
         distillation = setup.plain_distillation()
     else:
-        from terrafm.train.zero import ZeroEngine
+        from terrafm.train.step.zero import ZeroEngine
 
         options = {"micro_rows": layout.micro_rows, "n_micro": layout.n_micro}
 

@@ -13,8 +13,8 @@ from torch import distributed
 
 from terrafm.config import load_config
 from terrafm.data.samples.loader import make_batches
-from terrafm.train.setup import TrainingSetup
-from terrafm.train.zero import ZeroEngine
+from terrafm.train.step.zero import ZeroEngine
+from terrafm.train.worker.setup import TrainingSetup
 
 STAGES = (0, 1, 2, 3)
 STEPS = 4

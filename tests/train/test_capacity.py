@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terrafm.clusters.node import Node
-from terrafm.train.capacity import can_grow, fitting_workers, reading_cpus
+from terrafm.train.driver.capacity import can_grow, fitting_workers, reading_cpus
 
 nodes = st.lists(
     st.builds(

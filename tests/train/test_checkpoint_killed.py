@@ -15,7 +15,7 @@ import pytest
 from terrafm.storage import exists, join, read_bytes
 from terrafm.train.checkpoints.intact import damage_of
 from terrafm.train.checkpoints.store import CHECKPOINTS, list_checkpoints, load_checkpoint
-from terrafm.train.loggers import read_metrics
+from terrafm.train.metrics.log import read_metrics
 
 SCRIPT = Path(__file__).with_name("killed_writer.py")
 EVERY = 2

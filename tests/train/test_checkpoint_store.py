@@ -30,7 +30,7 @@ from terrafm.train.checkpoints.store import (
     read_record,
     save_checkpoint,
 )
-from terrafm.train.engine import EngineState
+from terrafm.train.step.engine import EngineState
 
 VERSION_1 = Path(__file__).parent / "version_1" / "checkpoints" / "step_00000040"
 

@@ -20,9 +20,9 @@ from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.staging import remove_staging, staging_folder
 from terrafm.train.checkpoints.store import TrainingState, list_checkpoints, load_checkpoint
 from terrafm.train.checkpoints.writer import CheckpointWriter
-from terrafm.train.engine import EngineState
-from terrafm.train.loggers import MetricsLog, read_metrics
-from terrafm.train.records import PendingRecords, append_samples
+from terrafm.train.metrics.log import MetricsLog, read_metrics
+from terrafm.train.metrics.samples import PendingRecords, append_samples
+from terrafm.train.step.engine import EngineState
 
 BIG = 250_000  # numbers: a megabyte
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from terrafm.config import LossConfig, OptimConfig
-from terrafm.train.collapse import ALARMS, CollapseAlarm, FeatureSample, effective_rank
-from terrafm.train.notices import Notices
-from terrafm.train.schedules import Schedules
+from terrafm.train.metrics.alerts import Notices
+from terrafm.train.step.collapse import ALARMS, CollapseAlarm, FeatureSample, effective_rank
+from terrafm.train.step.schedules import Schedules
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_curve.json"
 PROTOTYPES = 65536

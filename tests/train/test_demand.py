@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terrafm.ray_runtime import Autoscaler
-from terrafm.train.demand import MachineDemand
+from terrafm.train.driver.autoscaling import MachineDemand
 
 FORGOTTEN_SECONDS = 180
 

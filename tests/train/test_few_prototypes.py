@@ -19,8 +19,8 @@ from terrafm.data.shards.entry import TileRecord
 from terrafm.data.shards.manifest import CellGroup
 from terrafm.data.shards.writer import write_shard
 from terrafm.modalities import MODALITIES
-from terrafm.train.metrics import Monitor, metrics_line
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.metrics.step_line import Monitor, metrics_line
+from terrafm.train.worker.setup import TrainingSetup
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

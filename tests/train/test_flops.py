@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from terrafm.config import Config, DataConfig, load_config
 from terrafm.data.samples.loader import make_batches
-from terrafm.train.flops import expected_modalities, image_flops, named_peak, sample_flops
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.metrics.flops import expected_modalities, image_flops, named_peak, sample_flops
+from terrafm.train.worker.setup import TrainingSetup
 
 ROWS = 8
 TINY = [
@@ -116,6 +116,6 @@ def test_peaks_by_name(name, peak):
 
 
 def test_a_cpu_has_no_peak():
-    from terrafm.train.flops import device_peak
+    from terrafm.train.metrics.flops import device_peak
 
     assert device_peak(torch.device("cpu")) is None

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from terrafm.train.garbage import GarbageControl
+from terrafm.train.worker.garbage_collection import GarbageControl
 
 
 class Node:

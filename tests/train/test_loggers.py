@@ -4,7 +4,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from terrafm.storage import list_names, resolve, write_bytes
-from terrafm.train.loggers import MetricsLog, read_metrics
+from terrafm.train.metrics.log import MetricsLog, read_metrics
 
 
 def line(step, loss):

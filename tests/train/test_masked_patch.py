@@ -12,9 +12,9 @@ from terrafm.data.samples.loader import make_batches
 from terrafm.errors import UsageError
 from terrafm.models.encoder import build_encoder
 from terrafm.train.checkpoints.store import load_checkpoint, load_encoder_state, save_checkpoint
-from terrafm.train.engine import PlainEngine, StepOutcome
-from terrafm.train.setup import TrainingSetup
-from terrafm.train.student_teacher import build_student_and_teacher
+from terrafm.train.step.distillation import build_student_and_teacher
+from terrafm.train.step.engine import PlainEngine, StepOutcome
+from terrafm.train.worker.setup import TrainingSetup
 
 MASKED = [*SETTINGS, "loss.masked_patch_weight=1", "data.global_size=64"]
 

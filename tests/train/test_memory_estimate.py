@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from terrafm.config import load_config
-from terrafm.train.estimate import estimate, state_bytes
-from terrafm.train.optimizer import reduce_bucket
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.driver.estimate import estimate, state_bytes
+from terrafm.train.step.optimizer import reduce_bucket
+from terrafm.train.worker.setup import TrainingSetup
 
 # Little work, and a head of 17 M parameters: memory that stands out of the noise.
 SETTINGS = (

@@ -9,11 +9,11 @@ import torch
 
 from terrafm.config import load_config, settings
 from terrafm.data.samples.loader import make_batches
-from terrafm.train.bottleneck import BOTTLENECKS, Bottleneck
-from terrafm.train.metrics import Monitor, Rates, metrics_line
-from terrafm.train.notices import Notices
-from terrafm.train.phases import PHASES, StepTimer, Window
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.metrics.alerts import Notices
+from terrafm.train.metrics.bottleneck import BOTTLENECKS, Bottleneck
+from terrafm.train.metrics.step_line import Monitor, Rates, metrics_line
+from terrafm.train.step.timer import PHASES, StepTimer, Window
+from terrafm.train.worker.setup import TrainingSetup
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ import torch
 from ranks import run_ranks
 
 from terrafm.errors import TerraFMError
-from terrafm.train.health import SkipLimit, culprits, nonfinite_record
-from terrafm.train.records import append_nonfinite
+from terrafm.train.metrics.samples import append_nonfinite
+from terrafm.train.worker.faulty_steps import SkipLimit, culprits, nonfinite_record
 
 SCRIPT = Path(__file__).with_name("nonfinite_ranks.py")
 STAGES = (0, 1, 2, 3)

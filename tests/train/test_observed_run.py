@@ -7,7 +7,7 @@ import ray
 
 from terrafm.config import load_config
 from terrafm.errors import TerraFMError
-from terrafm.train.run import pretrain
+from terrafm.train.driver.pretrain import pretrain
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from terrafm.config import OptimConfig, load_config
-from terrafm.train.optimizer import build_optimizer, group_of, parameter_groups, write_settings
-from terrafm.train.schedules import StepSettings
-from terrafm.train.student_teacher import Network
+from terrafm.train.step.distillation import Network
+from terrafm.train.step.optimizer import build_optimizer, group_of, parameter_groups, write_settings
+from terrafm.train.step.schedules import StepSettings
 
 
 @pytest.fixture(scope="module")

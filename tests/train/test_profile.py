@@ -10,9 +10,9 @@ import torch
 from terrafm.config import load_config
 from terrafm.data.samples.loader import make_batches
 from terrafm.storage import list_names, read_bytes
-from terrafm.train.phases import StepTimer
-from terrafm.train.profile import StepProfiler
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.step.timer import StepTimer
+from terrafm.train.worker.profiler import StepProfiler
+from terrafm.train.worker.setup import TrainingSetup
 
 
 def ranges(text):

@@ -9,8 +9,8 @@ import torch
 
 from terrafm.config import load_config
 from terrafm.data.samples.loader import make_batches
-from terrafm.train.metrics import Monitor, metrics_line
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.metrics.step_line import Monitor, metrics_line
+from terrafm.train.worker.setup import TrainingSetup
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -12,10 +12,10 @@ from terrafm.errors import UsageError
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import save_safetensors
 from terrafm.train.checkpoints.store import load_network, save_checkpoint
-from terrafm.train.events import read_events
-from terrafm.train.loggers import read_metrics
-from terrafm.train.run import dry_run, pretrain
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.driver.events import read_events
+from terrafm.train.driver.pretrain import dry_run, pretrain
+from terrafm.train.metrics.log import read_metrics
+from terrafm.train.worker.setup import TrainingSetup
 
 STEPS = 6
 BASE = (

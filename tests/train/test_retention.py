@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from terrafm.config import load_config
 from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
 from terrafm.train.checkpoints.store import TrainingState, list_checkpoints, save_checkpoint
-from terrafm.train.engine import EngineState
+from terrafm.train.step.engine import EngineState
 
 VALUES = st.floats(allow_nan=True, allow_infinity=True) | st.integers(-3, 3) | st.none()
 METRICS = st.dictionaries(st.sampled_from(["loss", "step", "grad_norm"]), VALUES)

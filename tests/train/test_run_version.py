@@ -10,18 +10,18 @@ import pytest
 import ray
 
 from terrafm.config import load_config
+from terrafm.data.ingest.adopt import record_of
 from terrafm.data.samples.loader import make_batches
-from terrafm.data.shards.adopt import record_of
 from terrafm.data.shards.commit import commit_dataset
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.shards.entry import ShardEntry
 from terrafm.data.shards.writer import write_shard
 from terrafm.errors import UsageError
 from terrafm.train.checkpoints.store import load_network, save_checkpoint
-from terrafm.train.checks import check_output, open_setup
-from terrafm.train.loop import WorkerTask, task_arguments
-from terrafm.train.run import _write_config, pretrain
-from terrafm.train.setup import TrainingSetup
+from terrafm.train.driver.checks import check_output, open_setup
+from terrafm.train.driver.pretrain import _write_config, pretrain
+from terrafm.train.worker.loop import WorkerTask, task_arguments
+from terrafm.train.worker.setup import TrainingSetup
 
 SETTINGS = ["train.steps=4", "train.global_batch=4", "head.num_prototypes=32"]
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from terrafm.config import LossConfig, OptimConfig
-from terrafm.train.schedules import Schedules
+from terrafm.train.step.schedules import Schedules
 
 
 def build(total=1000, per_epoch=20.0, batch=512, **optim):

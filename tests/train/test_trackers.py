@@ -8,10 +8,10 @@ import pytest
 
 from terrafm.config import load_config
 from terrafm.errors import UsageError
-from terrafm.train.loggers import MetricsLog, read_metrics
-from terrafm.train.notices import Notices
-from terrafm.train.tracker_clients import open_trackers
-from terrafm.train.trackers import Background, TrackedRun, Tracker, check_trackers
+from terrafm.train.metrics.alerts import Notices
+from terrafm.train.metrics.log import MetricsLog, read_metrics
+from terrafm.train.metrics.tracker_clients import open_trackers
+from terrafm.train.metrics.trackers import Background, TrackedRun, Tracker, check_trackers
 
 CONFIG = load_config("demo").model_dump(mode="json")
 # Of all names the one with most characters that a tracker could refuse.

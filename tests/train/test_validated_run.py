@@ -12,9 +12,9 @@ import terrafm
 from terrafm.config import load_config
 from terrafm.errors import UsageError
 from terrafm.eval.validation import CheckpointValidation
-from terrafm.train.events import read_events
-from terrafm.train.run import describe, pretrain
-from terrafm.train.validations import read_validations
+from terrafm.train.checkpoints.validations import read_validations
+from terrafm.train.driver.events import read_events
+from terrafm.train.driver.pretrain import describe, pretrain
 
 SETTINGS = [
     "train.global_batch=4",

@@ -23,8 +23,8 @@ from terrafm.train.checkpoints.best import (
 from terrafm.train.checkpoints.inventory import list_run, render_list
 from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
 from terrafm.train.checkpoints.store import TrainingState, list_checkpoints, save_checkpoint
-from terrafm.train.engine import EngineState
-from terrafm.train.validations import ValidationLog, read_validations
+from terrafm.train.checkpoints.validations import ValidationLog, read_validations
+from terrafm.train.step.engine import EngineState
 
 CONFIG = load_config(
     None, ["train.checkpoint_every=10", "validation.every_steps=20", "validation.metric=knn"]

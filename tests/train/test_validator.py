@@ -16,14 +16,14 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from terrafm.config import load_config
 from terrafm.ray_runtime import cluster_nodes
-from terrafm.train.capacity import fitting_workers
 from terrafm.train.checkpoints.best import held_reasons, read_best
 from terrafm.train.checkpoints.store import TrainingState, save_checkpoint
-from terrafm.train.engine import EngineState
-from terrafm.train.events import EventLog, read_events
-from terrafm.train.trackers import TrackedRun
-from terrafm.train.validations import ValidationLog, read_validations
-from terrafm.train.validator import Validator
+from terrafm.train.checkpoints.validations import ValidationLog, read_validations
+from terrafm.train.driver.capacity import fitting_workers
+from terrafm.train.driver.events import EventLog, read_events
+from terrafm.train.driver.validator import Validator
+from terrafm.train.metrics.trackers import TrackedRun
+from terrafm.train.step.engine import EngineState
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -1,5 +1,5 @@
-from terrafm.train.control import Beat
-from terrafm.train.watch import name_the_hanging, patience_for
+from terrafm.train.driver.monitor import name_the_hanging, patience_for
+from terrafm.train.worker.control import Beat
 
 NOW = 1000.0
 

@@ -1,6 +1,6 @@
 """ZeRO stages 0 to 3 against a plain AdamW, over worker counts, resumes and NaN.
 
-Also the contract test for the private names of DeepSpeed that terrafm.train.zero uses.
+Also the contract test for the private names of DeepSpeed that terrafm.train.step.zero uses.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from ranks import run_ranks
 
 from terrafm.config import OptimConfig
-from terrafm.train.engine import PlainEngine
+from terrafm.train.step.engine import PlainEngine
 
 SCRIPT = Path(__file__).with_name("zero_ranks.py")
 STAGES = (0, 1, 2, 3)

@@ -11,8 +11,8 @@ from torch import distributed, nn
 
 from terrafm.config import OptimConfig
 from terrafm.models.dino_head import Prototypes
-from terrafm.train.schedules import StepSettings
-from terrafm.train.zero import ZeroEngine
+from terrafm.train.step.schedules import StepSettings
+from terrafm.train.step.zero import ZeroEngine
 
 STEPS, SWITCH, ROWS, MICRO = 6, 3, 12, 2
 STAGES = (0, 1, 2, 3)

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from terrafm.data.land.regions import region_codes
+from terrafm.data.land.selection import WATER, drops_water
 from terrafm.data.shards.cells import CellReader
 from terrafm.data.shards.entry import PLACE, TileNotes, tile_notes
 from terrafm.data.shards.index import Index
@@ -20,8 +22,6 @@ from terrafm.data.shards.manifest import (
     list_versions,
     read_manifest,
 )
-from terrafm.data.tiles.regions import region_codes
-from terrafm.data.tiles.selection import WATER, drops_water
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 

@@ -2,7 +2,7 @@
 
 A source is a small class with three methods: `layout()` states the grid, `cells()` lists the
 archive cheaply and in a fixed order, `read()` opens one cell. Cutting into tiles, radiometry,
-land cover and shards are the same for all sources and live in `terrafm.data.ingest`.
+land cover and shards are the same for all sources and live in `terrafm.data.ingest.job`.
 """
 
 from dataclasses import dataclass, field

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terrafm.data.land.selection import NO_CLASS
 from terrafm.data.rasters.bands import L1C_ORDER, match_file
 from terrafm.data.rasters.geotiff import band_levels
-from terrafm.data.rasters.offsets import named_product
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Product
 from terrafm.data.sources.folders import (
     LAND_COVER,
@@ -27,8 +27,8 @@ from terrafm.data.sources.folders import (
     find_folders,
     spread_out,
 )
+from terrafm.data.sources.offsets import named_product
 from terrafm.data.sources.raster import Grid, Raster, read_geotiff, read_grid, reference_grid
-from terrafm.data.tiles.selection import NO_CLASS
 from terrafm.errors import PixelError, TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, join

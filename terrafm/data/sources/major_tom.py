@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from terrafm.data.land.selection import ANCHORS
 from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Product
 from terrafm.data.sources.folders import (
     WORLDCOVER,
@@ -24,7 +25,6 @@ from terrafm.data.sources.folders import (
 from terrafm.data.sources.metadata import read_metadata
 from terrafm.data.sources.pairing import MetadataRow, pair_products
 from terrafm.data.sources.raster import Grid, decode_geotiff, reference_grid
-from terrafm.data.tiles.selection import ANCHORS
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, is_local, join

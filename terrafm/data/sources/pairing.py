@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
+from terrafm.data.land.selection import ANCHORS, days_from_anchor, parse_time
 from terrafm.data.sources.base import BadCellError, CellRef, Listed
 from terrafm.data.sources.metadata import BadRow
-from terrafm.data.tiles.selection import ANCHORS, days_from_anchor, parse_time
 
 _RANKING = {
     "grid_cell": True,

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from terrafm.eval.datasets.labelled import SegmentationSet
 from terrafm.eval.finetune.models import Segmenter
 from terrafm.eval.finetune.pixels import Pixels, turned
 from terrafm.eval.finetune.training import Tell, fine_tune
-from terrafm.eval.labelled import SegmentationSet
-from terrafm.eval.rows import Look, Row
 from terrafm.eval.segmentation.patch_maps import lacks_modality
 from terrafm.eval.segmentation.task import LogitsOf, MaskTask
+from terrafm.eval.tables.encoders import Look, Row
 
 
 @dataclass(frozen=True)

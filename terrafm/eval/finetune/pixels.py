@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terrafm.eval.features import model_input
-from terrafm.eval.labelled import ImageSet
-from terrafm.eval.rows import Look
+from terrafm.eval.datasets.labelled import ImageSet
+from terrafm.eval.features.extraction import model_input
+from terrafm.eval.tables.encoders import Look
 
 # The eight symmetries of a square: four quarter turns, each also mirrored.
 SYMMETRIES = 8

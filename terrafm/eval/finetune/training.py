@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from terrafm.errors import UsageError
 from terrafm.eval.finetune.models import NO_WEIGHT_DECAY
 from terrafm.eval.finetune.pixels import SYMMETRIES
-from terrafm.eval.shuffling import shuffled
+from terrafm.eval.probes.shuffling import shuffled
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 LAYER_DECAY = 0.75

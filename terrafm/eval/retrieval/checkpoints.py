@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from terrafm.eval.features import Normalisation
-from terrafm.eval.readouts import Readout
+from terrafm.eval.datasets.shard_tiles import ShardTiles
+from terrafm.eval.features.extraction import Normalisation
+from terrafm.eval.features.readouts import Readout
 from terrafm.eval.retrieval.evaluate import tasks_of
 from terrafm.eval.retrieval.scores import DEPTHS, MEDIAN, SHIFTED, encoder_ranks, plain_metrics
 from terrafm.eval.retrieval.tasks import Task, draw_places
 from terrafm.eval.retrieval.views import sensor_views
-from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.models.encoder import Encoder
 
 PREFIX = "retrieval/"

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.eval.compatibility import modality_choices, normalisation_for
-from terrafm.eval.features import UNTRAINED_SEEDS, input_side, untrained_like
+from terrafm.eval.datasets.compatibility import modality_choices, normalisation_for
+from terrafm.eval.datasets.shard_tiles import ShardTiles
+from terrafm.eval.features.extraction import UNTRAINED_SEEDS, input_side, untrained_like
+from terrafm.eval.features.readouts import Readout
 from terrafm.eval.metrics import RESAMPLES
-from terrafm.eval.readouts import Readout
 from terrafm.eval.retrieval.ranks import Ranks, centred, standardised
 from terrafm.eval.retrieval.scores import (
     ALIGNED,
@@ -35,7 +36,6 @@ from terrafm.eval.retrieval.scores import (
 )
 from terrafm.eval.retrieval.tasks import Task, draw_places, make_tasks
 from terrafm.eval.retrieval.views import SensorViews, sensor_views
-from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import infer_model_name, load_encoder
 from terrafm.storage import check_exists

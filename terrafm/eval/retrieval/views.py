@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terrafm.eval.features import Normalisation, batches
-from terrafm.eval.labelled import ImageSet
-from terrafm.eval.readouts import Readout
+from terrafm.eval.datasets.labelled import ImageSet
+from terrafm.eval.features.extraction import Normalisation, batches
+from terrafm.eval.features.readouts import Readout
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import Encoder
 

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from terrafm.errors import UsageError
-from terrafm.eval.features import batches
-from terrafm.eval.labelled import SegmentationSet
-from terrafm.eval.rows import Look, Row
+from terrafm.eval.datasets.labelled import SegmentationSet
+from terrafm.eval.features.extraction import batches
+from terrafm.eval.tables.encoders import Look, Row
 from terrafm.models.patch_embed import PATCH_SIZE
 
 # Of twelve blocks those that a pyramid is made of, counted from 1 (BEiT, MAE, mmsegmentation).

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from terrafm.eval.probes.shuffling import shuffled
 from terrafm.eval.segmentation.task import LogitsOf, MaskTask
-from terrafm.eval.shuffling import shuffled
 
 _BATCH = 16
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from terrafm.errors import UsageError
-from terrafm.eval.labelled import SPLITS, SegmentationSet
+from terrafm.eval.datasets.labelled import SPLITS, SegmentationSet
 from terrafm.eval.metrics import confusion, segmentation_scores
 
 # What torch ignores where a set has no nodata.

@@ -26,7 +26,7 @@ from terrafm.train.checkpoints.store import (
     read_marker,
     read_record,
 )
-from terrafm.train.validations import read_validations
+from terrafm.train.checkpoints.validations import read_validations
 from terrafm.units import human_bytes
 
 _LOSS = "loss"

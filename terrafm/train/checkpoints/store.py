@@ -56,8 +56,8 @@ from terrafm.train.checkpoints.files import (
     write_tensors,
 )
 from terrafm.train.checkpoints.staging import rename, staging_folder
-from terrafm.train.engine import EngineState
 from terrafm.train.output import CHECKPOINTS as CHECKPOINTS
+from terrafm.train.step.engine import EngineState
 
 FORMAT_VERSION = 2
 HEAD = ("format_version", "step", "saved_at", "metrics")

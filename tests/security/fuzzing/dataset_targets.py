@@ -166,8 +166,8 @@ class Entries(_Dataset):
     share = 3
 
     def build(self):
+        from terrafm.data.ingest.tally import Tally
         from terrafm.data.shards.entry import ShardEntry
-        from terrafm.data.tiles.tally import Tally
 
         super().build()
         tally = Tally(classes_before={10: 2}, codes={10})
@@ -203,9 +203,9 @@ class Entries(_Dataset):
         return {name: sink.getvalue()}
 
     def read(self):
-        from terrafm.data.append import _read_entries
+        from terrafm.data.ingest.append import _read_entries
+        from terrafm.data.ingest.tally import Tally
         from terrafm.data.shards.manifest import read_manifest
-        from terrafm.data.tiles.tally import Tally
 
         manifest = read_manifest(self.uri)
         for entry in _read_entries(self.uri, manifest):

@@ -70,7 +70,7 @@ class State(Target):
         from terrafm.train.checkpoints import intact, inventory, store
         from terrafm.train.checkpoints.average import _check_same_model
         from terrafm.train.checkpoints.retention import metrics_of
-        from terrafm.train.checks import _recorded_fingerprint
+        from terrafm.train.driver.checks import _recorded_fingerprint
 
         failed = []
 
@@ -98,7 +98,7 @@ class State(Target):
             check(one, store.read_record(one), two, store.read_record(two))
 
     def _go_on(self, store):
-        from terrafm.train.setup import _config_of
+        from terrafm.train.worker.setup import _config_of
 
         record = store.read_record(self.checkpoint)
         _config_of(record, self.checkpoint)

@@ -35,13 +35,13 @@ def read_run(uri, shown):
     from terrafm.storage import join
     from terrafm.train.checkpoints import best, inventory
     from terrafm.train.checkpoints.store import list_checkpoints
-    from terrafm.train.checks import DATASET_FILE, _recorded_fingerprint
-    from terrafm.train.events import read_events
+    from terrafm.train.checkpoints.validations import ValidationLog, read_validations
+    from terrafm.train.driver.checks import DATASET_FILE, _recorded_fingerprint
+    from terrafm.train.driver.events import read_events
     from terrafm.train.failure import read_failure
-    from terrafm.train.loggers import MetricsLog, read_metrics
-    from terrafm.train.records import append_quarantine
-    from terrafm.train.trackers import TrackedRun
-    from terrafm.train.validations import ValidationLog, read_validations
+    from terrafm.train.metrics.log import MetricsLog, read_metrics
+    from terrafm.train.metrics.samples import append_quarantine
+    from terrafm.train.metrics.trackers import TrackedRun
 
     use = All()
     checkpoints = join(uri, "checkpoints")
@@ -137,7 +137,7 @@ def _raise(error):
 def read_configuration(folder):
     """As every verb reads its configuration, and ingest its legend."""
     from terrafm.config import load_config
-    from terrafm.data.tiles.legend import read_legend
+    from terrafm.data.land.legend import read_legend
 
     use = All()
     for name in ("short.yaml", "whole.yaml"):
@@ -179,8 +179,8 @@ def read_small(folder):
     import os
 
     from terrafm.clusters import state
-    from terrafm.eval.feature_cache import read_features
-    from terrafm.eval.feature_job import _read_parts
+    from terrafm.eval.features.cache import read_features
+    from terrafm.eval.features.job import _read_parts
     from terrafm.export.model_card import _scores
     from terrafm.parts import Part
     from terrafm.storage.lease_record import Holder

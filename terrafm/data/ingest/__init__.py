@@ -1,0 +1,1 @@
+"""Archive to dataset: cells are cut into tiles, selected, counted, written, appended."""

@@ -1,0 +1,1 @@
+"""What lies on the ground: land cover, climate, regions, and the choices made by them."""

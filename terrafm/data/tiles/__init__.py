@@ -1,1 +1,0 @@
-"""Cells to tiles: cut, corrected, classified, selected, counted."""

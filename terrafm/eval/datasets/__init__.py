@@ -1,0 +1,1 @@
+"""Labelled sets: how each is read, and whether weights fit it."""

@@ -1,0 +1,1 @@
+"""Features of frozen encoders: extracted, read out, cached, by many workers."""

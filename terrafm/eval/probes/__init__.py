@@ -1,0 +1,1 @@
+"""Probes on cached features: nearest neighbours and linear ones."""

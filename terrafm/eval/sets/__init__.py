@@ -1,1 +1,0 @@
-"""Layouts of labelled sets, one module each."""

@@ -1,0 +1,1 @@
+"""Tables of encoders over a labelled set."""

@@ -1,0 +1,1 @@
+"""The process of the command: checks a run, starts and watches its workers, validates."""

@@ -1,0 +1,1 @@
+"""What a run writes of itself while it goes: lines, trackers, alerts, samples."""

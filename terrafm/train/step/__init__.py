@@ -1,0 +1,1 @@
+"""One training step: student, teacher, optimizer, ZeRO; knows nothing of Ray."""

@@ -1,0 +1,463 @@
+"""Self-distillation of a student by the moving average of itself; knows no Ray, no DeepSpeed.
+
+The order within a step is the paper's (arXiv 2506.06281): teacher forward, student forward, loss
+with the old centers, backward over all micro-batches, finite check, clip, optimizer, EMA of
+encoder and head, centers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from terrafm.config import Config
+from terrafm.data.samples.batch import Batch, Crops, HostBatch, normalise
+from terrafm.data.samples.masks import MaskedPatches, PatchMasking
+from terrafm.losses import DINOLoss, koleo_loss
+from terrafm.models.dino_head import DINOHead
+from terrafm.models.encoder import build_encoder
+from terrafm.models.patch_embed import PATCH_SIZE
+from terrafm.train.step.collapse import FeatureSample
+from terrafm.train.step.engine import Engine
+from terrafm.train.step.schedules import StepSettings
+from terrafm.train.step.timer import Phases, untimed
+
+
+@dataclass
+class Views:
+    """Encoder input: the modalities each image's view has drawn.
+
+    Attributes:
+        pixels: modality -> (n_m, C_m, S, S) normalised float32.
+        image: modality -> (n_m,) index of the image each belongs to.
+        size: number of images.
+        drop_path_key: (size,) keys of the drop-path masks, or None.
+        masked: (m,) flat positions of the patches that the student does not see, or None.
+    """
+
+    pixels: dict[str, Tensor]
+    image: dict[str, Tensor]
+    size: int
+    drop_path_key: Tensor | None = None
+    masked: Tensor | None = None
+
+
+class Network(nn.Module):
+    """Encoder and projection head: the student, and by its moving average the teacher.
+
+    Attributes:
+        mask_token: (1, D) that stands for a masked patch in the student; None without
+            `loss.masked_patch_weight`. Not the encoder's, whose weights are exported.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.encoder = build_encoder(
+            config.model.name,
+            drop_path=config.model.drop_path,
+            num_queries=config.model.num_queries,
+        )
+        self.head = DINOHead(
+            self.encoder.embed_dim,
+            config.head.num_prototypes,
+            hidden_dim=config.head.hidden_dim,
+            bottleneck_dim=config.head.bottleneck_dim,
+        )
+        # Zeros, as in iBOT, draw nothing: all other weights begin as they do without it.
+        token = torch.zeros(1, self.encoder.embed_dim)
+        self.mask_token = nn.Parameter(token) if config.loss.masked_patch_weight else None
+
+    def forward(self, views: list[Views], freeze_prototypes: bool = False) -> tuple[Tensor, Tensor]:
+        """The student: all images, crop sizes one after another, masked where views say so.
+
+        Returns:
+            Logits (sum of sizes + masked, K) float32, and tokens (sum of sizes + masked, D) as
+            `embed` gives them.
+        """
+        features = self.embed(views, self.mask_token)
+        return self.head(features, freeze_prototypes=freeze_prototypes), features
+
+    def embed(self, views: list[Views], mask_token: Tensor | None = None) -> Tensor:
+        """CLS tokens of all images, then the patch tokens at masked positions, in order.
+
+        Args:
+            views: of each crop size.
+            mask_token: (1, D) in place of masked patches; None lets them be seen.
+
+        Returns:
+            (sum of sizes + masked, D).
+        """
+        tokens = [
+            self.encoder.forward_views(
+                v.pixels, v.image, v.size, v.drop_path_key, v.masked, mask_token
+            )
+            for v in views
+        ]
+        patches = [t[v.size :] for t, v in zip(tokens, views, strict=True) if v.masked is not None]
+        return torch.cat([t[: v.size] for t, v in zip(tokens, views, strict=True)] + patches)
+
+
+@dataclass
+class StepStatistics:
+    """Sums over one step's samples; divide by `samples` for means.
+
+    Attributes:
+        sums: (6,) float64: loss, teacher entropy, student entropy (nats), KoLeo, masked patches,
+            samples.
+        losses: (B,) loss of each row, one tensor for each micro-batch; never summed over ranks.
+        has_koleo: whether KoLeo is part of the objective.
+        has_masked_patch: whether the loss of masked patches is.
+    """
+
+    sums: Tensor
+    losses: list[Tensor] = field(default_factory=list)
+    has_koleo: bool = False
+    has_masked_patch: bool = False
+
+    def means(self) -> dict[str, float]:
+        """Means over the samples, of terms that are on; empty where every sample was left out."""
+        loss, teacher, student, koleo_term, masked_patch, samples = self.sums.tolist()
+        if not samples:
+            return {}
+        return {
+            "loss": loss / samples,
+            "teacher_entropy": teacher / samples,
+            "student_entropy": student / samples,
+            **({"koleo": koleo_term / samples} if self.has_koleo else {}),
+            **({"masked_patch": masked_patch / samples} if self.has_masked_patch else {}),
+        }
+
+
+class _Taught(NamedTuple):
+    """Teacher logits of a micro-batch: (G, B, K), and (m, K) where patches are masked."""
+
+    views: Tensor
+    patches: Tensor | None
+
+
+class _Centers(NamedTuple):
+    """What Sinkhorn-Knopp subtracts from these, (K,) each; None leaves it to moving averages."""
+
+    views: Tensor | None = None
+    patches: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A micro-batch on the device, with normalised pixels of its crop sizes, global first."""
+
+    batch: Batch
+    crops: list[tuple[Crops, dict[str, Tensor]]]
+    masked: MaskedPatches | None
+
+    @property
+    def weight(self) -> Tensor:
+        return self.batch.sample_weight
+
+    @property
+    def rows(self) -> int:
+        return len(self.weight)
+
+
+class SelfDistillation:
+    """One training step over an engine.
+
+    Args:
+        engine: holds the student.
+        teacher: float32 copy of the student, never trained by gradients.
+        criterion: loss and centers.
+        statistics: modality -> (mean (C,), std (C,)) in physical units.
+        global_batch: samples of one step over all ranks.
+        precision: "float32" or "bf16", for the teacher's forward pass.
+        device: where the step runs.
+        koleo_weight: of KoLeo on the CLS tokens of the student's global crops, summed over the
+            crops. A row's neighbour is sought in its own micro-batch and rank, as DINOv2 does.
+        masked_patch_weight: of the loss of masked patches, mean over a crop's masked patches and
+            over the global crops, of which those without a mask count 0.
+        masking: of the student's global crops; None where they are not masked. The network must
+            have a mask token, and the criterion that loss, if and only if there is one.
+
+    Attributes:
+        teacher_features: the newest CLS tokens of the teacher, of each tile's first global crop.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        teacher: Network,
+        criterion: DINOLoss,
+        *,
+        statistics: Mapping[str, tuple[Tensor, Tensor]],
+        global_batch: int,
+        precision: str,
+        device: torch.device,
+        koleo_weight: float = 0.0,
+        masked_patch_weight: float = 0.0,
+        masking: PatchMasking | None = None,
+    ) -> None:
+        self.engine = engine
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.criterion = criterion
+        self._statistics = {m: (a.to(device), b.to(device)) for m, (a, b) in statistics.items()}
+        self._global_batch = global_batch
+        self._autocast: dict[str, Any] = {
+            "device_type": device.type,
+            "dtype": torch.bfloat16,
+            "enabled": precision == "bf16",
+        }
+        self._device = device
+        self._koleo_weight = koleo_weight
+        self._masked_patch_weight = masked_patch_weight
+        self._masking = masking
+        self.teacher_features = FeatureSample()
+
+    def forward_backward(
+        self, batches: Iterable[HostBatch], settings: StepSettings, phases: Phases = untimed
+    ) -> StepStatistics:
+        """Adds up the gradients of this rank's micro-batches.
+
+        A loss that is not finite makes the gradients NaN, so that `finish` leaves out the step on
+        all ranks.
+
+        Args:
+            batches: the micro-batches.
+            settings: of the step.
+            phases: times the step's phases.
+
+        Returns:
+            This rank's sums and losses, still on the device.
+        """
+        sums = torch.zeros(6, dtype=torch.float64, device=self._device)
+        losses = []
+        work: Iterable[tuple[HostBatch, _Taught | None]] = ((b, None) for b in batches)
+        centers = _Centers()
+        if self.criterion.centering == "sinkhorn":
+            # A target depends on the whole batch: the teacher sees all of it before the student
+            # sees any. Crops are prepared twice, for keeping them takes more than the logits.
+            batches = list(batches)
+            logits, centers = self._batch_centers(batches, settings.teacher_temp, phases)
+            work = zip(batches, logits, strict=True)
+        for host_batch, taught in work:
+            prepared = self._prepare(host_batch, phases)
+            if taught is None:
+                taught = self._teach(prepared, phases)
+            terms, loss = self._learn(prepared, taught, centers, settings, phases)
+            sums += terms
+            losses.append(loss)
+        return StepStatistics(sums, losses, self._koleo_weight > 0, self._masking is not None)
+
+    def finish(self, settings: StepSettings, phases: Phases = untimed) -> tuple[bool, float]:
+        """Optimizer, teacher and centers; none of them where a loss or gradient is not finite.
+
+        Returns:
+            Whether the step was applied, and the gradient norm before clipping.
+        """
+        with phases("optimizer"):
+            outcome = self.engine.step(settings)
+        with phases("teacher"):
+            if outcome.applied:
+                self.engine.update_teacher(self.teacher, settings.teacher_momentum)
+            for centers in filter(None, (self.criterion, self.criterion.masked_patch)):
+                if outcome.applied:
+                    centers.update_centers()
+                else:
+                    centers.discard_pending()
+        return outcome.applied, outcome.grad_norm
+
+    def _batch_centers(
+        self, batches: list[HostBatch], teacher_temp: float, phases: Phases
+    ) -> tuple[list[_Taught], _Centers]:
+        """Teacher logits of this rank's micro-batches, and the centers of the global batch."""
+        logits, high_frequency, weights = [], [], []
+        patches: list[Tensor] = []
+        patch_weights: list[Tensor | None] = []
+        for batch in batches:
+            prepared = self._prepare(batch, phases, global_crops_only=True)
+            taught = self._teach(prepared, phases)
+            logits.append(taught)
+            high_frequency.append(prepared.batch.high_frequency)
+            weights.append(prepared.weight)
+            if prepared.masked is not None and taught.patches is not None:
+                patches.append(taught.patches.unsqueeze(0))
+                patch_weights.append(prepared.weight[prepared.masked.sample])
+        with phases("teacher"):
+            views = [taught.views for taught in logits]
+            center = self.criterion.batch_center(views, teacher_temp, high_frequency, weights)
+            patch_center = None
+            if self.criterion.masked_patch is not None:
+                patch_center = self.criterion.masked_patch.batch_center(
+                    patches, teacher_temp, [None] * len(patches), patch_weights
+                )
+        return logits, _Centers(center, patch_center)
+
+    def _prepare(
+        self, host_batch: HostBatch, phases: Phases, global_crops_only: bool = False
+    ) -> _Prepared:
+        with phases("prepare"):
+            batch = host_batch.to(self._device)
+            sizes = _crop_sizes(batch)[: 1 if global_crops_only else None]
+            prepared = [(crops, self._normalise(crops)) for crops in sizes]
+            return _Prepared(batch, prepared, self._mask(batch))
+
+    def _mask(self, batch: Batch) -> MaskedPatches | None:
+        if self._masking is None:
+            return None
+        crops = batch.global_crops
+        side = next(iter(crops.pixels.values())).shape[-1] // PATCH_SIZE
+        count = crops.size // len(batch.epoch)
+        masks = self._masking.draw(batch.epoch, batch.position, count, side)
+        return MaskedPatches.of(masks, self._device)
+
+    def _teach(self, prepared: _Prepared, phases: Phases) -> _Taught:
+        """The teacher's logits of the global crops, and of the patches masked for the student."""
+        with phases("teacher"), torch.no_grad(), torch.autocast(**self._autocast):
+            crops, normalised = prepared.crops[0]
+            assert crops.teacher is not None
+            seen = _views(crops, normalised, crops.teacher)
+            if prepared.masked is not None:
+                seen.masked = prepared.masked.position
+            features = self.teacher.embed([seen])
+            self.teacher_features.add(features[: prepared.rows])
+            logits = self.teacher.head(features)
+            if prepared.masked is None:
+                return _Taught(_per_view(logits, prepared.rows), None)
+            views, patches = logits[: crops.size], logits[crops.size :]
+            return _Taught(_per_view(views, prepared.rows), patches)
+
+    def _learn(
+        self,
+        prepared: _Prepared,
+        taught: _Taught,
+        centers: _Centers,
+        settings: StepSettings,
+        phases: Phases,
+    ) -> tuple[Tensor, Tensor]:
+        """The micro-batch's part of `StepStatistics`: sums (6,) and losses (B,)."""
+        batch, rows, weight = prepared.batch, prepared.rows, prepared.weight
+        masked, images = prepared.masked, batch.drop_path_key.numel()
+        with phases("forward"):
+            keys = batch.drop_path_key.flatten()
+            student_views = []
+            for crops, normalised in prepared.crops:
+                views = _views(crops, normalised, crops.student)
+                views.drop_path_key, keys = keys[: crops.size], keys[crops.size :]
+                student_views.append(views)
+            if masked is not None:
+                student_views[0].masked = masked.position
+            student_logits, features = self.engine.forward(
+                student_views, freeze_prototypes=settings.freeze_prototypes
+            )
+            with torch.autocast(self._device.type, enabled=False):
+                spread = guess = torch.zeros_like(weight)
+                if masked is not None:
+                    sizes = images, len(masked.position)
+                    student_logits, guesses = student_logits.split(sizes)
+                    guess = self._guess(guesses, masked, taught, centers, settings.teacher_temp)
+                loss, teacher_entropy, student_entropy, q = self.criterion.per_sample(
+                    _per_view(student_logits, rows),
+                    taught.views,
+                    settings.teacher_temp,
+                    centers.views,
+                )
+                objective = loss
+                if self._koleo_weight:
+                    global_crops = _per_view(features[:images], rows)[: len(taught.views)]
+                    spread = torch.stack([koleo_loss(crop, weight) for crop in global_crops]).sum(0)
+                    objective = objective + self._koleo_weight * spread
+                if masked is not None:
+                    objective = objective + self._masked_patch_weight * guess
+                share = (objective * weight).sum() / self._global_batch
+                # 1, or NaN: then every gradient is NaN, and the check of the gradients, which
+                # all ranks share, is one of the losses too. No device is waited for.
+                share = share * (1 + 0 * share.detach())
+        with phases("backward"), torch.autocast(self._device.type, enabled=False):
+            self.engine.backward(share)
+        self.criterion.accumulate(taught.views, batch.high_frequency, weight, q)
+        if self.criterion.masked_patch is not None and masked is not None:
+            assert taught.patches is not None
+            patch_weight = weight[masked.sample]
+            self.criterion.masked_patch.accumulate(taught.patches[None], None, patch_weight)
+        loss, one = loss.detach(), torch.ones_like(weight)
+        beyond = spread.detach(), guess.detach()
+        terms = torch.stack([loss, teacher_entropy, student_entropy, *beyond, one])
+        return (terms.double() * weight).sum(dim=1), loss
+
+    def _guess(
+        self,
+        student_logits: Tensor,
+        masked: MaskedPatches,
+        taught: _Taught,
+        centers: _Centers,
+        teacher_temp: float,
+    ) -> Tensor:
+        """Each sample's loss of its masked patches, (B,)."""
+        assert self.criterion.masked_patch is not None
+        assert taught.patches is not None
+        losses: Tensor = self.criterion.masked_patch(
+            student_logits, taught.patches, teacher_temp, centers.patches
+        )
+        nothing = losses.new_zeros(taught.views.shape[1])
+        return nothing.index_add(0, masked.sample, masked.share * losses)
+
+    def _normalise(self, crops: Crops) -> dict[str, Tensor]:
+        return {
+            modality: normalise(pixels, *self._statistics[modality], modality)
+            for modality, pixels in crops.pixels.items()
+        }
+
+
+def build_student_and_teacher(config: Config) -> tuple[Network, Network]:
+    """Student with seeded initial weights and a teacher equal to it.
+
+    Both run as `train.activation_checkpointing` and `train.compile` say; neither changes what
+    they compute or what their parameters are called.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        student = Network(config)
+        teacher = Network(config)
+    teacher.load_state_dict(student.state_dict())
+    student.encoder.activation_checkpointing = config.train.activation_checkpointing == "blocks"
+    if config.train.compile:
+        student.encoder.compile_blocks()
+        teacher.encoder.compile_blocks()
+    return student, teacher
+
+
+def build_criterion(config: Config, has_high_frequency: bool) -> DINOLoss:
+    """The loss; alpha is 1 where no class is high-frequency."""
+    return DINOLoss(
+        num_prototypes=config.head.num_prototypes,
+        student_temp=config.loss.student_temp,
+        alpha=config.loss.alpha if has_high_frequency else 1.0,
+        center_momentum=config.loss.center_momentum,
+        high_frequency_momentum=config.loss.high_frequency_center_momentum,
+        centering=config.loss.centering,
+        masked_patch=config.loss.masked_patch_weight > 0,
+    )
+
+
+def _per_view(logits: Tensor, rows: int) -> Tensor:
+    """Logits (V * B, K), crop-major, as (V, B, K) float32."""
+    return logits.float().reshape(-1, rows, logits.shape[-1])
+
+
+def _crop_sizes(batch: Batch) -> list[Crops]:
+    return [batch.global_crops] + ([batch.local_crops] if batch.local_crops else [])
+
+
+def _views(crops: Crops, pixels: dict[str, Tensor], drawn: dict[str, Tensor]) -> Views:
+    """Keeps the modalities that a network's views have drawn."""
+    chosen = {
+        m: mask.nonzero().squeeze(1).to(pixels[m].device, non_blocking=True)
+        for m, mask in drawn.items()
+    }
+    return Views(
+        pixels={m: pixels[m].index_select(0, rows) for m, rows in chosen.items()},
+        image={m: crops.image[m].index_select(0, rows) for m, rows in chosen.items()},
+        size=crops.size,
+    )

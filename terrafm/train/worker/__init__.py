@@ -1,0 +1,1 @@
+"""A training worker under Ray Train: the loop, and what it tells the driver."""
