@@ -114,6 +114,35 @@ def test_what_joins_a_cluster_knows_no_work(package, below):
     assert importers(package, below) == set()
 
 
+@pytest.mark.parametrize("package", ["terrafm", "terrafm/data", "terrafm/eval", "terrafm/train"])
+def test_imports_run_one_way_between_the_rooms_of_a_package(package):
+    """A room is a subfolder, or a file beside the subfolders."""
+    graph = {}
+    for path in (ROOT / package).rglob("*.py"):
+        room = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        if room != "__init__":
+            graph.setdefault(room, {}).update(_rooms_used(path, package))
+    for room, used in graph.items():
+        used.pop(room, None)
+    while graph:
+        lowest = {room for room, used in graph.items() if not used.keys() & graph.keys()}
+        circle = {
+            room: {u: f for u, f in used.items() if u in graph} for room, used in graph.items()
+        }
+        assert lowest, circle
+        graph = {room: used for room, used in graph.items() if room not in lowest}
+
+
+def _rooms_used(path, package):
+    """{room: a file that uses it}, of one file."""
+    prefix = package.replace("/", ".") + "."
+    return {
+        name.removeprefix(prefix).partition(".")[0]: str(path.relative_to(ROOT))
+        for name in imports(path)
+        if name.startswith(prefix)
+    }
+
+
 def test_files_of_arrow_are_opened_in_one_place():
     """Anywhere else a stranger's file could run code: tests/security/test_hostile_files.py."""
     opens = {"ParquetFile", "ParquetDataset", "read_table", "read_parquet", "open_file"}

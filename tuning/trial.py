@@ -35,16 +35,14 @@ from terrafm.storage import (
 )
 from terrafm.storage.records import StepLine, open_keys
 from terrafm.train.checkpoints.store import (
-    CHECKPOINTS,
     DamagedCheckpointError,
     fork_checkpoint,
     list_checkpoints,
 )
 from terrafm.train.driver.checks import check_runs
 from terrafm.train.driver.pretrain import pretrain
-from terrafm.train.failure import FAILURE_FILE, write_failure
 from terrafm.train.metrics.log import read_metrics
-from terrafm.train.output import CONFIG_FILE
+from terrafm.train.run_folder import RunFolder, write_failure
 from tuning.objective import score_checkpoint
 from tuning.search_space import apply
 
@@ -149,7 +147,7 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
                 repeat itself ends the trial, and stands in its folder.
         """
         if self._scored is None:
-            remove(join(self._folder, FAILURE_FILE))
+            remove(RunFolder(self._folder).failure)
             self._scored = self._lines()
         line = next(self._scored, None)
         if line is not None:
@@ -217,14 +215,14 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
         if pointer is None or (pointer["run"] == newest and self._is_of(newest)):
             return newest
         run = join(self._folder, f"run-{len(names)}")
-        fork_checkpoint(pointer["checkpoint"], join(run, CHECKPOINTS), self._config)
-        write_bytes(join(run, CONFIG_FILE), self._config.to_yaml().encode())
+        fork_checkpoint(pointer["checkpoint"], RunFolder(run).checkpoints, self._config)
+        write_bytes(RunFolder(run).config, self._config.to_yaml().encode())
         write_bytes(join(run, _ORIGIN), json.dumps(pointer).encode())
         return run
 
     def _is_of(self, run: str) -> bool:
         """Whether a run has this trial's configuration, or has not begun."""
-        uri = join(run, CONFIG_FILE)
+        uri = RunFolder(run).config
         return not exists(uri) or parse_yaml(read_bytes(uri)) == parse_yaml(self._config.to_yaml())
 
     def _train(self, run: str) -> None:
@@ -239,7 +237,7 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
         while True:
             # Before the look: what was written until it ended is seen.
             ended = not training.is_alive()
-            coming = [c for c in list_checkpoints(join(run, CHECKPOINTS)) if c[0] > seen]
+            coming = [c for c in list_checkpoints(RunFolder(run).checkpoints) if c[0] > seen]
             for step, checkpoint in coming:
                 yield step, checkpoint
                 seen = step

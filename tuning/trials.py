@@ -16,7 +16,7 @@ from terrafm.errors import TerraFMError
 from terrafm.storage import join, write_bytes
 from terrafm.storage.parquet import read_parquet
 from terrafm.terminal import console
-from terrafm.train.failure import read_failure
+from terrafm.train.run_folder import read_failure
 from tuning.objective import MEASURES
 from tuning.trial import point_of, read_scores, seed_of, trial_folder
 

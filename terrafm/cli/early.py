@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from terrafm.storage import check_exists, check_no_file, list_names
+from terrafm.train.run_folder import RunFolder
 
 
 def check_dataset(uri: str, modalities: Sequence[str]) -> None:
@@ -19,13 +20,13 @@ def check_dataset(uri: str, modalities: Sequence[str]) -> None:
 
 def check_run(output: str, init: str | None, labelled: str | None) -> None:
     """Raises UsageError: what a run stands on does not exist, or its folder is something else's."""
-    from terrafm.train.output import CHECKPOINTS, check_unused
+    from terrafm.train.run_folder import CHECKPOINTS
 
     check_no_file(output)
     if CHECKPOINTS in list_names(output):
         # One that has begun, or is done, does not need all of it any more.
         return
-    check_unused(output)
+    RunFolder(output).check_unused()
     if init is not None:
         check_exists("weights", init)
     if labelled is not None:

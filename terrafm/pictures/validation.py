@@ -13,10 +13,9 @@ from terrafm.errors import UsageError
 from terrafm.eval.retrieval.tasks import LATER
 from terrafm.modalities import SENSOR_TITLES
 from terrafm.pictures.figure import SAFE_COLOURS, picture
-from terrafm.storage import join
 from terrafm.train.checkpoints.best import Best, read_best
-from terrafm.train.checkpoints.store import CHECKPOINTS
-from terrafm.train.checkpoints.validations import VALIDATION_FILE, read_validations
+from terrafm.train.checkpoints.validations import read_validations
+from terrafm.train.run_folder import RunFolder
 
 _CURVES = {**SENSOR_TITLES, "fused": "all fused"}
 _MARKERS = "os^Dvp"
@@ -60,11 +59,11 @@ def validation_curve(run_folder: str | os.PathLike[str], path: str | os.PathLike
     uri = os.fspath(run_folder).rstrip("/")
     lines = read_validations(uri)
     if not lines:
-        raise UsageError(f"{join(uri, VALIDATION_FILE)} does not exist or holds no validation")
-    best = read_best(join(uri, CHECKPOINTS))
+        raise UsageError(f"{RunFolder(uri).validation} does not exist or holds no validation")
+    best = read_best(RunFolder(uri).checkpoints)
     panels = _panels(dict.fromkeys(name for line in lines for name in line["metrics"]))
     if not panels:
-        raise UsageError(f"{join(uri, VALIDATION_FILE)} holds scores neither of kNN nor retrieval")
+        raise UsageError(f"{RunFolder(uri).validation} holds scores neither of kNN nor retrieval")
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     height = rows * _ROW_HEIGHT

@@ -170,13 +170,13 @@ def read_back(folder):
     """What reads each of the other small files."""
     from terrafm.embed.schema import read_manifest as read_embedding
     from terrafm.train.checkpoints.best import held_reasons, read_best
-    from terrafm.train.failure import FAILURE_FILE, read_failure
+    from terrafm.train.run_folder import read_failure
     from tuning.trial import _began, read_scores
 
     return {
         "best.json": lambda: read_best(folder),
         "held.json": lambda: held_reasons(folder),
-        FAILURE_FILE: lambda: read_failure(folder),
+        "failure.json": lambda: read_failure(folder),
         "origin.json": lambda: _began(folder),
         "scores.jsonl": lambda: read_scores(folder),
         "embedding.json": lambda: read_embedding(folder),
@@ -199,12 +199,12 @@ def test_a_torn_small_file_is_named_in_one_line(name, content, tmp_path):
 
 
 def test_torn_ids_of_trackers_cost_no_run(tmp_path, caplog):
-    from terrafm.train.metrics.trackers import TRACKERS_FILE, TrackedRun
+    from terrafm.train.metrics.trackers import TrackedRun
 
-    write_bytes(tmp_path / TRACKERS_FILE, b'{"mlflow": ')
+    write_bytes(tmp_path / "trackers.json", b'{"mlflow": ')
     run = TrackedRun(str(tmp_path))
     assert run.known_id("mlflow") is None
-    assert TRACKERS_FILE in caplog.text
+    assert "trackers.json" in caplog.text
     run.remember_id("mlflow", "7")
     assert run.known_id("mlflow") == "7"
 

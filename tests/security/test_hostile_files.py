@@ -14,7 +14,7 @@ from terrafm.data.sources.raster import decode_geotiff, read_geotiff
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.eval.features.cache import read_features
 from terrafm.storage.parquet import TableFile
-from terrafm.train.metrics.samples import SAMPLES_FILE, trim_samples
+from terrafm.train.metrics.samples import trim_samples
 from tuning.trials import TABLE_FILE, read_table
 
 
@@ -109,7 +109,8 @@ def test_features_are_refused(tmp_path, hostile, proof):
 
 
 @pytest.mark.parametrize(
-    ("name", "read"), [(SAMPLES_FILE, lambda run: trim_samples(run, 1)), (TABLE_FILE, read_table)]
+    ("name", "read"),
+    [("samples.parquet", lambda run: trim_samples(run, 1)), (TABLE_FILE, read_table)],
 )
 def test_records_of_runs_and_sweeps_are_refused(name, read, tmp_path, hostile, proof):
     pq.write_table(pa.table({"step": hostile(), "trial": [0]}), tmp_path / name)

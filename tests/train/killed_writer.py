@@ -11,14 +11,14 @@ import sys
 
 import torch
 
-from terrafm.storage import join
 from terrafm.train.checkpoints.intact import newest_intact
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.staging import remove_staging
-from terrafm.train.checkpoints.store import CHECKPOINTS, TrainingState, load_checkpoint
+from terrafm.train.checkpoints.store import TrainingState, load_checkpoint
 from terrafm.train.checkpoints.writer import CheckpointWriter
 from terrafm.train.metrics.log import MetricsLog
 from terrafm.train.metrics.samples import PendingRecords, trim_samples
+from terrafm.train.run_folder import RunFolder
 from terrafm.train.step.engine import EngineState
 
 EVERY = 2
@@ -33,7 +33,7 @@ def state_at(step):
 def run(folder):
     """Goes on for ever."""
     remove_staging(folder)
-    checkpoints = join(folder, CHECKPOINTS)
+    checkpoints = RunFolder(folder).checkpoints
     newest, complaints = newest_intact(checkpoints)
     assert complaints == []
     step = load_checkpoint(newest).step if newest else 0

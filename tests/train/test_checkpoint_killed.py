@@ -14,8 +14,9 @@ import pytest
 
 from terrafm.storage import exists, join, read_bytes
 from terrafm.train.checkpoints.intact import damage_of
-from terrafm.train.checkpoints.store import CHECKPOINTS, list_checkpoints, load_checkpoint
+from terrafm.train.checkpoints.store import list_checkpoints, load_checkpoint
 from terrafm.train.metrics.log import read_metrics
+from terrafm.train.run_folder import RunFolder
 
 SCRIPT = Path(__file__).with_name("killed_writer.py")
 EVERY = 2
@@ -45,7 +46,7 @@ def kill_and_look(run_folder, kills):
 
 def wait_for_checkpoints(run_folder, number):
     """Until so many are new; a slow disk may take a while."""
-    folder = join(run_folder, CHECKPOINTS)
+    folder = RunFolder(run_folder).checkpoints
     before, new = _newest(folder), 0
     deadline = time.monotonic() + 60
     while new < number and time.monotonic() < deadline:
@@ -58,7 +59,7 @@ def _newest(folder):
 
 
 def look(run_folder):
-    found = list_checkpoints(join(run_folder, CHECKPOINTS))
+    found = list_checkpoints(RunFolder(run_folder).checkpoints)
     for step, uri in found:
         assert list(damage_of(uri)) == []
         state = load_checkpoint(uri)

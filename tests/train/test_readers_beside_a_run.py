@@ -11,7 +11,7 @@ from terrafm.train.checkpoints.intact import newest_intact, seen_damage
 from terrafm.train.checkpoints.inventory import list_run, verify
 from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
 from terrafm.train.checkpoints.staging import rename
-from terrafm.train.checkpoints.store import step_name
+from terrafm.train.run_folder import step_name
 
 READS = 150
 

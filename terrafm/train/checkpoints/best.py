@@ -18,7 +18,7 @@ from terrafm.errors import UsageError
 from terrafm.storage import exists, join, load_record, remove, write_bytes
 from terrafm.storage.records import Count, Finite
 from terrafm.train.checkpoints.files import MARKER
-from terrafm.train.checkpoints.store import step_name
+from terrafm.train.run_folder import step_name
 
 BEST = "best"
 BEST_FILE = "best.json"

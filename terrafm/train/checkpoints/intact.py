@@ -14,8 +14,8 @@ from terrafm.train.checkpoints.store import (
     list_checkpoints,
     number_in,
     read_marker,
-    step_name,
 )
+from terrafm.train.run_folder import step_name
 
 
 def damage_of(uri: str) -> Iterator[tuple[str, str]]:

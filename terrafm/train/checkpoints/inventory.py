@@ -27,6 +27,7 @@ from terrafm.train.checkpoints.store import (
     read_record,
 )
 from terrafm.train.checkpoints.validations import read_validations
+from terrafm.train.run_folder import RunFolder
 from terrafm.units import human_bytes
 
 _LOSS = "loss"
@@ -166,7 +167,7 @@ def render_verify(result: dict[str, Any]) -> RenderableType:
 
 
 def _checkpoints_in(uri: str) -> list[tuple[int, str]]:
-    inner = join(uri, CHECKPOINTS)
+    inner = RunFolder(uri).checkpoints
     folder = inner if CHECKPOINTS in list_names(uri) else uri
     found = list_checkpoints(folder)
     if not found:

@@ -56,7 +56,8 @@ from terrafm.train.checkpoints.files import (
     write_tensors,
 )
 from terrafm.train.checkpoints.staging import rename, staging_folder
-from terrafm.train.output import CHECKPOINTS as CHECKPOINTS
+from terrafm.train.run_folder import CHECKPOINTS as CHECKPOINTS
+from terrafm.train.run_folder import step_name
 from terrafm.train.step.engine import EngineState
 
 FORMAT_VERSION = 2
@@ -151,11 +152,6 @@ class CheckpointGoneError(UsageError):
 
 class DamagedCheckpointError(TerraFMError):
     """A checkpoint whose files do not match its marker."""
-
-
-def step_name(step: int) -> str:
-    """Folder name of the checkpoint after `step` steps."""
-    return f"step_{step:08d}"
 
 
 def step_of(name: str) -> int | None:

@@ -12,12 +12,11 @@ from typing import Any, NotRequired, Protocol
 
 from terrafm.config import Config, ValidationConfig
 from terrafm.errors import UsageError
-from terrafm.storage import join, read_json_lines, write_json_lines
+from terrafm.storage import read_json_lines, write_json_lines
 from terrafm.storage.records import Finite, StepLine, open_keys
 from terrafm.train.checkpoints.best import Best, choose_best, hold, read_best, write_best
-from terrafm.train.checkpoints.store import CHECKPOINTS, list_checkpoints, step_name
-
-VALIDATION_FILE = "validation.jsonl"
+from terrafm.train.checkpoints.store import CHECKPOINTS, list_checkpoints
+from terrafm.train.run_folder import RunFolder, step_name
 
 
 @open_keys
@@ -99,7 +98,7 @@ def read_validations(run_folder: str) -> list[dict[str, Any]]:
         TerraFMError: it is not readable.
     """
     remedy = "remove it, and the run goes on without its past scores"
-    return read_json_lines(join(run_folder, VALIDATION_FILE), remedy, _Line)
+    return read_json_lines(RunFolder(run_folder).validation, remedy, _Line)
 
 
 class ValidationLog:
@@ -113,7 +112,7 @@ class ValidationLog:
 
     def __init__(self, run_folder: str, config: ValidationConfig, total_steps: int) -> None:
         self._run_folder = run_folder
-        self._folder = join(run_folder, CHECKPOINTS)
+        self._folder = RunFolder(run_folder).checkpoints
         self._config = config
         self._total_steps = total_steps
         self._lines = read_validations(run_folder)
@@ -190,5 +189,5 @@ class ValidationLog:
             self._held = set(steps)
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
-        write_json_lines(join(self._run_folder, VALIDATION_FILE), lines)
+        write_json_lines(RunFolder(self._run_folder).validation, lines)
         self._lines = lines

@@ -14,10 +14,9 @@ from terrafm.data.shards.manifest import find_version
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import load_state, load_weights
-from terrafm.storage import join, read_json
+from terrafm.storage import read_json
 from terrafm.train.checkpoints.intact import newest_intact
 from terrafm.train.checkpoints.store import (
-    CHECKPOINTS,
     DamagedCheckpointError,
     DatasetOf,
     list_checkpoints,
@@ -32,12 +31,10 @@ from terrafm.train.checkpoints.validations import (
     open_validation,
 )
 from terrafm.train.metrics.trackers import check_trackers
-from terrafm.train.output import check_unused
+from terrafm.train.run_folder import RunFolder
 from terrafm.train.worker.setup import TrainingSetup
 
 logger = logging.getLogger(__name__)
-
-DATASET_FILE = "dataset.json"
 
 
 @dataclass(frozen=True)
@@ -116,14 +113,14 @@ def open_setup(config: Config, data: str, output: str) -> TrainingSetup:
 
 def _recorded_fingerprint(output: str) -> str | None:
     """Of the dataset that the run in `output` trains on; None where there is no run yet."""
-    for _, checkpoint in reversed(list_checkpoints(join(output, CHECKPOINTS))):
+    for _, checkpoint in reversed(list_checkpoints(RunFolder(output).checkpoints)):
         try:
             return str(part_of(read_record(checkpoint), "dataset", checkpoint)["fingerprint"])
         except DamagedCheckpointError as error:
             logger.debug("%s", error)
     try:
         remedy = "nothing is trained yet, it is made anew"
-        recorded = read_json(join(output, DATASET_FILE), remedy, DatasetOf)
+        recorded = read_json(RunFolder(output).dataset, remedy, DatasetOf)
     except TerraFMError as error:
         # A crash has cut it short before the first checkpoint: there is nothing to go on with.
         logger.warning("%s", error)
@@ -133,10 +130,10 @@ def _recorded_fingerprint(output: str) -> str | None:
 
 def check_output(setup: TrainingSetup, output: str, extend: bool = False) -> CheckedRun:
     """How far the run in `output` is, after checking that it can be continued."""
-    folder = join(output, CHECKPOINTS)
+    folder = RunFolder(output).checkpoints
     newest, _ = newest_intact(folder)
     if newest is None:
-        check_unused(output)
+        RunFolder(output).check_unused()
         return CheckedRun(setup)
     record = read_record(newest)
     told = setup.check_continues(record, newest)

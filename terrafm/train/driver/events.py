@@ -25,11 +25,10 @@ import logging
 import time
 from typing import Any
 
-from terrafm.storage import append_json_line, join, read_json_lines
+from terrafm.storage import append_json_line, read_json_lines
+from terrafm.train.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
-
-EVENTS_FILE = "events.jsonl"
 
 
 class EventLog:
@@ -40,7 +39,7 @@ class EventLog:
     """
 
     def __init__(self, run_folder: str) -> None:
-        self._uri = join(run_folder, EVENTS_FILE)
+        self._uri = RunFolder(run_folder).events
 
     def add(self, event: str, text: str | None = None, **facts: Any) -> None:
         """Writes one line; where there is a text, a person is told as well."""
@@ -51,4 +50,4 @@ class EventLog:
 
 def read_events(run_folder: str) -> list[dict[str, Any]]:
     """All events of a run, oldest first; empty where there are none."""
-    return read_json_lines(join(run_folder, EVENTS_FILE))
+    return read_json_lines(RunFolder(run_folder).events)

@@ -20,15 +20,14 @@ from terrafm.storage.faults import one_line
 from terrafm.storage.lease import lease
 from terrafm.train.checkpoints.best import Best, read_best
 from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
-from terrafm.train.checkpoints.store import CHECKPOINTS, list_checkpoints, step_name
+from terrafm.train.checkpoints.store import list_checkpoints
 from terrafm.train.checkpoints.validations import Validate
-from terrafm.train.driver.checks import DATASET_FILE, CheckedRun, check_run
+from terrafm.train.driver.checks import CheckedRun, check_run
 from terrafm.train.driver.events import EventLog
-from terrafm.train.failure import FAILURE_FILE
 from terrafm.train.metrics.alerts import Notices
 from terrafm.train.metrics.log import read_metrics
 from terrafm.train.metrics.trackers import TrackedRun
-from terrafm.train.output import CONFIG_FILE
+from terrafm.train.run_folder import RunFolder
 from terrafm.train.worker.setup import TrainingSetup
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def _pretrain(
     trained = resumed_from >= total
     if not trained:
         supervisor.check_possible()
-    remove(join(output, FAILURE_FILE))
+    remove(RunFolder(output).failure)
     _write_config(setup, output, checked.extended_from is not None)
     for difference in checked.told:
         logger.warning("%s: %s", _NOT_NEEDED, difference)
@@ -166,7 +165,7 @@ def _prune(setup: TrainingSetup, output: str) -> None:
     """Removes what was kept for a validation only: no rank writes, and prunes, any more."""
     rules = Retention.of(setup.config.train)
     try:
-        prune_checkpoints(join(output, CHECKPOINTS), rules, setup.total_steps, {})
+        prune_checkpoints(RunFolder(output).checkpoints, rules, setup.total_steps, {})
     except (TerraFMError, OSError) as error:
         logger.warning("older checkpoints stay: %s", one_line(error))
 
@@ -192,7 +191,7 @@ def _with_absolute_init(config: Config) -> Config:
 
 
 def _write_config(setup: TrainingSetup, output: str, extend: bool = False) -> None:
-    uri, dataset = join(output, CONFIG_FILE), setup.dataset
+    uri, dataset = RunFolder(output).config, setup.dataset
     words = ["terrafm", "pretrain", "--config", uri, "--data", dataset.uri, "--output", output]
     # Asked for until a checkpoint has the new length.
     again = command_line(*words, *(["--extend"] if extend else []))
@@ -202,14 +201,14 @@ def _write_config(setup: TrainingSetup, output: str, extend: bool = False) -> No
         "version": dataset.manifest.version,
         "fingerprint": dataset.fingerprint,
     }
-    write_bytes(join(output, DATASET_FILE), (json.dumps(record, indent=1) + "\n").encode())
+    write_bytes(RunFolder(output).dataset, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def _result(output: str, total: int, resumed_from: int) -> RunResult:
     lines = read_metrics(output)
-    best = read_best(join(output, CHECKPOINTS))
-    checkpoint = join(output, CHECKPOINTS, step_name(total))
-    if not any(uri == checkpoint for _, uri in list_checkpoints(join(output, CHECKPOINTS))):
+    best = read_best(RunFolder(output).checkpoints)
+    checkpoint = RunFolder(output).checkpoint(total)
+    if not any(uri == checkpoint for _, uri in list_checkpoints(RunFolder(output).checkpoints)):
         raise TerraFMError(f"the run ended without its last checkpoint {checkpoint}")
     return RunResult(output, checkpoint, total, resumed_from, lines[-1] if lines else {}, best)
 
@@ -245,7 +244,7 @@ class _Watch:
         for notice in self._notices.new(lines[-1]) if lines else ():
             logger.warning("%s", notice)
         if lines and self._progress is not None:
-            best = read_best(join(self._output, CHECKPOINTS))
+            best = read_best(RunFolder(self._output).checkpoints)
             shown = {} if best is None else {"best": asdict(best)}
             self._progress(step, self._total, lines[-1] | shown)
 

@@ -46,13 +46,13 @@ from terrafm.standby import helper_environment, rank_environment
 from terrafm.storage import arrow_filesystem, is_local, join
 from terrafm.train.checkpoints.intact import newest_intact
 from terrafm.train.checkpoints.staging import remove_staging
-from terrafm.train.checkpoints.store import CHECKPOINTS, read_record
+from terrafm.train.checkpoints.store import read_record
 from terrafm.train.driver.autoscaling import MachineDemand
 from terrafm.train.driver.capacity import fitting_workers, reading_cpus
 from terrafm.train.driver.events import EventLog
 from terrafm.train.driver.monitor import Limits, Watch
 from terrafm.train.driver.validator import Validator
-from terrafm.train.failure import read_failure
+from terrafm.train.run_folder import RunFolder, read_failure
 from terrafm.train.worker.control import start_control
 from terrafm.train.worker.loop import task_arguments, train_worker
 from terrafm.train.worker.setup import TrainingSetup
@@ -209,7 +209,7 @@ class Supervisor:
     def _choose_checkpoint(self) -> Checkpoint:
         """The newest whole one; what a killed writer left behind is cleared."""
         remove_staging(self._output)
-        uri, complaints = newest_intact(join(self._output, CHECKPOINTS))
+        uri, complaints = newest_intact(RunFolder(self._output).checkpoints)
         for complaint in complaints:
             self._events.add("damaged", f"{complaint}; going on from {uri}")
         step = 0 if uri is None else int(read_record(uri)["step"])

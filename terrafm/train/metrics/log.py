@@ -14,21 +14,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from terrafm.storage import is_local, join, read_json_lines, resolve, write_bytes, write_json_lines
+from terrafm.storage import is_local, read_json_lines, resolve, write_bytes, write_json_lines
 from terrafm.storage.faults import explain
 from terrafm.storage.local import check_replaceable
 from terrafm.storage.records import StepLine
 from terrafm.train.metrics.tracker_clients import open_trackers
 from terrafm.train.metrics.trackers import TrackedRun
+from terrafm.train.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(run_folder: str) -> list[dict[str, Any]]:
     """All whole lines of a run's metrics.jsonl, in order."""
-    return read_json_lines(join(run_folder, METRICS_FILE), kind=StepLine)
+    return read_json_lines(RunFolder(run_folder).metrics, kind=StepLine)
 
 
 class MetricsLog:
@@ -56,7 +55,7 @@ class MetricsLog:
         kept = [line for line in read_metrics(run_folder) if line["step"] <= start_step]
         self._lines = [json.dumps(line) + "\n" for line in kept]
         self.newest: dict[str, Any] = kept[-1] if kept else {}
-        self._uri = join(run_folder, METRICS_FILE)
+        self._uri = RunFolder(run_folder).metrics
         write_json_lines(self._uri, kept)
         self._file: _LocalLines | None = None
         if is_local(run_folder):

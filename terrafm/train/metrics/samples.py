@@ -17,15 +17,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from terrafm.data.samples.batch import HostBatch
-from terrafm.storage import exists, join, read_json_lines, write_bytes, write_json_lines
+from terrafm.storage import exists, read_json_lines, write_bytes, write_json_lines
 from terrafm.storage.parquet import read_parquet
 from terrafm.train.metrics.log import MetricsLog
+from terrafm.train.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-QUARANTINE_FILE = "quarantine.jsonl"
-NONFINITE_FILE = "nonfinite.jsonl"
-SAMPLES_FILE = "samples.parquet"
 
 SampleRow = tuple[int, int, str, int, int]
 """Step, rank, tile, epoch and position of a consumed sample."""
@@ -125,12 +123,12 @@ class PendingRecords:
 
 def append_quarantine(run_folder: str, records: Sequence[dict[str, str]]) -> None:
     """Adds damaged tiles to quarantine.jsonl, one line for each tile and cell."""
-    _append_once(join(run_folder, QUARANTINE_FILE), records)
+    _append_once(RunFolder(run_folder).quarantine, records)
 
 
 def append_nonfinite(run_folder: str, records: Sequence[dict[str, Any]]) -> None:
     """Adds the tiles of a skipped step to nonfinite.jsonl; a step done again adds none."""
-    _append_once(join(run_folder, NONFINITE_FILE), records)
+    _append_once(RunFolder(run_folder).nonfinite, records)
 
 
 def _append_once(uri: str, records: Sequence[dict[str, Any]]) -> None:
@@ -143,7 +141,7 @@ def _append_once(uri: str, records: Sequence[dict[str, Any]]) -> None:
 
 def trim_samples(run_folder: str, start_step: int) -> None:
     """Drops rows of samples.parquet that belong to steps not in the restored state."""
-    uri = join(run_folder, SAMPLES_FILE)
+    uri = RunFolder(run_folder).samples
     if exists(uri):
         table = read_parquet(uri)
         _write_samples(uri, table.filter(pc.less(table["step"], start_step)))
@@ -155,7 +153,7 @@ def append_samples(run_folder: str, rows: Sequence[SampleRow]) -> None:
     Rows of their first step and of later ones are dropped first: an earlier attempt, of which only
     the answer failed, may have left them.
     """
-    uri = join(run_folder, SAMPLES_FILE)
+    uri = RunFolder(run_folder).samples
     columns = list(zip(*sorted(rows, key=lambda r: (r[0], r[1])), strict=True))
     table = pa.table(
         [pa.array(c, f.type) for c, f in zip(columns, _SAMPLES_SCHEMA, strict=True)],

@@ -19,11 +19,11 @@ from typing import Any
 from typing_extensions import override
 
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.storage import join, read_json, write_bytes
+from terrafm.storage import read_json, write_bytes
+from terrafm.train.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-TRACKERS_FILE = "trackers.json"
 _MOST_WAITING = 1000  # lines that a slow server may be behind
 _CLOSE_SECONDS = 60.0
 
@@ -82,11 +82,11 @@ class TrackedRun:
     def remember_id(self, tracker: str, run_id: str) -> None:
         """Keeps it in the run's folder, so that a restarted run goes on in the same place."""
         document = json.dumps(self._ids() | {tracker: run_id}, indent=1) + "\n"
-        write_bytes(join(self.folder, TRACKERS_FILE), document.encode())
+        write_bytes(RunFolder(self.folder).trackers, document.encode())
 
     def _ids(self) -> dict[str, Any]:
         try:
-            return read_json(join(self.folder, TRACKERS_FILE), "the run begins anew there") or {}
+            return read_json(RunFolder(self.folder).trackers, "the run begins anew there") or {}
         except TerraFMError as error:
             # No tracker may cost a run its training.
             logger.warning("%s", error)

@@ -16,12 +16,10 @@ from terrafm.standby import start_standby
 from terrafm.storage import join
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.store import (
-    CHECKPOINTS,
     TrainingState,
     load_checkpoint,
 )
 from terrafm.train.checkpoints.writer import CheckpointWriter
-from terrafm.train.failure import write_failure
 from terrafm.train.metrics.log import MetricsLog
 from terrafm.train.metrics.samples import (
     DamageLog,
@@ -31,6 +29,7 @@ from terrafm.train.metrics.samples import (
     trim_samples,
 )
 from terrafm.train.metrics.step_line import Monitor, metrics_line, reduce_statistics
+from terrafm.train.run_folder import RunFolder, write_failure
 from terrafm.train.step.distillation import Network, SelfDistillation
 from terrafm.train.step.engine import Engine
 from terrafm.train.step.prefetch import Transfer
@@ -88,7 +87,7 @@ class Worker:
         self.device = ray.train.torch.get_device()
         self.setup = TrainingSetup.open(self.config, task.data, task.fingerprint)
         self.layout = self.setup.layout(self.rank, self.world_size)
-        self.checkpoints = join(task.output, CHECKPOINTS)
+        self.checkpoints = RunFolder(task.output).checkpoints
         self.control = control
         self.heart = Heart(control, self.rank)
         self.agreement = Agreement()

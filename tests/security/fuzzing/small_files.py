@@ -7,6 +7,7 @@ from rasterio.errors import RasterioError
 from terrafm.data.sources.base import BadCellError
 from terrafm.errors import TerraFMError
 from terrafm.storage.faults import one_line
+from terrafm.train.run_folder import RunFolder
 
 
 class All:
@@ -36,12 +37,12 @@ def read_run(uri, shown):
     from terrafm.train.checkpoints import best, inventory
     from terrafm.train.checkpoints.store import list_checkpoints
     from terrafm.train.checkpoints.validations import ValidationLog, read_validations
-    from terrafm.train.driver.checks import DATASET_FILE, _recorded_fingerprint
+    from terrafm.train.driver.checks import _recorded_fingerprint
     from terrafm.train.driver.events import read_events
-    from terrafm.train.failure import read_failure
     from terrafm.train.metrics.log import MetricsLog, read_metrics
     from terrafm.train.metrics.samples import append_quarantine
     from terrafm.train.metrics.trackers import TrackedRun
+    from terrafm.train.run_folder import read_failure
 
     use = All()
     checkpoints = join(uri, "checkpoints")
@@ -69,7 +70,7 @@ def read_run(uri, shown):
     read_events(uri)
     use(lambda: str(read_failure(uri)))
     use(TrackedRun(uri, 0).known_id, "mlflow")
-    use(lambda: _read_dataset(join(uri, DATASET_FILE)))
+    use(lambda: _read_dataset(RunFolder(uri).dataset))
     use(_recorded_fingerprint, uri)
     _read_trial(uri, use)
     use.end()
