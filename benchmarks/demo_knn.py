@@ -14,7 +14,7 @@ import statistics
 from terrafm.demo import LOGICAL_CPUS, demo_config
 from terrafm.eval.probes.knn import evaluate_knn
 from terrafm.export import export_checkpoint
-from terrafm.ray_runtime import ensure_ray
+from terrafm.ray.runtime import ensure_ray
 from terrafm.storage import join
 from terrafm.train.driver.pretrain import pretrain
 

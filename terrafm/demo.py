@@ -21,7 +21,7 @@ from terrafm.pictures.dataset import class_histogram, tile_map
 from terrafm.pictures.sample import quicklook
 from terrafm.pictures.training import loss_curve
 from terrafm.progress import progress_bar
-from terrafm.ray_runtime import ensure_ray
+from terrafm.ray.runtime import ensure_ray
 from terrafm.storage import join, to_json, write_bytes
 from terrafm.train.driver.pretrain import describe, pretrain
 

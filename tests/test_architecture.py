@@ -14,10 +14,10 @@ KNOW_RAY = {
     "terrafm/clusters/private.py",
     "terrafm/jobs/client.py",
     "terrafm/jobs/package.py",
-    "terrafm/ray_parts.py",
-    "terrafm/ray_patience.py",
-    "terrafm/ray_runtime.py",
-    "terrafm/standby.py",
+    "terrafm/ray/actors.py",
+    "terrafm/clusters/patience.py",
+    "terrafm/ray/runtime.py",
+    "terrafm/ray/standby.py",
     "terrafm/data/ingest/job.py",
     "terrafm/data/samples/stream.py",
     "terrafm/train/worker/control.py",
@@ -38,7 +38,7 @@ OPEN_FILES = {
     "terrafm/data/shards/index.py",
     "terrafm/export/graphs.py",
     "terrafm/jobs/package.py",
-    "terrafm/standby.py",
+    "terrafm/ray/standby.py",
     "terrafm/storage/json_lines.py",
     "terrafm/storage/lease_record.py",
     "terrafm/storage/local.py",
@@ -109,7 +109,7 @@ def test_embedding_does_not_train():
 
 
 @pytest.mark.parametrize("package", ["terrafm.data", "terrafm.train", "terrafm.jobs"])
-@pytest.mark.parametrize("below", ["terrafm/clusters", "terrafm/ray_runtime.py"])
+@pytest.mark.parametrize("below", ["terrafm/clusters", "terrafm/ray/runtime.py"])
 def test_what_joins_a_cluster_knows_no_work(package, below):
     assert importers(package, below) == set()
 

@@ -8,10 +8,10 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group
 
+from terrafm.clusters.patience import patient
 from terrafm.config import load_config
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.ray_patience import patient
-from terrafm.ray_runtime import ensure_ray, renew_ray
+from terrafm.ray.runtime import ensure_ray, renew_ray
 from terrafm.train.driver.pretrain import pretrain
 
 
@@ -76,7 +76,7 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
 
 
 def test_a_node_is_asked_for_as_long_as_its_raylet_lives(monkeypatch, caplog):
-    monkeypatch.setattr("terrafm.ray_patience._TELL_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("terrafm.clusters.patience._TELL_AFTER_SECONDS", 0.0)
     answers = iter([RuntimeError("not yet"), RuntimeError("not yet"), {"node_id": "a"}])
 
     def ask(address, node_id):

@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as HOOK
 
-from terrafm.standby import data_worker_environment, rank_environment, start_standby
+from terrafm.ray.standby import data_worker_environment, rank_environment, start_standby
 
 MODULE = "terrafm.data.samples.maker"
 

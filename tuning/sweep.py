@@ -31,7 +31,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from terrafm.config import Config, build_config
 from terrafm.config.yaml_text import parse_yaml
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.ray_runtime import ensure_ray, is_autoscaled
+from terrafm.ray.runtime import ensure_ray, is_autoscaled
 from terrafm.storage import (
     absolute,
     arrow_filesystem,

@@ -24,7 +24,7 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.warp import Resampling, reproject
 
-from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Product
+from terrafm.data.archive import BadCellError, Cell, CellRef, Layout, Product
 from terrafm.data.sources.raster import Patch, read_patch
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES

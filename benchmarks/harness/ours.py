@@ -21,7 +21,7 @@ def stream(work: Workload, ordered: bool = True) -> dict[str, Any]:
     every block must be one batch: the first blocks are not smaller than the others.
     """
     # Before any import of Ray: its variables are read then.
-    from terrafm.ray_runtime import ensure_ray
+    from terrafm.ray.runtime import ensure_ray
 
     ensure_ray(work.workers + 1)
     import ray.data

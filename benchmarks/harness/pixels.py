@@ -16,9 +16,9 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 
+from terrafm.data.archive import Product
 from terrafm.data.ingest.cutter import make_groups
 from terrafm.data.rasters.units import OFFSET, Decision, to_storage
-from terrafm.data.sources.base import Product
 from terrafm.data.sources.offsets import decide
 from terrafm.data.sources.registry import open_source
 from terrafm.modalities import MODALITIES

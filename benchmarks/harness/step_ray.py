@@ -13,14 +13,14 @@ from harness.step_work import StepWork, build, one_step
 def ray_zero(work: StepWork) -> dict[str, Any]:
     """`work.workers` workers of one CPU each."""
     # Before any import of Ray: its variables are read then.
-    from terrafm.ray_runtime import ensure_ray
+    from terrafm.ray.runtime import ensure_ray
 
     ensure_ray(work.workers + 1)
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from terrafm.standby import rank_environment
+    from terrafm.ray.standby import rank_environment
 
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"

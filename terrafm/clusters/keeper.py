@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 
 from terrafm.clusters import state
 from terrafm.clusters.local import LOOPBACK
-from terrafm.ray_patience import patient_start
+from terrafm.clusters.patience import patient_start
 
 _RECORD_SECONDS = 10.0
 

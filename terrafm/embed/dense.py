@@ -29,7 +29,7 @@ from terrafm.embed.geotiffs import GeoTiffWindows
 from terrafm.embed.schema import DENSE, part_name
 from terrafm.embed.source import Affine, Place
 from terrafm.models.patch_embed import PATCH_SIZE
-from terrafm.parts import Part, Work
+from terrafm.ray.parts import Part, Work
 from terrafm.storage import exists, is_local, join, read_bytes, resolve, upload, write_bytes
 from terrafm.storage.limits import WHOLE_FILE_BYTES
 

@@ -23,7 +23,6 @@ from terrafm.data.land.selection import parse_time
 from terrafm.data.rasters.geotiff import SUFFIXES, Header, OpenGeotiff, Stored
 from terrafm.data.rasters.opening import open_raster
 from terrafm.data.rasters.units import Decision
-from terrafm.data.sources.folders import is_clutter
 from terrafm.data.sources.offsets import spread
 from terrafm.data.sources.raster import why_no_place
 from terrafm.data.sources.sensor_files import SensorFiles
@@ -32,6 +31,7 @@ from terrafm.embed.windows import Windows
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.eval.datasets.labelled import Grid, Image, files_fingerprint, measured_statistics
 from terrafm.storage import join, resolve
+from terrafm.storage.clutter import is_clutter
 
 _THREADS = 16
 # Windows of which statistics are taken where the data's own are asked for.

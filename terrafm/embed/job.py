@@ -24,7 +24,7 @@ from terrafm.embed.schema import DENSE, MANIFEST, TILES, EmbeddingManifest, part
 from terrafm.embed.work import ENTRIES, Entry, OpenPartWork
 from terrafm.errors import TerraFMError
 from terrafm.eval.features.readouts import Readout
-from terrafm.parts import Part, divide, run_parts
+from terrafm.ray.parts import Part, divide, run_parts
 from terrafm.storage import (
     absolute,
     ensure_writable,

@@ -22,7 +22,7 @@ from terrafm.eval.datasets.compatibility import (
 from terrafm.eval.features.extraction import input_side
 from terrafm.eval.features.readouts import Readout
 from terrafm.models.weights import infer_model_name, load_encoder, state_fingerprint
-from terrafm.parts import rows_per_part
+from terrafm.ray.parts import rows_per_part
 from terrafm.storage import (
     absolute,
     check_exists,

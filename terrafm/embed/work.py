@@ -18,7 +18,7 @@ from terrafm.errors import UsageError
 from terrafm.eval.features.extraction import batches
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import load_encoder, state_fingerprint
-from terrafm.parts import Part, Work
+from terrafm.ray.parts import Part, Work
 from terrafm.storage import join, parse_json, read_bytes, write_bytes
 from terrafm.storage.records import Count, validated
 

@@ -10,7 +10,7 @@ import pytest
 WORK = """
 import ray
 from terrafm.errors import UsageError
-from terrafm.ray_runtime import ensure_ray
+from terrafm.ray.runtime import ensure_ray
 try:
     ensure_ray()
 except UsageError as error:

@@ -11,7 +11,7 @@ import ray
 from rasterio.io import MemoryFile
 
 from terrafm.modalities import MODALITIES
-from terrafm.ray_runtime import ensure_ray
+from terrafm.ray.runtime import ensure_ray
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from terrafm.data.sources.base import BadCellError
+from terrafm.data.archive import BadCellError
 from terrafm.data.sources.geotiff_folder import GeotiffFolder
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES

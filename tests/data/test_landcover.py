@@ -10,12 +10,12 @@ from pyproj import Transformer
 from rasterio.warp import Resampling, reproject
 
 from terrafm.config import IngestConfig
+from terrafm.data.archive import BadCellError
 from terrafm.data.ingest import job as ingest_module
 from terrafm.data.land import landcover
 from terrafm.data.land.landcover import WorldCover, histogram, legend, majority
 from terrafm.data.land.selection import NO_CLASS
 from terrafm.data.shards.dataset import Dataset
-from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.folders import misspelt_land_cover
 from terrafm.errors import UsageError
 from terrafm.storage import faults

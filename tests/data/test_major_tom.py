@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from terrafm.data.sources.base import BadCellError
+from terrafm.data.archive import BadCellError
 from terrafm.data.sources.major_tom import MajorTom
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from terrafm.config import load_config
+from terrafm.data.archive import Cell, CellRef, Product
 from terrafm.data.ingest.cutter import Cutter, make_groups
 from terrafm.data.ingest.tally import Tally
 from terrafm.data.samples.batch import normalise
-from terrafm.data.sources.base import Cell, CellRef, Product
 from terrafm.data.sources.offsets import decide
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from terrafm.data.archive import Cell, CellRef, Layout, Product
 from terrafm.data.ingest.adopt import Adoption
 from terrafm.data.ingest.cutter import Cutter, make_groups
 from terrafm.data.ingest.tally import Tally
@@ -15,7 +16,6 @@ from terrafm.data.shards.entry import PLACE, ShardEntry, TileRecord
 from terrafm.data.shards.manifest import CellGroup
 from terrafm.data.shards.verify import verify
 from terrafm.data.shards.writer import write_shard
-from terrafm.data.sources.base import Cell, CellRef, Layout, Product
 from terrafm.eval.datasets.shard_tiles import ShardTiles
 from terrafm.modalities import MODALITIES
 

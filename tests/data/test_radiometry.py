@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from terrafm.data.archive import Product
 from terrafm.data.rasters.units import Decision, to_storage, unit_of
-from terrafm.data.sources.base import Product
 from terrafm.data.sources.geotiff_folder import GeotiffFolder
 from terrafm.data.sources.offsets import Survey, decide
 from terrafm.errors import PixelError

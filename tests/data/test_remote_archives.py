@@ -10,7 +10,7 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from terrafm.data.sources.base import BadCellError
+from terrafm.data.archive import BadCellError
 from terrafm.data.sources.major_tom import MajorTom
 from terrafm.errors import StoreFailedError, TerraFMError, UsageError
 from terrafm.modalities import MODALITIES

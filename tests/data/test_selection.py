@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from terrafm.data.archive import Listed
 from terrafm.data.land.selection import (
     Limits,
     choose_tiles,
@@ -11,7 +12,6 @@ from terrafm.data.land.selection import (
     fill_quotas,
     stratum_columns,
 )
-from terrafm.data.sources.base import Listed
 
 DAY = "2022-01-{:02d}T10:00:00"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from terrafm.data.archive import BadCellError
 from terrafm.data.land.legend import read_legend
 from terrafm.data.shards.dataset import Dataset
-from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.registry import open_source, source_names
 from terrafm.errors import UsageError
 

@@ -6,7 +6,7 @@ import pytest
 import rasterio
 from rasterio.io import MemoryFile
 
-from terrafm.data.sources.base import BadCellError
+from terrafm.data.archive import BadCellError
 from terrafm.data.sources.pairing import count_pairs, nearest
 from terrafm.data.sources.ssl4eo_s12 import Ssl4eoS12
 from terrafm.errors import UsageError

@@ -20,7 +20,7 @@ from terrafm.data.samples.plan import Plan
 from terrafm.data.samples.stream import RankLayout, make_batches, stream_batches
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.ray_runtime import PAUSE_SECONDS, SchedulingPause
+from terrafm.ray.runtime import PAUSE_SECONDS, SchedulingPause
 
 CONFIG = DataConfig(global_size=32, local_size=16, global_crops=2, local_crops=2, rows_per_block=5)
 

@@ -13,7 +13,7 @@ from terrafm.data.shards.dataset import Dataset
 from terrafm.data.shards.tile_export import export_tile
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.ray_runtime import ensure_ray
+from terrafm.ray.runtime import ensure_ray
 
 
 def test_round_trip(small_dataset, tmp_path):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from pyproj import Transformer
 
+from terrafm.data.archive import Cell, CellRef, Listed, Product
 from terrafm.data.ingest.cutter import Cutter, make_groups
 from terrafm.data.ingest.tally import Tally
 from terrafm.data.land.selection import NO_CLASS, Limits
-from terrafm.data.sources.base import Cell, CellRef, Listed, Product
 from terrafm.data.sources.geotiff_folder import GeotiffFolder
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES

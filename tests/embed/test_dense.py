@@ -5,7 +5,6 @@ import pytest
 import rasterio
 import torch
 
-from terrafm import parts
 from terrafm.data.shards.dataset import Dataset
 from terrafm.embed.dense import dense_uri, write_tile
 from terrafm.embed.job import embed
@@ -17,6 +16,7 @@ from terrafm.eval.datasets.shard_tiles import ShardTiles
 from terrafm.eval.features.extraction import model_input
 from terrafm.modalities import MODALITIES
 from terrafm.models.weights import load_encoder
+from terrafm.ray import parts
 
 BANDS = MODALITIES["s2_l2a"].bands
 

@@ -12,7 +12,6 @@ import s3fs
 import shapely
 from pyproj import Transformer
 
-from terrafm import parts
 from terrafm.data.shards.dataset import Dataset
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
@@ -22,6 +21,7 @@ from terrafm.embed.source import DatasetTiles, Place
 from terrafm.errors import UsageError
 from terrafm.eval.datasets.shard_tiles import ShardTiles
 from terrafm.models.weights import load_encoder, state_fingerprint
+from terrafm.ray import parts
 from terrafm.storage import exists
 
 FUSED = ("s1", "s2_l2a")

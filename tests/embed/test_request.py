@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from terrafm import parts
 from terrafm.embed import job
 from terrafm.modalities import MODALITIES
+from terrafm.ray import parts
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import pytest
 import ray
 import torch
 
-from terrafm import parts
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
 from terrafm.errors import TerraFMError
@@ -21,6 +20,7 @@ from terrafm.eval.features.job import (
     untrained_spec,
 )
 from terrafm.eval.features.readouts import Readout
+from terrafm.ray import parts
 
 FUSED = EmbedOptions(modalities=["s1", "s2_l2a"], workers=0)
 

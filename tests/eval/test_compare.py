@@ -73,8 +73,8 @@ def test_features_are_computed_once(images, weights, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("features were computed again")
 
-    monkeypatch.setattr("terrafm.eval.tables.encoders.make_features", fail)
-    monkeypatch.setattr("terrafm.eval.tables.encoders.mean_spectra", fail)
+    monkeypatch.setattr("terrafm.eval.features.encoders.make_features", fail)
+    monkeypatch.setattr("terrafm.eval.features.encoders.mean_spectra", fail)
     assert compare(images, [weights], options=options) == first
 
 

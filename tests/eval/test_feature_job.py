@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from terrafm import parts
 from terrafm.errors import UsageError
 from terrafm.eval.datasets.shard_tiles import ShardTiles
 from terrafm.eval.features import job as feature_job
@@ -18,6 +17,7 @@ from terrafm.eval.features.job import (
 )
 from terrafm.eval.tables.common import CompareOptions
 from terrafm.eval.tables.compare import compare
+from terrafm.ray import parts
 
 CPU = torch.device("cpu")
 

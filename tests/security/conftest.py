@@ -58,7 +58,7 @@ class Bounded:
 _BOUNDED = """
 import resource, sys
 from terrafm.errors import TerraFMError
-from terrafm.data.sources.base import BadCellError
+from terrafm.data.archive import BadCellError
 {imports}
 
 def peak():

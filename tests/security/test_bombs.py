@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import rasterio
 
+from terrafm.data.archive import BadCellError
 from terrafm.data.rasters.geotiff import read_whole
 from terrafm.data.rasters.opening import open_raster
-from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.raster import decode_geotiff, read_patch
 from terrafm.errors import UsageError
 from terrafm.storage.claims import check_claim

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from rasterio.crs import CRS
 
+from terrafm.data.archive import BadCellError
 from terrafm.data.shards.checking import _structure_faults
 from terrafm.data.shards.crs import raster_crs
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.shards.entry import ShardEntry
 from terrafm.data.shards.index import Index
 from terrafm.data.shards.manifest import StoredFile
-from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.major_tom import MajorTom
 from terrafm.errors import TerraFMError, UsageError
 

@@ -7,9 +7,9 @@ import pytest
 import rasterio
 from rasterio.errors import RasterioError
 
+from terrafm.data.archive import BadCellError
 from terrafm.data.rasters.geotiff import OpenGeotiff, read_whole
 from terrafm.data.rasters.opening import open_raster
-from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.raster import decode_geotiff, read_geotiff
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.eval.features.cache import read_features

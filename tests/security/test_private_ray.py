@@ -76,7 +76,7 @@ def own_ray(tmp_path_factory):
     """A fresh process that has started Ray as every command does: what it says of itself."""
     home = tmp_path_factory.mktemp("home")
     code = (
-        "import json, os, sys; from terrafm.ray_runtime import ensure_ray; ensure_ray(1);"
+        "import json, os, sys; from terrafm.ray.runtime import ensure_ray; ensure_ray(1);"
         "import ray; ray.get(ray.remote(lambda: 1).remote());"
         "folder = os.path.dirname(os.environ['RAY_AUTH_TOKEN_PATH']);"
         "address = ray.get_runtime_context().gcs_address;"

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from terrafm.config import build_config
+from terrafm.data.archive import BadCellError
 from terrafm.data.ingest.tally import Tally
 from terrafm.data.shards.dataset import Dataset
-from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.folders import read_json
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.search.footprints import Footprints

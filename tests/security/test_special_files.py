@@ -32,7 +32,7 @@ READERS = {
         "terrafm.storage.ranges",
         "open_ranges(os.path.dirname(path)).read(os.path.basename(path), 0, 9)",
     ),
-    "timm": ("terrafm.eval.tables.timm_encoders", "_read_state(path)"),
+    "timm": ("terrafm.eval.features.timm_encoders", "_read_state(path)"),
     "token": ("terrafm.clusters.token", "_read(Path(path))"),
     "upload": ("terrafm.storage", "upload(path, path + '.copy')"),
     "weights": ("terrafm.models.weights", "load_weights(path)"),

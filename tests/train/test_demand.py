@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terrafm.ray_runtime import Autoscaler
+from terrafm.ray.runtime import Autoscaler
 from terrafm.train.driver.autoscaling import MachineDemand
 
 FORGOTTEN_SECONDS = 180

@@ -15,7 +15,7 @@ from ray import cloudpickle
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from terrafm.config import load_config
-from terrafm.ray_runtime import cluster_nodes
+from terrafm.ray.runtime import cluster_nodes
 from terrafm.train.checkpoints.best import held_reasons, read_best
 from terrafm.train.checkpoints.store import TrainingState, save_checkpoint
 from terrafm.train.checkpoints.validations import ValidationLog, read_validations

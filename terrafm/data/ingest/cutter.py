@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyproj import Transformer
 
+from terrafm.data.archive import BadCellError, Cell, CellRef, Listed, Product, Source
 from terrafm.data.ingest.tally import Tally
 from terrafm.data.land.climate import UNKNOWN, ClimateZones
 from terrafm.data.land.landcover import WorldCover, histogram, majority
@@ -16,7 +17,6 @@ from terrafm.data.land.selection import NO_CLASS, WATER, Limits, days_from_ancho
 from terrafm.data.rasters.units import Decision, to_storage
 from terrafm.data.shards.entry import TileRecord
 from terrafm.data.shards.manifest import LARGEST_TILE, CellGroup, side_of
-from terrafm.data.sources.base import BadCellError, Cell, CellRef, Listed, Product, Source
 from terrafm.data.sources.offsets import Survey, decide, unclear
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from terrafm.config import IngestConfig
+from terrafm.data.archive import CellRef, Layout, Source
 from terrafm.data.ingest.cutter import Cutter, make_groups
 from terrafm.data.ingest.report import QUARANTINE, IngestReport, first_names
 from terrafm.data.ingest.tally import Tally
@@ -31,7 +32,6 @@ from terrafm.data.shards.entry import ShardEntry
 from terrafm.data.shards.folder import ARCHIVE, check_folder, remove_shards
 from terrafm.data.shards.manifest import Manifest, manifest_name, read_manifest, with_codec
 from terrafm.data.shards.writer import read_shard_entry, write_shard
-from terrafm.data.sources.base import CellRef, Layout, Source
 from terrafm.data.sources.folders import misspelt_land_cover
 from terrafm.data.sources.offsets import survey_archive
 from terrafm.data.sources.pairing import count_pairs
@@ -240,7 +240,7 @@ def _run(
         # Ray takes seconds to load: not before all that needs none has been checked.
         import ray.data
 
-        from terrafm.ray_runtime import ensure_ray
+        from terrafm.ray.runtime import ensure_ray
 
         ensure_ray(workers)
         rows = [{"cells": work.cells, "work": pickle.dumps(work)} for work in missing]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from terrafm.data.archive import BadCellError
 from terrafm.data.rasters.opening import open_raster, open_raster_through
-from terrafm.data.sources.base import BadCellError
 from terrafm.errors import UsageError
 from terrafm.storage import is_local, read_bytes
 from terrafm.storage.limits import WHOLE_FILE_BYTES

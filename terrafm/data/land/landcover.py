@@ -19,13 +19,13 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from typing_extensions import override
 
+from terrafm.data.archive import BadCellError
 from terrafm.data.land.land_tiles import PUBLISHED_TILES, SOUTHERNMOST, may_hold_land
 from terrafm.data.land.selection import NO_CLASS, WATER
 from terrafm.data.rasters.opening import check_window, open_raster_through
-from terrafm.data.sources.base import BadCellError
-from terrafm.data.sources.folders import is_clutter
 from terrafm.errors import STORE_ERRORS, TerraFMError, UsageError
 from terrafm.storage import StoreFile, resolve
+from terrafm.storage.clutter import is_clutter
 from terrafm.storage.faults import explain, is_passing, patiently
 from terrafm.storage.files import S3_OPTIONS
 from terrafm.storage.local import open_regular

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terrafm.data.archive import Listed
 from terrafm.data.land.regions import region_codes
-from terrafm.data.sources.base import Listed
 
 WATER = 80
 """WorldCover's code."""

@@ -199,7 +199,7 @@ class DataWorker:
         if self._standby:
             self._standby = False
             # Crops are made without Ray as well.
-            from terrafm.standby import start_standby
+            from terrafm.ray.standby import start_standby
 
             start_standby()
         return make_block(instructions, self._samples)

@@ -28,8 +28,8 @@ from terrafm.data.samples.loader import BatchMaker, RankLayout, make_batches
 from terrafm.data.samples.maker import DataWorker, Part, open_block
 from terrafm.data.samples.plan import Plan
 from terrafm.data.shards.dataset import Dataset
-from terrafm.ray_runtime import SchedulingPause
-from terrafm.standby import data_worker_environment
+from terrafm.ray.runtime import SchedulingPause
+from terrafm.ray.standby import data_worker_environment
 
 __all__ = ["RankLayout", "make_batches", "stream_batches"]
 

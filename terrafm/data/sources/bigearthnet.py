@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Listed, Product
+from terrafm.data.archive import BadCellError, Cell, CellRef, Layout, Listed, Product
 from terrafm.data.sources.folders import archive_names, for_all, read_json, usual_shape
 from terrafm.data.sources.raster import Grid, read_geotiff, reference_grid
 from terrafm.errors import UsageError

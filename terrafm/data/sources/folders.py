@@ -8,9 +8,10 @@ from http import HTTPStatus
 from itertools import islice
 from typing import Any, TypeVar
 
-from terrafm.data.sources.base import BadCellError, CellRef, Source
+from terrafm.data.archive import BadCellError, CellRef, Source
 from terrafm.errors import UsageError
 from terrafm.storage import join, list_names, parse_json, read_bytes, resolve
+from terrafm.storage.clutter import is_clutter
 from terrafm.storage.faults import explain, is_passing, patiently
 
 LAND_COVER = "land_cover"
@@ -33,12 +34,6 @@ _ALIASES = {
     "worldcover": WORLDCOVER,
 }
 
-# What file managers, archivers and network disks leave beside the files of others; hidden names,
-# such as .DS_Store and the ._ twins of macOS, begin with a dot.
-_CLUTTER = {
-    "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "icon\r", "$recycle.bin",
-    "system volume information", "@eadir", "lost+found",
-}  # fmt: skip
 # So many cells tell what is usual: one odd one among them is outvoted.
 _PROBED = 3
 # `lucl`, `lulcs` and `land_covers` are near to what is known, `classes` is not.
@@ -64,11 +59,6 @@ def misspelt_land_cover(uri: str) -> str | None:
         if content_of(name) is None and near and "." not in name:
             return join(uri, name)
     return None
-
-
-def is_clutter(name: str) -> bool:
-    """Whether a file or folder is hidden, or one that a file manager left there."""
-    return name.startswith(".") or name.lower() in _CLUTTER
 
 
 def archive_names(uri: str) -> list[str]:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terrafm.data.archive import BadCellError, Cell, CellRef, Layout, Product
 from terrafm.data.land.selection import NO_CLASS
 from terrafm.data.rasters.bands import L1C_ORDER, match_file
 from terrafm.data.rasters.geotiff import band_levels
-from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Product
 from terrafm.data.sources.folders import (
     LAND_COVER,
     WORLDCOVER,

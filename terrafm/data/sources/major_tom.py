@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from terrafm.data.archive import BadCellError, Cell, CellRef, Layout, Product
 from terrafm.data.land.selection import ANCHORS
-from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Product
 from terrafm.data.sources.folders import (
     WORLDCOVER,
     content_of,

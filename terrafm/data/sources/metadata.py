@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from terrafm.config.yaml_text import shortened
-from terrafm.data.sources.base import BadCellError
+from terrafm.data.archive import BadCellError
 from terrafm.data.sources.folders import is_file, names_if_listed
 from terrafm.errors import UsageError
 from terrafm.storage import is_local, join

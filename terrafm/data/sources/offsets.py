@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terrafm.data.archive import BadCellError, CellRef, Product, Source
 from terrafm.data.land.selection import parse_time
 from terrafm.data.rasters.units import (
     OFFSET,
@@ -23,7 +24,6 @@ from terrafm.data.rasters.units import (
     sample,
     unit_of,
 )
-from terrafm.data.sources.base import BadCellError, CellRef, Product, Source
 from terrafm.errors import PixelError
 
 FIRST_BASELINE_WITH_OFFSET = 400

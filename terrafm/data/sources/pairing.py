@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+from terrafm.data.archive import BadCellError, CellRef, Listed
 from terrafm.data.land.selection import ANCHORS, days_from_anchor, parse_time
-from terrafm.data.sources.base import BadCellError, CellRef, Listed
 from terrafm.data.sources.metadata import BadRow
 
 _RANKING = {

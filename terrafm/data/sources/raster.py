@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
+from terrafm.data.archive import BadCellError
 from terrafm.data.rasters.geotiff import Header, Stored, read_stored
 from terrafm.data.rasters.opening import check_whole, open_mask, open_raster_bytes
-from terrafm.data.sources.base import BadCellError
 from terrafm.data.sources.offsets import claimed_offset
 from terrafm.errors import PixelError
 from terrafm.storage import read_bytes

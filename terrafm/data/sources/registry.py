@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, cast
 
-from terrafm.data.sources.base import Source
+from terrafm.data.archive import Source
 from terrafm.errors import UsageError
 
 ENTRY_POINTS = "terrafm.sources"

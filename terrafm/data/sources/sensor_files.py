@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from terrafm.data.archive import Product
 from terrafm.data.rasters.bands import BandMatch, check_named, match_file, modality_of
 from terrafm.data.rasters.geotiff import Stored, band_levels
 from terrafm.data.rasters.units import Decision, to_storage
-from terrafm.data.sources.base import Product
 from terrafm.data.sources.offsets import Survey, claimed_offset, decide, named_product
 from terrafm.errors import PixelError, UsageError
 from terrafm.modalities import MODALITIES

@@ -21,8 +21,8 @@ from math import cos, hypot, inf, isfinite, radians
 from typing import Any
 
 from terrafm.config.yaml_text import shortened
+from terrafm.data.archive import BadCellError, Cell, CellRef, Layout, Listed, Product
 from terrafm.data.land.selection import ANCHORS
-from terrafm.data.sources.base import BadCellError, Cell, CellRef, Layout, Listed, Product
 from terrafm.data.sources.folders import archive_names, for_all, read_json, usual_shape
 from terrafm.data.sources.pairing import nearest
 from terrafm.data.sources.raster import Patch, read_patch

@@ -18,7 +18,7 @@ from terrafm.eval.features.extraction import Normalisation, encoder_features, un
 from terrafm.eval.features.readouts import Readout
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import load_encoder, state_fingerprint
-from terrafm.parts import Part, Work, divide, rows_per_part, run_parts
+from terrafm.ray.parts import Part, Work, divide, rows_per_part, run_parts
 from terrafm.storage import join, list_names, read_bytes, remove_empty, remove_files, write_bytes
 from terrafm.storage.limits import WHOLE_FILE_BYTES
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from terrafm.eval.datasets.labelled import ImageSet
+from terrafm.eval.features.encoders import Look, Row
 from terrafm.eval.finetune.models import Classifier
 from terrafm.eval.finetune.pixels import Pixels
 from terrafm.eval.finetune.training import BATCH, Tell, fine_tune, prefixed
 from terrafm.eval.probes.linear import mean_precision
 from terrafm.eval.probes.protocols import Outcome, Task, folds
-from terrafm.eval.tables.encoders import Look, Row
 
 
 @dataclass(frozen=True)

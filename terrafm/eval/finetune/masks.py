@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from terrafm.eval.datasets.labelled import SegmentationSet
+from terrafm.eval.features.encoders import Look, Row
 from terrafm.eval.finetune.models import Segmenter
 from terrafm.eval.finetune.pixels import Pixels, turned
 from terrafm.eval.finetune.training import Tell, fine_tune
 from terrafm.eval.segmentation.patch_maps import lacks_modality
 from terrafm.eval.segmentation.task import LogitsOf, MaskTask
-from terrafm.eval.tables.encoders import Look, Row
 
 
 @dataclass(frozen=True)

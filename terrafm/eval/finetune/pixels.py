@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terrafm.eval.datasets.labelled import ImageSet
+from terrafm.eval.features.encoders import Look
 from terrafm.eval.features.extraction import model_input
-from terrafm.eval.tables.encoders import Look
 
 # The eight symmetries of a square: four quarter turns, each also mirrored.
 SYMMETRIES = 8

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from terrafm.errors import UsageError
 from terrafm.eval.datasets.labelled import SegmentationSet
+from terrafm.eval.features.encoders import Look, Row
 from terrafm.eval.features.extraction import batches
-from terrafm.eval.tables.encoders import Look, Row
 from terrafm.models.patch_embed import PATCH_SIZE
 
 # Of twelve blocks those that a pyramid is made of, counted from 1 (BEiT, MAE, mmsegmentation).

@@ -12,12 +12,12 @@ from rich.table import Table
 from terrafm.errors import UsageError
 from terrafm.eval.datasets.labelled import ImageSet
 from terrafm.eval.datasets.registry import OpenOptions
+from terrafm.eval.features.encoders import TIMM, Look, Row, mean_spectrum_row, weights_rows
 from terrafm.eval.features.extraction import UNTRAINED_SEEDS
 from terrafm.eval.features.job import FeatureWorkers
 from terrafm.eval.features.readouts import Readout
 from terrafm.eval.metrics import RESAMPLES
 from terrafm.eval.probes.protocols import CLASS_PROTOCOLS, MASK_PROTOCOLS
-from terrafm.eval.tables.encoders import TIMM, Look, Row, mean_spectrum_row, weights_rows
 from terrafm.modalities import FIRST_CHOICE, MODALITIES
 from terrafm.models.patch_embed import IMAGE_SIZE
 
@@ -149,7 +149,7 @@ def table_rows(
     others = []
     if baselines:
         # timm loads its whole zoo: only for those who ask for one of its models.
-        from terrafm.eval.tables.timm_encoders import timm_row
+        from terrafm.eval.features.timm_encoders import timm_row
 
         others = [timm_row(name, images, look) for name in baselines]
     return [

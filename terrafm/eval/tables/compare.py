@@ -15,6 +15,7 @@ from terrafm.errors import UsageError
 from terrafm.eval.datasets.labelled import LabelledSet
 from terrafm.eval.datasets.registry import check_labelled, open_set
 from terrafm.eval.features.cache import cached_features, parts_uri
+from terrafm.eval.features.encoders import Row
 from terrafm.eval.features.job import forget_parts
 from terrafm.eval.features.readouts import Readout
 from terrafm.eval.finetune.classes import finetune_classes
@@ -29,7 +30,6 @@ from terrafm.eval.tables.common import (
     table_rows,
     with_scores,
 )
-from terrafm.eval.tables.encoders import Row
 from terrafm.eval.tables.segmentation import compare_masks
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from terrafm.errors import UsageError
 from terrafm.eval.datasets.labelled import SegmentationSet
 from terrafm.eval.features.cache import cached_features
+from terrafm.eval.features.encoders import Look, Row
 from terrafm.eval.features.extraction import UNTRAINED_SEEDS
 from terrafm.eval.finetune.masks import finetune_masks
 from terrafm.eval.finetune.training import Tell, prefixed
@@ -24,7 +25,6 @@ from terrafm.eval.segmentation.patch_maps import patch_maps, pyramid_blocks
 from terrafm.eval.segmentation.probes import ProbeRecipe, fit_best, logits_of
 from terrafm.eval.segmentation.task import MaskTask
 from terrafm.eval.tables.common import CompareOptions, provenance, table_rows, with_scores
-from terrafm.eval.tables.encoders import Look, Row
 from terrafm.models.patch_embed import PATCH_SIZE
 
 

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 
-from terrafm.ray_runtime import Autoscaler
+from terrafm.ray.runtime import Autoscaler
 
 # Ray forgets a request after 180 s.
 _REPEAT_SECONDS = 20.0

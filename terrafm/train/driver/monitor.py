@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError
 
 from terrafm.clusters.node import Node
-from terrafm.ray_runtime import cluster_nodes
+from terrafm.ray.runtime import cluster_nodes
 from terrafm.train.driver.capacity import can_grow
 from terrafm.train.driver.events import EventLog
 from terrafm.train.worker.control import END, STARTING, STOP, Beat

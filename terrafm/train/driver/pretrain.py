@@ -141,7 +141,7 @@ def _start_ray(
 ) -> tuple[Supervisor, Validator | None]:
     """Ray, and what trains and validates with it."""
     # They load Ray, which takes seconds: not before all that needs none has been checked.
-    from terrafm.ray_runtime import ensure_ray
+    from terrafm.ray.runtime import ensure_ray
     from terrafm.train.driver.supervisor import Supervisor, logical_cpus
     from terrafm.train.driver.validator import Validator
 

@@ -34,7 +34,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from terrafm.clusters.node import Node
 from terrafm.config import Config, TrainConfig
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.ray_runtime import (
+from terrafm.ray.runtime import (
     autoscaler,
     cluster_nodes,
     free_orphans,
@@ -42,7 +42,7 @@ from terrafm.ray_runtime import (
     keep_data_actors_here,
     renew_ray,
 )
-from terrafm.standby import helper_environment, rank_environment
+from terrafm.ray.standby import helper_environment, rank_environment
 from terrafm.storage import arrow_filesystem, is_local, join
 from terrafm.train.checkpoints.intact import newest_intact
 from terrafm.train.checkpoints.staging import remove_staging

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from terrafm.standby import start_standby
+from terrafm.ray.standby import start_standby
 
 CONTINUE, STOP, END = "continue", "stop", "end"
 STARTING = "starting"

@@ -12,7 +12,7 @@ from torch import distributed
 from terrafm.config import Config
 from terrafm.data.samples.stream import stream_batches
 from terrafm.errors import TerraFMError
-from terrafm.standby import start_standby
+from terrafm.ray.standby import start_standby
 from terrafm.storage import join
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.store import (

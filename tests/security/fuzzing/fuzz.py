@@ -232,7 +232,7 @@ def _one(target, arguments, number, guard):
 
 
 def _outcome(target, guard):
-    from terrafm.data.sources.base import BadCellError
+    from terrafm.data.archive import BadCellError
     from terrafm.errors import TerraFMError
 
     try:

@@ -4,7 +4,7 @@ import contextlib
 
 from rasterio.errors import RasterioError
 
-from terrafm.data.sources.base import BadCellError
+from terrafm.data.archive import BadCellError
 from terrafm.errors import TerraFMError
 from terrafm.storage.faults import one_line
 from terrafm.train.run_folder import RunFolder
@@ -183,7 +183,7 @@ def read_small(folder):
     from terrafm.eval.features.cache import read_features
     from terrafm.eval.features.job import _read_parts
     from terrafm.export.model_card import _scores
-    from terrafm.parts import Part
+    from terrafm.ray.parts import Part
     from terrafm.storage.lease_record import Holder
 
     use = All()

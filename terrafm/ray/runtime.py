@@ -41,9 +41,9 @@ from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_pl
 
 from terrafm.clusters.joining import WANTED, join
 from terrafm.clusters.node import Node
+from terrafm.clusters.patience import patient_start
 from terrafm.clusters.private import go_private, leave_private
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.ray_patience import patient_start
 from terrafm.storage.faults import one_line
 
 # Between two steps of Ray Data's scheduling loop; a block takes far longer to make.

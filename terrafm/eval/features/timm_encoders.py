@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from terrafm.errors import UsageError
 from terrafm.eval.datasets.labelled import ImageSet
+from terrafm.eval.features.encoders import TIMM, Look, Row
 from terrafm.eval.features.extraction import batches
 from terrafm.eval.features.job import Features, MakeFeatures, make_features
-from terrafm.eval.tables.encoders import TIMM, Look, Row
 from terrafm.modalities import MODALITIES
 from terrafm.models.claims import check_weights
 from terrafm.models.weights import state_fingerprint

@@ -79,6 +79,6 @@ def run_parts(
             yield part, work(part)
         return
     # Ray takes seconds to load: not before there is work for it.
-    from terrafm.ray_parts import run_on_ray
+    from terrafm.ray.actors import run_on_ray
 
     yield from run_on_ray(open_work, parts, workers, device)

@@ -12,8 +12,8 @@ import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.parts import OpenWork, Part, Work
-from terrafm.ray_runtime import ensure_ray, is_autoscaled
+from terrafm.ray.parts import OpenWork, Part, Work
+from terrafm.ray.runtime import ensure_ray, is_autoscaled
 from terrafm.storage.faults import explain, one_line
 
 # One to work on and one at the door.
@@ -26,7 +26,7 @@ _LOSSES_IN_A_ROW = 3
 def run_on_ray(
     open_work: OpenWork, parts: Sequence[Part], workers: int | None, device: str | None
 ) -> Iterator[tuple[Part, Any]]:
-    """See `terrafm.parts.run_parts`."""
+    """See `terrafm.ray.parts.run_parts`."""
     ensure_ray(workers)
     # A lost worker is reported by us, where it is one too many.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
