@@ -61,7 +61,7 @@ BAD = {
     "ingest.max_bad_fraction": [2], "ingest.max_nodata": [-1], "ingest.ocean_drop": [2],
     "ingest.max_gap_days": [-1, 1e300], "ingest.max_cloud_cover": [101], "ingest.max_tiles": [0],
     "ingest.spread": ["region", "[country]", "[region, region]"],
-    "ingest.tiles_per_shard": [0, 1e9], "ingest.codec": ["zip"], "ingest.workers": [0, 1e9],
+    "ingest.tiles_per_shard": [0, 1e9], "ingest.codec": ["zip"], "ingest.workers": [-1, 1e9],
     "ingest.seed": [-1, 2**63], "validation.every_steps": [-1, 7],
     "validation.scores": ["[]", "knn", "[recall]", "[knn, knn]"], "validation.data": [1],
     "validation.samples": [1, 1e12], "validation.size": [0, 100, 1e6],

@@ -36,6 +36,7 @@ from terrafm.config.values import (
     Text,
     Whole,
     Workers,
+    WorkersOrNone,
 )
 from terrafm.modalities import MODALITIES
 
@@ -394,7 +395,9 @@ class IngestConfig(Section):
     codec: Literal["blosc2", "pcodec"] = Field(
         "blosc2", description="codec of the pixel cells; pcodec where the network is the limit"
     )
-    workers: Workers | None = Field(None, description="parallel readers; by default all CPUs")
+    workers: WorkersOrNone | None = Field(
+        None, description="parallel readers; by default all CPUs, 0 for none beside the command"
+    )
     seed: Seed = Field(0, description="seed of the ocean rule and of max_tiles")
 
 

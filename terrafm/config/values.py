@@ -57,6 +57,8 @@ Count = Annotated[Integer, Field(ge=1, le=10**9)]
 Whole = Annotated[Integer, Field(ge=0, le=10**9)]
 Batch = Annotated[Integer, Field(ge=1, le=10**6)]
 Workers = Annotated[Integer, Field(ge=1, le=10**5)]
+# 0 works in the process of the command, without Ray.
+WorkersOrNone = Annotated[Integer, Field(ge=0, le=10**5)]
 Bytes = Annotated[Integer, Field(ge=1, le=10**18)]
 Seed = Annotated[Integer, Field(ge=0, le=2**63 - 1)]
 # Side of an image in pixels, whole patches.

@@ -17,14 +17,25 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def test_bytes_depend_on_neither_readers_nor_order(geotiff_archive, tmp_path):
     archive = geotiff_archive({f"p{i}": None for i in range(6)})
     fingerprints = set()
-    for workers in (1, 2):
+    for workers in (0, 1, 2):
         config = IngestConfig(workers=workers, tiles_per_shard=8)
         out = tmp_path / f"out{workers}"
         fingerprints.add(
             ingest("geotiff", str(archive), str(out), tile_size=48, config=config).fingerprint
         )
     assert len(fingerprints) == 1
-    assert files_of(tmp_path / "out1") == files_of(tmp_path / "out2")
+    for workers in (0, 1):
+        assert files_of(tmp_path / f"out{workers}") == files_of(tmp_path / "out2")
+
+
+def test_without_readers_no_ray_is_asked(geotiff_archive, tmp_path, run, monkeypatch):
+    monkeypatch.setattr("terrafm.ray.runtime.ensure_ray", None)
+    archive = geotiff_archive({"a": None, "b": None})
+    words = ["--source", "geotiff", "--input", archive, "--tile-size", "48"]
+    none = ["--set", "ingest.workers=0"]
+    code, out, errors = run("ingest", *words, "--output", tmp_path / "out", *none)
+    assert code == 0, errors
+    assert "8 tiles" in out
 
 
 def test_a_complete_dataset_is_left_alone(geotiff_archive, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import json
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -236,25 +236,32 @@ def _run(
     done = total - sum(work.cells for work in missing)
     if progress is not None:
         progress(done, total)
-    if missing:
-        # Ray takes seconds to load: not before all that needs none has been checked.
-        import ray.data
-
-        from terrafm.ray.runtime import ensure_ray
-
-        ensure_ray(workers)
-        rows = [{"cells": work.cells, "work": pickle.dumps(work)} for work in missing]
-        tasks = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _write_one, fn_args=(job,), num_cpus=1, concurrency=workers
-        )
-        for result in tasks.iter_rows():
-            if result["error"]:
-                raise (UsageError if result["usage"] else TerraFMError)(result["error"])
-            done += result["cells"]
-            if progress is not None:
-                progress(done, total)
+    for result in _results(job, missing, workers):
+        if result["error"]:
+            raise (UsageError if result["usage"] else TerraFMError)(result["error"])
+        done += result["cells"]
+        if progress is not None:
+            progress(done, total)
     entries = [job.finished(work) for work in works]
     return [entry for entry in entries if entry is not None]
+
+
+def _results(job: _Job, works: Sequence[_Work], workers: int | None) -> Iterator[dict[str, Any]]:
+    """What `_write_one` has answered, as the works are done; with 0 workers in this process."""
+    rows = [{"cells": work.cells, "work": pickle.dumps(work)} for work in works]
+    if workers == 0 or not works:
+        yield from (_write_one(row, job) for row in rows)
+        return
+    # Ray takes seconds to load: not before all that needs none has been checked.
+    import ray.data
+
+    from terrafm.ray.runtime import ensure_ray
+
+    ensure_ray(workers)
+    tasks = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        _write_one, fn_args=(job,), num_cpus=1, concurrency=workers
+    )
+    yield from tasks.iter_rows()
 
 
 def _write_one(row: dict[str, Any], job: _Job) -> dict[str, Any]:
