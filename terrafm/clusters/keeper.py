@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import psutil
-from ray._private.utils import write_ray_address
 from ray.cluster_utils import Cluster
 
 from terrafm.clusters import state
@@ -89,9 +88,8 @@ def _start(options: argparse.Namespace, scratch: str) -> Cluster:
         # Nothing to scale: without the autoscaler and its port.
         "no_monitor": True,
     }
+    # It leaves its address below RAY_TMPDIR, where drivers of jobs find it.
     cluster = Cluster(initialize_head=True, head_node_args=shared | head)
-    # As `ray start` does: a job's driver finds its cluster by it, and else any on the machine.
-    write_ray_address(cluster.address, temp_dir)
     for number in range(1, options.workers + 1):
         # Each with a folder of its own for packages, as hosts have: a node that needs one no more
         # would else remove it under the feet of another's job.

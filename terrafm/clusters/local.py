@@ -200,6 +200,9 @@ def _environment(cluster: state.LocalCluster) -> dict[str, str]:
         MODE_VARIABLE: "token",
         PATH_VARIABLE: cluster.token_path,
         state.FOLDER_VARIABLE: str(state.folder()),
+        # Ray leaves the address of the newest cluster in a folder that all users share, and that
+        # may be another's, or not be there at all.
+        "RAY_TMPDIR": cluster.scratch,
         "RAY_USAGE_STATS_ENABLED": "0",
         # Its nodes are here: what Ray sends them by gRPC, metrics too, takes no proxy.
         "grpc_proxy": "",

@@ -102,6 +102,9 @@ def test_status_names_head_and_workers(here):
         ("head", True, True, 0), ("worker-1", False, True, 2), ("worker-2", False, True, 2),
     ]  # fmt: skip
     assert {n["address"] for n in nodes} == {"127.0.0.1"}
+    # Not in the folder that all users share: it may be another's, or not be there.
+    address = Path(here.record.scratch, "ray", "ray_current_cluster")
+    assert address.read_text() == here.status["address"]
 
 
 def test_a_second_cluster_is_one_line(here):
