@@ -1,6 +1,7 @@
 """Commands as processes that start within milliseconds: forked from one that has imported all."""
 
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -13,21 +14,17 @@ from pathlib import Path
 _SLOWEST = 900.0
 
 
+_MODULES = (
+    "deepspeed", "ray.data", "ray.train", "ray.tune", "terrafm.cli", "terrafm.data.ingest.append",
+    "terrafm.data.ingest.job", "terrafm.embed.job", "terrafm.train.checkpoints.average",
+    "terrafm.train.driver.supervisor", "terrafm.train.driver.validator", "tuning.sweep",
+)  # fmt: skip
+
+
 def import_all():
     """What the verbs import, and nothing that starts a thread."""
-    import deepspeed  # noqa: F401
-    import ray.data
-    import ray.train
-    import ray.tune  # noqa: F401
-
-    import terrafm.cli
-    import terrafm.data.append
-    import terrafm.data.ingest
-    import terrafm.embed.job
-    import terrafm.train.checkpoints.average
-    import terrafm.train.supervisor
-    import terrafm.train.validator
-    import tuning.sweep  # noqa: F401
+    for name in _MODULES:
+        importlib.import_module(name)
 
 
 class Command:
@@ -43,9 +40,7 @@ class Command:
         under: changes count below this path only.
     """
 
-    def __init__(
-        self, arguments, log, environment, gate=(), delay=0.0, dies=None, under=None
-    ):
+    def __init__(self, arguments, log, environment, gate=(), delay=0.0, dies=None, under=None):
         self.log = Path(log)
         self.began = time.monotonic()
         sys.stdout.flush()

@@ -51,11 +51,13 @@ class Scenes:
             import s3fs
 
             s3fs.S3FileSystem().mkdirs(self._bucket, exist_ok=True)
-        from terrafm.data.ingest import ingest
+        from terrafm.config import IngestConfig
+        from terrafm.data.ingest.job import ingest
 
         ingest(
             "major-tom", str(self._folder / "archive-1"), str(self._folder / "dataset"),
-            tile_size=96, worldcover=str(self._folder / "archive-1" / "worldcover"),
+            tile_size=96, config=IngestConfig(workers=0),
+            worldcover=str(self._folder / "archive-1" / "worldcover"),
         )  # fmt: skip
 
     def _weights(self, which):
@@ -75,7 +77,7 @@ class Scenes:
 
         from terrafm.config import load_config
         from terrafm.train.checkpoints.store import save_checkpoint
-        from terrafm.train.setup import TrainingSetup
+        from terrafm.train.worker.setup import TrainingSetup
 
         config = load_config("demo", [*_SMALL, "train.steps=4"])
         setup = TrainingSetup.open(config, str(self._folder / "small"))
@@ -92,7 +94,7 @@ class Scenes:
         sets = [word for key in (*_SMALL, f"train.seed={which}") for word in ("--set", key)]
         ingest = [
             "--source", "major-tom", "--input", archive, "--output", place, "--tile-size", "96",
-            "--worldcover", archive / "worldcover",
+            "--worldcover", archive / "worldcover", "--set", "ingest.workers=0",
         ]  # fmt: skip
         checkpoints = [
             next((self._folder / f"run-{w}" / "checkpoints").iterdir()) for w in (which, 1 - which)
@@ -111,7 +113,7 @@ class Scenes:
             ],
             "embed": [
                 "embed", "--weights", self._folder / f"weights-{which}.safetensors",
-                "--data", small, "--output", place, "--size", "32",
+                "--data", small, "--output", place, "--size", "32", "--workers", "0",
             ],
             "average": [
                 "checkpoint", "average", *checkpoints, "--output", place,

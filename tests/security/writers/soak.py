@@ -41,7 +41,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="terrafm-writers-"))
     keep = True
     try:
-        with _cluster(folder) as environment:
+        with _cluster(folder, arguments) as environment:
             scenes = Scenes(folder, arguments.store, arguments.bucket, environment)
             ask(scenes.prepare, environment=environment)
             soak = _Soak(scenes, arguments)
@@ -66,8 +66,14 @@ def _arguments():
 
 
 @contextlib.contextmanager
-def _cluster(folder):
-    """Environment of commands that join a cluster of this machine, which ends with the block."""
+def _cluster(folder, arguments):
+    """Environment of commands that join a cluster of this machine, which ends with the block.
+
+    What ingest and embed do here they do by themselves: without the others there is none.
+    """
+    if arguments.only and not any(verb in arguments.only for verb in ("pretrain", "sweep")):
+        yield {"OMP_NUM_THREADS": "1"}
+        return
     # Short, for sockets.
     own = os.environ | {"TERRAFM_CLUSTER_DIR": str(folder / "cluster")}
     command = [sys.executable, "-m", "terrafm", "cluster"]
@@ -108,7 +114,8 @@ class _Soak:
     def pairs(self):
         """Whether every pair held every time."""
         names = [f"{a}+{b}" for i, a in enumerate(VERBS) for b in VERBS[i:]]
-        return all([self._pair(*name.split("+")) for name in self._chosen(names)])
+        held = [self._pair(*name.split("+")) for name in self._chosen(names)]
+        return all(held)
 
     def _chosen(self, names):
         unknown = set(self._only or ()) - set(names)
@@ -189,7 +196,8 @@ class _Soak:
 
     def kills(self):
         """Whether every verb went on every time."""
-        return all([self._killed(verb) for verb in self._chosen(list(VERBS))])
+        held = [self._killed(verb) for verb in self._chosen(list(VERBS))]
+        return all(held)
 
     def _killed(self, verb):
         start = "dataset" if verb == "append" else None
@@ -248,7 +256,7 @@ class _Soak:
     # -- undisturbed ----------------------------------------------------------------------------
 
     def _result(self, verb, which, start):
-        """What a command does alone: code, seconds, changes, its tree, and what of it is constant."""
+        """What a command does alone: code, seconds, changes, its tree, what of it is constant."""
         key = verb, which, start
         if key in self._alone:
             return self._alone[key]
