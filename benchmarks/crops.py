@@ -23,15 +23,15 @@ from harness.tiles import prepare
 from harness.workload import BATCH, Workload
 
 from terrafm.data.samples.batch import assemble
+from terrafm.data.samples.builder import BatchRows
 from terrafm.data.samples.device_crops import assemble_tiles
-from terrafm.data.samples.maker import Part
 
 
 def measure(work: Workload, device: str, rows: int, rounds: int) -> list[Figure]:
     """Milliseconds and bytes per tile, both ways."""
-    maker = work.maker
-    instructions = maker.instructions(0, 1).slice(0, rows)
-    cropper, views = maker.samples.cropper, maker.samples.views(instructions)
+    builder = work.builder
+    instructions = builder.instructions(0, 1).slice(0, rows)
+    cropper, views = builder.samples.cropper, builder.samples.views(instructions)
     tiles = work.dataset.reader.read(instructions)
     crops = np.empty(views.pixels, np.uint16)
     needed = cropper.needed(views)
@@ -56,12 +56,12 @@ def measure(work: Workload, device: str, rows: int, rounds: int) -> list[Figure]
             cropper.crop(pixels, views, row, crops)
 
     def on_device() -> None:
-        assemble_tiles(cropper, views, [Part(rows, whole)], **fields).to(device)
+        assemble_tiles(cropper, views, [BatchRows(rows, whole)], **fields).to(device)
         if device == "cuda":
             torch.cuda.synchronize()
 
     def gather() -> None:
-        assemble(views, [Part(rows, crops)], **fields).to(device)
+        assemble(views, [BatchRows(rows, crops)], **fields).to(device)
         if device == "cuda":
             torch.cuda.synchronize()
 

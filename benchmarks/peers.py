@@ -24,7 +24,7 @@ from harness.workload import Workload
 
 GEOTIFF_BAR, FLOAT_STACK_BAR, BEST_BAR = 2.3, 6.0, 1.0
 OTHERS = ("litdata", "webdataset", "mosaicml")
-# What `terrafm.data.samples.maker` sets in the stream's workers, as glibc reads it at a start.
+# What `terrafm.data.samples.builder` sets in the stream's workers, as glibc reads it at a start.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 

@@ -178,12 +178,12 @@ def measured(work: Workload, rounds: int) -> tuple[NDArray[np.float64], float, d
 
 def tile_bytes(work: Workload) -> float:
     """Mean bytes of a tile's cells that the drawn modalities need."""
-    maker = work.maker
-    rows = maker.instructions(0, 32)
-    views = maker.samples.views(rows)
+    builder = work.builder
+    rows = builder.instructions(0, 32)
+    views = builder.samples.views(rows)
     needed = views.drawn.any(axis=1)
     total = 0
-    for group in maker.samples.cropper.groups:
+    for group in builder.samples.cropper.groups:
         here = needed[:, views.modalities.index(group.modality)]
         total += int(rows[f"{group.name}.length"].to_numpy()[here].sum())
     return total / rows.num_rows

@@ -12,7 +12,7 @@ from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as HOOK
 
 from terrafm.ray.standby import data_worker_environment, rank_environment, start_standby
 
-MODULE = "terrafm.data.samples.maker"
+MODULE = "terrafm.data.samples.builder"
 
 
 class Actor:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.workload import ENDLESS, SEED, Workload, rate
-from terrafm.data.samples.maker import make_block
+from terrafm.data.samples.builder import make_block
 from terrafm.data.shards.cell_cache import open_cache
 from terrafm.data.shards.cells import CellReader
 
@@ -102,21 +102,21 @@ def _blocks(work: Workload, number: int) -> Iterator[int]:
     steps = 1 + 100 * rows // work.layout.rows_per_rank
     for stretch in itertools.count():
         first = (stretch * work.workers + number) * steps
-        instructions = work.maker.instructions(first, first + steps)
+        instructions = work.builder.instructions(first, first + steps)
         for start in range(0, instructions.num_rows, rows):
             block = instructions.slice(start, rows)
-            make_block(block, work.maker.samples)
+            make_block(block, work.builder.samples)
             yield block.num_rows
 
 
 def tile_seconds(work: Workload) -> dict[str, Any]:
     """Seconds of read, decode and crop of single tiles, one process: their distribution."""
-    instructions = work.maker.instructions(0, 100)
+    instructions = work.builder.instructions(0, 100)
     seconds = []
     begin = time.perf_counter()
     for row in itertools.cycle(range(instructions.num_rows)):
         start = time.perf_counter()
-        make_block(instructions.slice(row, 1), work.maker.samples)
+        make_block(instructions.slice(row, 1), work.builder.samples)
         end = time.perf_counter()
         if end - begin > work.warm_up:
             seconds.append(end - start)

@@ -18,7 +18,7 @@ from harness import codecs
 from harness.formats import REPEATS, write
 from harness.workload import BATCH, Workload, rate
 from terrafm.data.samples.batch import HostBatch
-from terrafm.data.samples.maker import Part
+from terrafm.data.samples.builder import BatchRows
 
 _PREFETCH = 2
 Sample = tuple[pa.Table, NDArray[np.uint16]]
@@ -42,7 +42,7 @@ class Crops:
 
     def sample(self, tile: int, cells: Mapping[str, bytes]) -> Sample:
         """Draws the views of the next sample of this worker and cuts its crops."""
-        samples = self.work.maker.samples
+        samples = self.work.builder.samples
         self._taken += 1
         epoch = pa.array(np.array([self._taken]))
         row = self._rows.slice(tile, 1).append_column("epoch", epoch)
@@ -61,7 +61,7 @@ class Crops:
     def collate(self, samples: Sequence[Sample]) -> HostBatch:
         """A batch of samples."""
         rows = pa.concat_tables([row for row, _ in samples]).combine_chunks()
-        return self.work.maker.batch(rows, [Part(1, buffer) for _, buffer in samples])
+        return self.work.builder.batch(rows, [BatchRows(1, buffer) for _, buffer in samples])
 
 
 def litdata(work: Workload) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from harness.workload import ENDLESS, Workload, rate
 from terrafm.data.samples.batch import HostBatch
+from terrafm.data.samples.builder import Part
 from terrafm.data.samples.crops import Views
-from terrafm.data.samples.maker import Part
 from terrafm.data.shards.manifest import CellGroup
 from terrafm.modalities import MODALITIES
 
@@ -31,19 +31,19 @@ class ShardBatches(Dataset[Any]):
         self.work = work
 
     def __getitem__(self, step: int) -> HostBatch:
-        maker = self.work.maker
-        rows = maker.instructions(step, step + 1)
-        return maker.batch(rows, maker.samples.make(rows))
+        builder = self.work.builder
+        rows = builder.instructions(step, step + 1)
+        return builder.batch(rows, builder.samples.make(rows))
 
 
 class GeotiffBatches(ShardBatches):
     """The same batches from GeoTIFFs: bands of drawn modalities, the same crops."""
 
     def __getitem__(self, step: int) -> HostBatch:
-        maker = self.work.maker
-        cropper = maker.samples.cropper
-        rows = maker.instructions(step, step + 1)
-        views = maker.samples.views(rows)
+        builder = self.work.builder
+        cropper = builder.samples.cropper
+        rows = builder.instructions(step, step + 1)
+        views = builder.samples.views(rows)
         crops = np.empty(views.pixels, np.uint16)
         for row, tile_id in enumerate(rows["tile_id"].to_pylist()):
             pixels = {
@@ -52,7 +52,7 @@ class GeotiffBatches(ShardBatches):
                 if _drawn(views, row, group.modality)
             }
             cropper.crop(pixels, views, row, crops)
-        return maker.batch(rows, [Part(len(views.box), crops)])
+        return builder.batch(rows, [Part(len(views.box), crops)])
 
     def _stored(self, tile_id: str, group: CellGroup) -> NDArray[Any]:
         folder = f"{self.work.geotiffs}/{tile_id}/{group.modality}"
@@ -70,9 +70,9 @@ class FloatStacks(ShardBatches):
     """
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        maker = self.work.maker
-        rows = maker.instructions(step, step + 1)
-        views = maker.samples.views(rows)
+        builder = self.work.builder
+        rows = builder.instructions(step, step + 1)
+        views = builder.samples.views(rows)
         crops: dict[str, list[torch.Tensor]] = {}
         for row, tile_id in enumerate(rows["tile_id"].to_pylist()):
             for number, modality in enumerate(views.modalities):
@@ -96,7 +96,7 @@ class FloatStacks(ShardBatches):
         return stack
 
     def _crop(self, stack: torch.Tensor, views: Views, row: int, view: int) -> torch.Tensor:
-        cropper = self.work.maker.samples.cropper
+        cropper = self.work.builder.samples.cropper
         scale = cropper.unit // self.work.dataset.gsd
         top, left, height, width = (views.box[row, view] * scale).tolist()
         window = stack[None, :, top : top + height, left : left + width]

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from terrafm.config import DataConfig
-from terrafm.data.samples.loader import BatchMaker, RankLayout
+from terrafm.data.samples.loader import BatchBuilder, RankLayout
 from terrafm.data.samples.plan import Plan
 from terrafm.data.shards.dataset import Dataset
 
@@ -65,9 +65,9 @@ class Workload:
         return RankLayout(global_batch=BATCH, world_size=1, rank=0, micro_batch=BATCH)
 
     @cached_property
-    def maker(self) -> BatchMaker:
+    def builder(self) -> BatchBuilder:
         """Instructions and batches."""
-        return BatchMaker(
+        return BatchBuilder(
             self.dataset, self.plan, self.data, seed=SEED, layout=self.layout, high_frequency=()
         )
 

@@ -65,11 +65,11 @@ def _draw(
     manifest: EmbeddingManifest, data: str | None, result: dict[str, Any], path: str
 ) -> Exception | None:
     from terrafm.search.contact_sheet import draw_contact_sheet
-    from terrafm.search.looks import open_looks
+    from terrafm.search.previews import open_previews
 
     try:
-        looks = open_looks(manifest, data, [result["query"], *result["neighbours"]])
-        draw_contact_sheet(result, looks, path)
+        previews = open_previews(manifest, data, [result["query"], *result["neighbours"]])
+        draw_contact_sheet(result, previews, path)
     except (TerraFMError, OSError) as error:
         return error
     return None

@@ -74,7 +74,7 @@ def _name_interface() -> None:
 
 def start_data_worker() -> None:
     """The hook of a data worker of the stream."""
-    _import_if_ordered("ray.data", "terrafm.data.samples.maker")
+    _import_if_ordered("ray.data", "terrafm.data.samples.builder")
 
 
 def rank_environment(gpu: bool) -> dict[str, str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from terrafm.modalities import SENSOR_TITLES
 from terrafm.pictures.colours import bare, class_colour, stretch, stretch_limits
 from terrafm.pictures.figure import picture
-from terrafm.search.look import Look, Looks
+from terrafm.search.preview import Preview, Previews
 from terrafm.search.similar import place_of, time_of
 
 # The query takes two columns and two rows of five columns: 16 neighbours fill four rows.
@@ -27,7 +27,9 @@ _LARGEST = 640
 _INK, _GREY, _EMPTY = "#1f262d", "#68737d", "#eef1f4"
 
 
-def draw_contact_sheet(result: dict[str, Any], looks: Looks, path: str | os.PathLike[str]) -> None:
+def draw_contact_sheet(
+    result: dict[str, Any], previews: Previews, path: str | os.PathLike[str]
+) -> None:
     """Draws a tile and its neighbours.
 
     Pictures of one sensor share one stretch, so that bright and dark can be compared. Of many
@@ -35,14 +37,14 @@ def draw_contact_sheet(result: dict[str, Any], looks: Looks, path: str | os.Path
 
     Args:
         result: of `find_similar`.
-        looks: where the pictures come from.
+        previews: where the pictures come from.
         path: URI of the PNG.
 
     Raises:
         TerraFMError: pixels cannot be read.
     """
     shown = result["neighbours"][:MOST_PICTURES]
-    pictures = [_small(looks.look(tile)) for tile in (result["query"], *shown)]
+    pictures = [_small(previews.preview(tile)) for tile in (result["query"], *shown)]
     limits = _common_limits(pictures)
     colours = _class_colours([result["query"], *shown])
     columns = _QUERY + min(_COLUMNS - _QUERY, max(1, -(-len(shown) // _QUERY)))
@@ -51,12 +53,14 @@ def draw_contact_sheet(result: dict[str, Any], looks: Looks, path: str | os.Path
     width = 2 * _EDGE + columns * (_SIDE + _GAP) - _GAP
     height = _HEAD + rows * (_SIDE + _CAPTION + _GAP) - _GAP + _EDGE
     with picture(path, (width, height)) as figure:
-        _draw_head(figure, result, len(shown), {look.modality for look in pictures if look})
+        _draw_head(
+            figure, result, len(shown), {preview.modality for preview in pictures if preview}
+        )
         big = _QUERY * _SIDE + (_QUERY - 1) * _GAP
         axis = _square(figure, _EDGE, _HEAD, big)
-        _draw_look(axis, pictures[0], limits, colours.get(result["query"]["land_cover"]))
+        _draw_preview(axis, pictures[0], limits, colours.get(result["query"]["land_cover"]))
         _caption_query(axis, result["query"])
-        for number, (tile, look) in enumerate(zip(shown, pictures[1:], strict=True)):
+        for number, (tile, preview) in enumerate(zip(shown, pictures[1:], strict=True)):
             row, column = _slot(number, columns, beside)
             axis = _square(
                 figure,
@@ -64,7 +68,7 @@ def draw_contact_sheet(result: dict[str, Any], looks: Looks, path: str | os.Path
                 _HEAD + row * (_SIDE + _CAPTION + _GAP),
                 _SIDE,
             )
-            _draw_look(axis, look, limits, colours.get(tile["land_cover"]))
+            _draw_preview(axis, preview, limits, colours.get(tile["land_cover"]))
             _caption_neighbour(axis, tile)
 
 
@@ -86,15 +90,18 @@ def _square(figure: Figure, left: float, top: float, side: float) -> Axes:
     return axis
 
 
-def _draw_look(
-    axis: Axes, look: Look | None, limits: Mapping[str, NDArray[np.float64]], colour: str | None
+def _draw_preview(
+    axis: Axes,
+    preview: Preview | None,
+    limits: Mapping[str, NDArray[np.float64]],
+    colour: str | None,
 ) -> None:
     axis.set_facecolor(_EMPTY)
-    if look is None:
+    if preview is None:
         axis.text(0.5, 0.5, "no picture", ha="center", va="center", color=_GREY, fontsize=8,
                   transform=axis.transAxes)  # fmt: skip
     else:
-        axis.imshow(stretch(look.image, limits[look.modality]), interpolation="antialiased",
+        axis.imshow(stretch(preview.image, limits[preview.modality]), interpolation="antialiased",
                     aspect="auto")  # fmt: skip
     if colour is not None:
         strip = _inches(axis, _STRIP)
@@ -116,12 +123,12 @@ def _caption_neighbour(axis: Axes, tile: dict[str, Any]) -> None:
         (_shortened(tile["tile_id"], 22), time_of(tile), {"color": _INK}),
         (_shortened(tile["land_cover_name"] or place_of(tile), 22), _far(tile), {"color": _GREY}),
     )
-    for number, (left, right, look) in enumerate(lines):
+    for number, (left, right, style) in enumerate(lines):
         y = -_inches(axis, _STRIP + 0.06 + 0.135 * number)
         size = 8 if number == 0 else 6.8
         for x, text, side in ((0, left, "left"), (1, right, "right")):
             axis.text(x, y, text, ha=side, va="top", fontsize=size, transform=axis.transAxes,
-                      parse_math=False, **look)  # fmt: skip
+                      parse_math=False, **style)  # fmt: skip
 
 
 def _caption_query(axis: Axes, tile: dict[str, Any]) -> None:
@@ -130,10 +137,10 @@ def _caption_query(axis: Axes, tile: dict[str, Any]) -> None:
         (_shortened(tile["tile_id"], 40), 12, {"color": _INK, "fontweight": "bold"}),
         ("   ".join(filter(None, facts)), 8.5, {"color": _GREY}),
     )
-    for number, (text, size, look) in enumerate(lines):
+    for number, (text, size, style) in enumerate(lines):
         y = -_inches(axis, _STRIP + 0.1 + 0.24 * number)
         axis.text(0, y, text, ha="left", va="top", fontsize=size, transform=axis.transAxes,
-                  parse_math=False, **look)  # fmt: skip
+                  parse_math=False, **style)  # fmt: skip
 
 
 def _draw_head(figure: Figure, result: dict[str, Any], count: int, sensors: set[str]) -> None:
@@ -151,20 +158,22 @@ def _draw_head(figure: Figure, result: dict[str, Any], count: int, sensors: set[
     )  # fmt: skip
 
 
-def _small(look: Look | None) -> Look | None:
-    """A look of no more pixels than can be seen: a hundred of them are kept."""
-    if look is None:
+def _small(preview: Preview | None) -> Preview | None:
+    """A preview of no more pixels than can be seen: a hundred of them are kept."""
+    if preview is None:
         return None
-    step = max(1, min(look.image.shape[:2]) // _LARGEST)
-    return Look(look.modality, look.image[::step, ::step])
+    step = max(1, min(preview.image.shape[:2]) // _LARGEST)
+    return Preview(preview.modality, preview.image[::step, ::step])
 
 
-def _common_limits(looks: list[Look | None]) -> dict[str, NDArray[np.float64]]:
+def _common_limits(previews: list[Preview | None]) -> dict[str, NDArray[np.float64]]:
     """Modality -> (2, 3) stretch over all pictures of it."""
     pixels: dict[str, list[NDArray[np.float32]]] = {}
-    for look in looks:
-        if look is not None:
-            pixels.setdefault(look.modality, []).append(look.image[::4, ::4].reshape(1, -1, 3))
+    for preview in previews:
+        if preview is not None:
+            pixels.setdefault(preview.modality, []).append(
+                preview.image[::4, ::4].reshape(1, -1, 3)
+            )
     together = {name: np.concatenate(parts, axis=1) for name, parts in pixels.items()}
     return {name: _limits(image, name) for name, image in together.items()}
 

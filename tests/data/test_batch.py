@@ -4,8 +4,8 @@ import torch
 
 from terrafm.config import DataConfig
 from terrafm.data.samples.batch import assemble, normalise
+from terrafm.data.samples.builder import BatchRows
 from terrafm.data.samples.crops import draw_views
-from terrafm.data.samples.maker import Part
 from terrafm.modalities import MODALITIES
 
 CONFIG = DataConfig(global_crops=2, local_crops=3, global_size=32, local_size=16)
@@ -34,7 +34,7 @@ def numbered_batch(rows, config=CONFIG, available=None, division=None):
             assert (pixels[end - length : end] == 0).all()
             pixels[end - length : end] = 1 + (first + row) * 100 + view * 10 + m
         assert (pixels > 0).all()
-        parts.append(Part(count, pixels))
+        parts.append(BatchRows(count, pixels))
         first += count
     batch = assemble(
         views,

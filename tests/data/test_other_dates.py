@@ -11,7 +11,7 @@ from test_stream import CONFIG, assert_equal, options, rows_of
 from terrafm.config import load_config
 from terrafm.data.samples.crops import draw_views
 from terrafm.data.samples.dates import OtherDates
-from terrafm.data.samples.loader import BatchMaker, RankLayout
+from terrafm.data.samples.loader import BatchBuilder, RankLayout
 from terrafm.data.samples.stream import make_batches, stream_batches
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import TerraFMError, UsageError
@@ -82,9 +82,11 @@ def test_crops_are_those_of_the_tile_of_the_other_date(small_dataset):
     layout = RankLayout(8, 1, 0, 8)
     setup = dated(small_dataset, layout, ALWAYS, stop_step=1)
     dataset = setup["dataset"]
-    maker = BatchMaker(dataset, setup["plan"], ALWAYS, seed=5, layout=layout, high_frequency=(10,))
-    found = maker.instructions(0, 1)
-    plain = BatchMaker(
+    builder = BatchBuilder(
+        dataset, setup["plan"], ALWAYS, seed=5, layout=layout, high_frequency=(10,)
+    )
+    found = builder.instructions(0, 1)
+    plain = BatchBuilder(
         Dataset.open(small_dataset), setup["plan"], CONFIG, seed=5, layout=layout,
         high_frequency=(10,),
     )  # fmt: skip
@@ -97,7 +99,7 @@ def test_crops_are_those_of_the_tile_of_the_other_date(small_dataset):
     assert found.select(own.column_names).equals(own)
     assert swapped["tile_id"].to_pylist() != own["tile_id"].to_pylist()
     (expected,) = plain.samples.make(swapped)
-    (made,) = maker.samples.make(found)
+    (made,) = builder.samples.make(found)
     np.testing.assert_array_equal(made.pixels, expected.pixels)
 
 
@@ -140,10 +142,10 @@ def test_a_damaged_tile_of_either_date_is_named_or_left_out(small_dataset, damag
     for policy in ("fatal", "quarantine"):
         config = ALWAYS.model_copy(update={"other_date": 0.7, "on_damage": policy})
         setup = dated(small_dataset, layout, config, stop_step=1)
-        maker = BatchMaker(
+        builder = BatchBuilder(
             setup["dataset"], setup["plan"], config, seed=5, layout=layout, high_frequency=(10,)
         )
-        rows = maker.instructions(0, 1)
+        rows = builder.instructions(0, 1)
         prefix = damaged.removesuffix("tile_id")
         for group in setup["dataset"].groups:
             name = f"{prefix}{group.name}.checksum"
@@ -151,13 +153,13 @@ def test_a_damaged_tile_of_either_date_is_named_or_left_out(small_dataset, damag
             rows = rows.set_column(rows.column_names.index(name), name, changed)
         if policy == "fatal":
             with pytest.raises(TerraFMError, match="does not match its checksum"):
-                maker.samples.make(rows)
+                builder.samples.make(rows)
             continue
-        (part,) = maker.samples.make(rows)
-        views = maker.samples.views(rows)
+        (part,) = builder.samples.make(rows)
+        views = builder.samples.views(rows)
         read = (views.other_date == bool(prefix)).any(axis=1)
         assert sorted(part.damage) == np.flatnonzero(read).tolist()
-        batch = maker.batch(rows, [part])
+        batch = builder.batch(rows, [part])
         np.testing.assert_array_equal(batch.sample_weight.numpy() == 0, read)
 
 

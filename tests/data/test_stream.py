@@ -15,7 +15,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from terrafm.config import DataConfig
-from terrafm.data.samples.loader import BatchMaker
+from terrafm.data.samples.loader import BatchBuilder
 from terrafm.data.samples.plan import Plan
 from terrafm.data.samples.stream import RankLayout, make_batches, stream_batches
 from terrafm.data.shards.dataset import Dataset
@@ -309,7 +309,7 @@ def test_what_cannot_be_trained_on_is_refused(small_dataset):
         next(make_batches(**setup))
     # With another modality it is a tile like any other.
     setup["config"] = CONFIG.model_copy(update={"modalities": ("s1", "s2_l1c")})
-    maker = BatchMaker(
+    builder = BatchBuilder(
         setup["dataset"],
         setup["plan"],
         setup["config"],
@@ -317,8 +317,8 @@ def test_what_cannot_be_trained_on_is_refused(small_dataset):
         layout=setup["layout"],
         high_frequency=(),
     )
-    rows = maker.instructions(0, 2)
-    views = maker.samples.views(rows)
+    rows = builder.instructions(0, 2)
+    views = builder.samples.views(rows)
     without = np.array(rows["tile_id"].to_pylist()) == "tile_03"
     assert without.any()
     assert not views.drawn[without][..., 0].any()

@@ -16,7 +16,7 @@ from terrafm.eval.datasets.shard_tiles import ShardTiles
 from terrafm.eval.features.job import (
     EncoderFeatures,
     FeatureWorkers,
-    make_features,
+    extract_features,
     untrained_spec,
 )
 from terrafm.eval.features.readouts import Readout
@@ -94,11 +94,11 @@ def test_the_same_numbers_by_one_worker_three_or_another_batch(
     images = ShardTiles(small_dataset)
     encoders = (tiny_weights, untrained_spec("terrafm_tiny", 0))
     sensors = (("s2_l2a",), ("s1", "s2_l2a"))
-    maker = EncoderFeatures(encoders, sensors, images.statistics(), 48, 4)
-    whole = make_features(maker, images, torch.device("cpu"))
+    extractor = EncoderFeatures(encoders, sensors, images.statistics(), 48, 4)
+    whole = extract_features(extractor, images, torch.device("cpu"))
     for workers, batch in ((1, 4), (3, 1)):
-        found = make_features(
-            replace(maker, batch=batch), images, torch.device("cpu"), FeatureWorkers(workers)
+        found = extract_features(
+            replace(extractor, batch=batch), images, torch.device("cpu"), FeatureWorkers(workers)
         )
         assert np.abs(found - whole).max() <= 1e-5
 

@@ -73,7 +73,7 @@ def test_features_are_computed_once(images, weights, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise AssertionError("features were computed again")
 
-    monkeypatch.setattr("terrafm.eval.features.encoders.make_features", fail)
+    monkeypatch.setattr("terrafm.eval.features.encoders.extract_features", fail)
     monkeypatch.setattr("terrafm.eval.features.encoders.mean_spectra", fail)
     assert compare(images, [weights], options=options) == first
 
@@ -196,7 +196,7 @@ def test_the_untrained_row_is_the_mean_of_its_seeds(images, weights):
     result = compare(images, [weights], options=replace(FAST, protocols=("knn5",)))
     row = result["rows"][1]["protocols"]["knn5"]
     opened = open_set(images)
-    rows = table_rows(opened, FAST.look(opened), [weights], (), [])
+    rows = table_rows(opened, FAST.inputs(opened), [weights], (), [])
     task = Task(opened.labels, 3, opened.groups, None)
     found = [
         float((predict("knn5", r.compute(None), task).predictions == opened.labels).mean())

@@ -12,7 +12,7 @@ from terrafm.eval.features import job as feature_job
 from terrafm.eval.features.job import (
     EncoderFeatures,
     FeatureWorkers,
-    make_features,
+    extract_features,
     untrained_spec,
 )
 from terrafm.eval.tables.common import CompareOptions
@@ -28,26 +28,26 @@ def small_parts(monkeypatch):
 
 
 @pytest.fixture
-def maker(small_dataset, weights):
+def extractor(small_dataset, weights):
     return EncoderFeatures(
         (weights, untrained_spec("terrafm_tiny", 0)), (("s1",), ("s1", "s2_l2a")),
         ShardTiles(small_dataset).statistics(), 48, 4,
     )  # fmt: skip
 
 
-def test_parts_and_batches_change_nothing(small_dataset, maker):
+def test_parts_and_batches_change_nothing(small_dataset, extractor):
     images = ShardTiles(small_dataset)
-    whole = make_features(maker, images, CPU)
+    whole = extract_features(extractor, images, CPU)
     assert whole.shape == (11, 4 * 96)
     for batch in (1, 5):
-        other = replace(maker, batch=batch)
-        found = make_features(other, images, CPU, FeatureWorkers(0))
+        other = replace(extractor, batch=batch)
+        found = extract_features(other, images, CPU, FeatureWorkers(0))
         assert np.abs(found - whole).max() <= 1e-5
 
 
-def test_a_call_that_was_interrupted_goes_on(small_dataset, maker, tmp_path, monkeypatch):
+def test_a_call_that_was_interrupted_goes_on(small_dataset, extractor, tmp_path, monkeypatch):
     images, parts = ShardTiles(small_dataset), str(tmp_path / "parts")
-    whole = make_features(maker, images, CPU)
+    whole = extract_features(extractor, images, CPU)
     made = []
     plain = EncoderFeatures.open
 
@@ -64,7 +64,7 @@ def test_a_call_that_was_interrupted_goes_on(small_dataset, maker, tmp_path, mon
 
     monkeypatch.setattr(EncoderFeatures, "open", failing)
     with pytest.raises(UsageError, match="interrupted"):
-        make_features(maker, images, CPU, FeatureWorkers(0), parts)
+        extract_features(extractor, images, CPU, FeatureWorkers(0), parts)
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == [
         "000000000-000000003.npy", "000000003-000000006.npy",
     ]  # fmt: skip
@@ -72,7 +72,7 @@ def test_a_call_that_was_interrupted_goes_on(small_dataset, maker, tmp_path, mon
     (tmp_path / "parts" / "000000003-000000006.npy").write_bytes(b"damaged")
     seen = []
     workers = FeatureWorkers(0, progress=lambda done, total: seen.append((done, total)))
-    found = make_features(maker, images, CPU, workers, parts)
+    found = extract_features(extractor, images, CPU, workers, parts)
     assert np.abs(found - whole).max() <= 1e-5
     assert seen == [(6, 11), (9, 11), (11, 11)]
 
@@ -100,15 +100,15 @@ def _resnet(folder):
     return str(folder / "resnet.safetensors")
 
 
-def test_a_set_that_changes_meanwhile_is_refused(small_dataset, maker):
+def test_a_set_that_changes_meanwhile_is_refused(small_dataset, extractor):
     images = ShardTiles(small_dataset)
     work = feature_job.OpenFeatureWork(
-        maker, small_dataset, feature_job.OpenOptions(), "another", None
+        extractor, small_dataset, feature_job.OpenOptions(), "another", None
     )
     with pytest.raises(UsageError, match="changed while it was used"):
         work("cpu")
     changed = EncoderFeatures(
-        maker.encoders[:1], maker.choices, maker.normalisation, 48, 4, ("another",)
+        extractor.encoders[:1], extractor.choices, extractor.normalisation, 48, 4, ("another",)
     )
     with pytest.raises(UsageError, match="changed while they were used"):
-        make_features(changed, images, CPU)
+        extract_features(changed, images, CPU)

@@ -192,11 +192,11 @@ OPTIONS = CompareOptions(size=32)
 
 
 def tune(images, weights, task=None, epochs=3):
-    look = OPTIONS.look(images)
-    _, untrained, _ = table_rows(images, look, [weights], (), [], (0,))
+    inputs = OPTIONS.inputs(images)
+    _, untrained, _ = table_rows(images, inputs, [weights], (), [], (0,))
     before = {name: value.clone() for name, value in untrained.encoder.state_dict().items()}
     rows = np.arange(len(images.names))
-    outcome = finetune_classes(untrained, images, rows, task or images.task(), look, epochs)
+    outcome = finetune_classes(untrained, images, rows, task or images.task(), inputs, epochs)
     for name, value in untrained.encoder.state_dict().items():
         assert torch.equal(value, before[name]), name
     return outcome
@@ -279,9 +279,9 @@ def test_images_may_lack_one_of_several_modalities(weights, one_rate):
     images.statistics = lambda: {
         "s1": {"mean": [0.14] * 2, "std": [0.05] * 2}, **Levels.statistics(images)
     }  # fmt: skip
-    look = replace(OPTIONS, modalities=("s1", "s2_l2a")).look(images)
-    _, row, _ = table_rows(images, look, [weights], (), [], (0,))
-    outcome = finetune_classes(row, images, np.arange(24), images.task(), look, 1)
+    inputs = replace(OPTIONS, modalities=("s1", "s2_l2a")).inputs(images)
+    _, row, _ = table_rows(images, inputs, [weights], (), [], (0,))
+    outcome = finetune_classes(row, images, np.arange(24), images.task(), inputs, 1)
     assert set(outcome.predictions) <= {0, 1, 2}
 
 

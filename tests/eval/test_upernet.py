@@ -51,16 +51,16 @@ def test_every_level_and_every_parameter_matters():
 
 def test_the_maps_are_the_encoders_after_those_blocks(fields, weights):
     images = fields(count=5)
-    look = OPTIONS.look(images)
-    spectrum, untrained, _ = table_rows(images, look, [weights], (), [], (0,))
-    maps = patch_maps(untrained, images, look, levels=4).reshape(5, 4, 96, 4, 4)
+    inputs = OPTIONS.inputs(images)
+    spectrum, untrained, _ = table_rows(images, inputs, [weights], (), [], (0,))
+    maps = patch_maps(untrained, images, inputs, levels=4).reshape(5, 4, 96, 4, 4)
     pixels = torch.from_numpy(images.read(2, ())["s2_l2a"][0].pixels)[None]
     normalised = (pixels - 0.14) / 0.04
     with torch.inference_mode():
         expected = untrained.encoder.forward_features(normalised, "s2_l2a", (0, 1, 1, 2))
     for level, found in zip(maps[2], expected, strict=True):
         np.testing.assert_allclose(level, found[0].numpy(), atol=1e-5)
-    flat = patch_maps(spectrum, images, look, levels=4).reshape(5, 4, 12, 4, 4)
+    flat = patch_maps(spectrum, images, inputs, levels=4).reshape(5, 4, 12, 4, 4)
     assert (flat == flat[:, :1]).all()
 
 

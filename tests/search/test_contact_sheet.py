@@ -11,8 +11,8 @@ from terrafm.data.shards.dataset import Dataset
 from terrafm.embed.schema import read_manifest
 from terrafm.errors import UsageError
 from terrafm.search.contact_sheet import draw_contact_sheet
-from terrafm.search.look import Look
-from terrafm.search.looks import open_looks
+from terrafm.search.preview import Preview
+from terrafm.search.previews import open_previews
 from terrafm.search.similar import find_similar
 
 DOTS = 130
@@ -21,11 +21,11 @@ DOTS = 130
 class Greys:
     """Pictures of one grey each, darker from rank to rank; the query is the brightest."""
 
-    def look(self, tile):
+    def preview(self, tile):
         if tile["tile_id"] == "nothing":
             return None
         level = 1 - tile.get("rank", 0) / 20
-        return Look("s2_l2a", np.full((30, 30, 3), level, np.float32))
+        return Preview("s2_l2a", np.full((30, 30, 3), level, np.float32))
 
 
 def tile(name, rank=None):
@@ -87,37 +87,37 @@ def test_the_same_search_gives_the_same_file(embeddings, tmp_path):
     result = find_similar(embeddings, "tile_03", count=3)
     tiles = [result["query"], *result["neighbours"]]
     for name in ("a.png", "b.png"):
-        looks = open_looks(read_manifest(embeddings), None, tiles)
-        draw_contact_sheet(result, looks, str(tmp_path / name))
+        previews = open_previews(read_manifest(embeddings), None, tiles)
+        draw_contact_sheet(result, previews, str(tmp_path / name))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_a_look_is_natural_colour_of_the_dataset_else_radar(embeddings, make_dataset, tmp_path):
     manifest = read_manifest(embeddings)
     dataset = Dataset.open(manifest.data)
-    look = open_looks(manifest, None, [tile("tile_03")]).look(tile("tile_03"))
+    preview = open_previews(manifest, None, [tile("tile_03")]).preview(tile("tile_03"))
     pixels = dataset.read_tile(3)["s2_l2a_10m"]
     bands = next(g.bands for g in dataset.groups if g.name == "s2_l2a_10m")
-    assert look.modality == "s2_l2a"
+    assert preview.modality == "s2_l2a"
     for colour, band in enumerate(("B04", "B03", "B02")):
         expected = pixels[bands.index(band)] * np.float32(1e-4)
-        np.testing.assert_allclose(look.image[..., colour], expected, rtol=1e-6)
+        np.testing.assert_allclose(preview.image[..., colour], expected, rtol=1e-6)
     radar = tmp_path / "radar"
     shutil.copytree(manifest.data, radar)
     for name in ("manifest.json", "manifest-1.json"):
         fields = json.loads((radar / name).read_text())
         fields["groups"] = [g for g in fields["groups"] if g["modality"] == "s1"]
         (radar / name).write_text(json.dumps(fields))
-    look = open_looks(manifest, str(radar), [tile("tile_03")]).look(tile("tile_03"))
-    assert look.modality == "s1"
+    preview = open_previews(manifest, str(radar), [tile("tile_03")]).preview(tile("tile_03"))
+    assert preview.modality == "s1"
     s1 = dataset.read_tile(3)["s1_10m"] * np.float32(0.01)
-    np.testing.assert_allclose(look.image[..., 2], s1[0] - s1[1], atol=1e-4)
+    np.testing.assert_allclose(preview.image[..., 2], s1[0] - s1[1], atol=1e-4)
 
 
 def test_pixels_that_are_gone_are_one_line(embeddings, make_dataset, tmp_path):
     manifest = read_manifest(embeddings).model_copy(update={"data": str(tmp_path / "gone")})
     with pytest.raises(UsageError, match=r"no pictures .*gone does not exist; --data URI says"):
-        open_looks(manifest, None, [])
+        open_previews(manifest, None, [])
     other = make_dataset(tmp_path / "other", seed=5)
     with pytest.raises(UsageError, match="no version with fingerprint"):
-        open_looks(manifest, other, [])
+        open_previews(manifest, other, [])

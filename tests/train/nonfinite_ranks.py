@@ -13,7 +13,7 @@ from torch import distributed
 from terrafm.config import load_config
 from terrafm.data.samples.loader import make_batches
 from terrafm.train.step.zero import ZeroEngine
-from terrafm.train.worker.faulty_steps import culprits, nonfinite_record
+from terrafm.train.worker.faulty_steps import nonfinite_record, nonfinite_samples
 from terrafm.train.worker.setup import TrainingSetup
 
 STAGES = (0, 1, 2, 3)
@@ -101,7 +101,7 @@ def train(setup, stage, kind, rank, world_size):
             gathered = [None] * world_size
             record = nonfinite_record(step, rank, norm, batches, statistics.losses)
             distributed.all_gather_object(gathered, record)
-            records = culprits(gathered)
+            records = nonfinite_samples(gathered)
     tiles = [None] * world_size
     distributed.all_gather_object(tiles, [t for batch in steps[1] for t in batch.tile_id])
     return {"applied": outcomes, "states": states, "records": records, "tiles": tiles}

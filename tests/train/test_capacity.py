@@ -21,8 +21,8 @@ spares = st.sampled_from([{}, {"CPU": 0.5}, {"CPU": 1.0}, {"CPU": 2.0}, {"CPU": 
 @given(
     nodes, st.sampled_from([0.5, 1.0, 1.5]), st.sampled_from([0.0, 1.0]), st.integers(0, 9), spares
 )
-def test_workers_fit_each_on_one_node_and_leave_room_for_others(found, cpu, gpu, most, spare):
-    workers = fitting_workers(found, {"CPU": cpu, "GPU": gpu}, most, spare)
+def test_workers_fit_each_on_one_node_and_leave_room_for_others(found, cpu, gpu, most, reserved):
+    workers = fitting_workers(found, {"CPU": cpu, "GPU": gpu}, most, reserved)
     staying = [node.available for node in found if node.going_at is None]
 
     def possible(number):
@@ -34,8 +34,8 @@ def test_workers_fit_each_on_one_node_and_leave_room_for_others(found, cpu, gpu,
                 return False
             place["CPU"] -= cpu
             place["GPU"] -= gpu
-        gpus = sum(node["GPU"] for node in left) - spare.get("GPU", 0)
-        cpus = sum(node["CPU"] for node in left) - spare.get("CPU", 0)
+        gpus = sum(node["GPU"] for node in left) - reserved.get("GPU", 0)
+        cpus = sum(node["CPU"] for node in left) - reserved.get("CPU", 0)
         return number == 0 or (cpus > 0 and gpus >= 0)
 
     assert 0 <= workers <= most
@@ -74,15 +74,15 @@ def test_every_worker_finds_a_place_to_read_on_one_node(found, cpu, gpu, most):
 
 
 @given(nodes, st.sampled_from([0.5, 1.0, 1.5]), st.integers(1, 9), spares)
-def test_who_reads_leaves_room_for_a_validation(found, cpu, most, spare):
+def test_who_reads_leaves_room_for_a_validation(found, cpu, most, reserved):
     need = {"CPU": cpu}
-    workers = fitting_workers(found, need, most, spare)
+    workers = fitting_workers(found, need, most, reserved)
     if not workers:
         return
-    each = reading_cpus(found, need, workers, spare)
+    each = reading_cpus(found, need, workers, reserved)
     assert 0 < each <= reading_cpus(found, need, workers)
     staying = sum(node.available["CPU"] for node in found if node.going_at is None)
-    assert staying - workers * (cpu + each) >= spare.get("CPU", 0) - 1e-6
+    assert staying - workers * (cpu + each) >= reserved.get("CPU", 0) - 1e-6
 
 
 def test_a_validation_takes_of_the_node_with_the_most():
@@ -110,14 +110,14 @@ def test_a_single_machine_shares_what_is_left():
     spares,
     st.data(),
 )
-def test_a_group_that_can_grow_is_larger_when_it_starts_again(totals, cpu, most, spare, data):
-    need, spare = {"CPU": cpu}, {"CPU": spare.get("CPU", 0.0)}
+def test_a_group_that_can_grow_is_larger_when_it_starts_again(totals, cpu, most, reserved, data):
+    need, reserved = {"CPU": cpu}, {"CPU": reserved.get("CPU", 0.0)}
     old = data.draw(st.integers(1, len(totals)))
     before = [Node(str(i), "", {"CPU": cpus}) for i, cpus in enumerate(totals[:old])]
-    workers = fitting_workers(before, need, most, spare)
+    workers = fitting_workers(before, need, most, reserved)
     if not workers:
         return
-    each = reading_cpus(before, need, workers, spare)
+    each = reading_cpus(before, need, workers, reserved)
     left = dict(enumerate(totals))
     occupied = set()
     for _ in range(workers):
@@ -129,9 +129,9 @@ def test_a_group_that_can_grow_is_larger_when_it_starts_again(totals, cpu, most,
         place = data.draw(st.sampled_from([i for i in left if left[i] >= size - 1e-6]))
         left[place] -= size
     now = [Node(str(i), "", {"CPU": cpus}) for i, cpus in left.items()]
-    if can_grow(now, occupied, need, workers * each, spare):
+    if can_grow(now, occupied, need, workers * each, reserved):
         again = [Node(str(i), "", {"CPU": cpus}) for i, cpus in enumerate(totals)]
-        assert fitting_workers(again, need, workers + 1, spare) == workers + 1
+        assert fitting_workers(again, need, workers + 1, reserved) == workers + 1
 
 
 def test_who_reads_on_a_new_machine_does_not_keep_the_group_from_it():
@@ -139,5 +139,5 @@ def test_who_reads_on_a_new_machine_does_not_keep_the_group_from_it():
     now = [Node("old", "", {"CPU": 0.5}), Node("new", "", {"CPU": 1.5})]
     assert can_grow(now, {"old"}, {"CPU": 1.5}, reading=0.5)
     assert not can_grow(now, {"old", "new"}, {"CPU": 1.5}, reading=0.5)
-    assert not can_grow(now, {"old"}, {"CPU": 1.5}, reading=0.5, spare={"CPU": 1.0})
+    assert not can_grow(now, {"old"}, {"CPU": 1.5}, reading=0.5, reserved={"CPU": 1.0})
     assert not can_grow([Node("new", "", {"CPU": 1.5}, 0.0)], {"old"}, {"CPU": 1.5}, reading=0.5)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from terrafm.config import LossConfig, OptimConfig
-from terrafm.train.metrics.alerts import Notices
+from terrafm.train.metrics.alerts import Alerts
 from terrafm.train.step.collapse import ALARMS, CollapseAlarm, FeatureSample, effective_rank
 from terrafm.train.step.schedules import Schedules
 
@@ -129,7 +129,7 @@ def test_single_bad_lines_do_not_ring():
 
 
 def test_an_episode_is_told_once_with_advice_and_again_when_it_returns():
-    alarm, notices = CollapseAlarm(PROTOTYPES, warmup_steps=50), Notices()
+    alarm, notices = CollapseAlarm(PROTOTYPES, warmup_steps=50), Alerts()
     told = []
     for step in range(1, 1000):
         line = healthy(step)

@@ -9,7 +9,7 @@ import torch
 
 from terrafm.config import load_config, settings
 from terrafm.data.samples.loader import make_batches
-from terrafm.train.metrics.alerts import Notices
+from terrafm.train.metrics.alerts import Alerts
 from terrafm.train.metrics.bottleneck import BOTTLENECKS, Bottleneck
 from terrafm.train.metrics.step_line import Monitor, Rates, metrics_line
 from terrafm.train.step.timer import PHASES, StepTimer, Window
@@ -119,7 +119,7 @@ def test_the_largest_share_is_named_with_keys_that_exist(name):
     assert line["bottleneck"] == name
     # The newest line alone may say something else.
     shares = Rates(1.0, 1, None, CPU).line(window(**{name: 0.001}))
-    (notice,) = Notices().new(line | shares)
+    (notice,) = Alerts().new(line | shares)
     assert notice.startswith("step 20: 61% of the time is ")
     keys = {key for key, *_ in settings()}
     named = set(re.findall(r"\b(?:train|data)\.[a-z_]+", BOTTLENECKS[name]))
@@ -132,7 +132,7 @@ def test_computation_is_no_bottleneck():
     judge.judge(window())
     judged = judge.judge(window(forward=0.3, backward=0.6, data=0.1))
     assert judged == {"bottleneck": "compute", "bottleneck_share": 0.1}
-    assert Notices().new({"step": 1, "bottleneck": "compute"}) == []
+    assert Alerts().new({"step": 1, "bottleneck": "compute"}) == []
 
 
 def test_a_single_slow_line_is_no_bottleneck_of_the_run():

@@ -10,7 +10,7 @@ from ranks import run_ranks
 
 from terrafm.errors import TerraFMError
 from terrafm.train.metrics.samples import append_nonfinite
-from terrafm.train.worker.faulty_steps import SkipLimit, culprits, nonfinite_record
+from terrafm.train.worker.faulty_steps import SkipLimit, nonfinite_record, nonfinite_samples
 
 SCRIPT = Path(__file__).with_name("nonfinite_ranks.py")
 STAGES = (0, 1, 2, 3)
@@ -88,8 +88,8 @@ def test_padding_is_never_named():
     assert record["tiles"] == [{"tile": "b", "epoch": 0, "position": 1}]
     fine = nonfinite_record(3, 1, float("inf"), [batch], [torch.tensor([1.0, 2.0, torch.nan])])
     assert [t["tile"] for t in fine["tiles"]] == ["a", "b"]
-    assert culprits([record, fine]) == [record]
-    assert culprits([fine]) == [fine]
+    assert nonfinite_samples([record, fine]) == [record]
+    assert nonfinite_samples([fine]) == [fine]
 
 
 def test_the_file_holds_each_record_once(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from terrafm.config import load_config
 from terrafm.errors import UsageError
-from terrafm.train.metrics.alerts import Notices
+from terrafm.train.metrics.alerts import Alerts
 from terrafm.train.metrics.log import MetricsLog, read_metrics
 from terrafm.train.metrics.tracker_clients import open_trackers
 from terrafm.train.metrics.trackers import Background, TrackedRun, Tracker, check_trackers
@@ -142,7 +142,7 @@ def test_a_failure_stands_in_the_lines_and_is_told_once(tmp_path):
     assert all(
         row["trackers_off"] == {"mlflow": "ConnectionError: the server is down"} for row in lines
     )
-    notices = Notices()
+    notices = Alerts()
     told = [
         sentence
         for row in lines

@@ -193,14 +193,14 @@ def test_it_lives_on_what_is_left_and_makes_way(tmp_path):
     with new_validator(tmp_path, 20) as validator:
         nodes = cluster_nodes()
         # Before it runs, its CPU is kept free: one worker and something to read with.
-        assert validator.spare(nodes) == {"CPU": 1.0}
-        assert fitting_workers(nodes, need, 9, validator.spare(nodes)) == 1
+        assert validator.reserved(nodes) == {"CPU": 1.0}
+        assert fitting_workers(nodes, need, 9, validator.reserved(nodes)) == 1
         until(lambda: len(starts(tmp_path)) == 1, "never started")
-        until(lambda: not validator.spare(cluster_nodes()), "not seen on the cluster", 120)
+        until(lambda: not validator.reserved(cluster_nodes()), "not seen on the cluster", 120)
         nodes = cluster_nodes()
         # What it holds is in no count of what is free, so that it counts once.
         assert sum(node.available.get("CPU", 0) for node in nodes) == CPUS - 1
-        assert fitting_workers(nodes, need, 9, validator.spare(nodes)) == 1
+        assert fitting_workers(nodes, need, 9, validator.reserved(nodes)) == 1
         assert sum(node.available["CPU"] for node in validator.freed(nodes)) == CPUS
         assert not validator.make_way(nodes, need, 9)
         # A worker that would hold all but one: only without the validation is there room.
@@ -215,14 +215,14 @@ def test_workers_that_fit_only_without_it_come_first(tmp_path):
     small = CONFIG.model_copy(update={"cpus": 0.5})
     with new_validator(tmp_path, 20, small) as validator:
         until(lambda: len(starts(tmp_path)) == 1, "never started")
-        until(lambda: not validator.spare(cluster_nodes()), "not seen on the cluster", 120)
+        until(lambda: not validator.reserved(cluster_nodes()), "not seen on the cluster", 120)
         # Of two nodes this would be the one that the validation lies on: worker 2 has no place.
         (node,) = cluster_nodes()
         halves = [
             type(node)(node.id, "one", dict(node.available) | {"CPU": 1.0}),
             type(node)("other", "other", {"CPU": 2.0}),
         ]
-        assert fitting_workers(halves, {"CPU": 1.25}, 2, validator.spare(halves)) == 1
+        assert fitting_workers(halves, {"CPU": 1.25}, 2, validator.reserved(halves)) == 1
         assert validator.make_way(halves, {"CPU": 1.25}, 2)
         until(lambda: free_cpus() == CPUS, "it has not made way", 120)
         validator.go_on()
@@ -239,7 +239,7 @@ def test_where_nothing_is_left_it_waits_and_nobody_for_it(tmp_path):
     with new_validator(tmp_path, 20) as validator:
         time.sleep(3)
         assert starts(tmp_path) == []
-        assert validator.spare(cluster_nodes()) == {"CPU": 1.0}
+        assert validator.reserved(cluster_nodes()) == {"CPU": 1.0}
         remove_placement_group(taken)
         until(lambda: steps_of(tmp_path) == [10], "never scored")
 

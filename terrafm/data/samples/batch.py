@@ -18,8 +18,8 @@ from terrafm.modalities import MODALITIES
 
 if TYPE_CHECKING:
     # Only named: the training step takes batches and must not need what makes them.
+    from terrafm.data.samples.builder import BatchRows
     from terrafm.data.samples.crops import Views
-    from terrafm.data.samples.maker import Part
 
 # Pieces of a block in the object store are read-only, and nothing writes to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable", module=__name__)
@@ -129,7 +129,7 @@ def pin(shape: tuple[int, ...], dtype: str) -> Tensor:
 
 def assemble(
     views: Views,
-    parts: Sequence[Part],
+    parts: Sequence[BatchRows],
     *,
     high_frequency: NDArray[np.bool_],
     sample_weight: NDArray[np.float32],
@@ -171,7 +171,7 @@ def assemble(
 class _Pieces:
     """Finds the crops of B samples in the buffers of their parts."""
 
-    def __init__(self, views: Views, parts: Sequence[Part]) -> None:
+    def __init__(self, views: Views, parts: Sequence[BatchRows]) -> None:
         bounds = np.cumsum([0, *(part.rows for part in parts)])
         self._parts = parts
         self._part = np.repeat(np.arange(len(parts)), np.diff(bounds))

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terrafm.data.samples.batch import Batch, Crops, pin
+from terrafm.data.samples.builder import BatchRows
 from terrafm.data.samples.crops import Cropper, Views
-from terrafm.data.samples.maker import Part
 from terrafm.data.shards.manifest import CellGroup
 from terrafm.modalities import MODALITIES
 
@@ -208,7 +208,7 @@ def resize_weights(start: Tensor, length: Tensor, full: int, size: int) -> Tenso
 def assemble_tiles(
     cropper: Cropper,
     views: Views,
-    parts: Sequence[Part],
+    parts: Sequence[BatchRows],
     *,
     high_frequency: NDArray[np.bool_],
     sample_weight: NDArray[np.float32],

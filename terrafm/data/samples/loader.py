@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from terrafm.config import DataConfig
 from terrafm.data.samples.batch import HostBatch, assemble
+from terrafm.data.samples.builder import OTHER_DATE, BatchRows, SampleBuilder
 from terrafm.data.samples.crops import Cropper
 from terrafm.data.samples.dates import OtherDates
 from terrafm.data.samples.device_crops import assemble_tiles
-from terrafm.data.samples.maker import OTHER_DATE, Part, SampleMaker
 from terrafm.data.samples.plan import Plan
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
@@ -74,7 +74,7 @@ class RankLayout:
         return step * self.global_batch + offset, real.astype(np.float32)
 
 
-class BatchMaker:
+class BatchBuilder:
     """Everything a rank needs to turn steps into instructions, and crops into batches.
 
     Args:
@@ -102,7 +102,7 @@ class BatchMaker:
         self.dataset = dataset
         self.plan = plan
         self.layout = layout
-        self.samples = SampleMaker(dataset.uri, Cropper.for_dataset(dataset, config, seed))
+        self.samples = SampleBuilder(dataset.uri, Cropper.for_dataset(dataset, config, seed))
         self._dates = OtherDates(dataset.places, seed) if config.other_date else None
         self._high_frequency = np.isin(dataset.land_cover, list(high_frequency))
         trained = [name in config.modalities for name in dataset.modalities]
@@ -136,7 +136,7 @@ class BatchMaker:
             table = table.append_column(name, pa.array(column))
         return table
 
-    def batch(self, instructions: pa.Table, parts: Sequence[Part]) -> HostBatch:
+    def batch(self, instructions: pa.Table, parts: Sequence[BatchRows]) -> HostBatch:
         """One micro-batch.
 
         Args:
@@ -197,11 +197,11 @@ def make_batches(
         UsageError: the dataset does not fit the plan or the configuration.
         TerraFMError: a cell cannot be read; names shard and tile.
     """
-    maker = BatchMaker(
+    builder = BatchBuilder(
         dataset, plan, config, seed=seed, layout=layout, high_frequency=high_frequency
     )
     for step in range(start_step, stop_step):
-        instructions = maker.instructions(step, step + 1)
+        instructions = builder.instructions(step, step + 1)
         for micro in range(layout.n_micro):
             rows = instructions.slice(micro * layout.micro_rows, layout.micro_rows)
-            yield maker.batch(rows, maker.samples.make(rows))
+            yield builder.batch(rows, builder.samples.make(rows))

@@ -24,8 +24,8 @@ from ray.util.annotations import RayDeprecationWarning
 
 from terrafm.config import DataConfig
 from terrafm.data.samples.batch import HostBatch
-from terrafm.data.samples.loader import BatchMaker, RankLayout, make_batches
-from terrafm.data.samples.maker import DataWorker, Part, open_block
+from terrafm.data.samples.builder import BatchRows, DataWorker, open_block
+from terrafm.data.samples.loader import BatchBuilder, RankLayout, make_batches
 from terrafm.data.samples.plan import Plan
 from terrafm.data.shards.dataset import Dataset
 from terrafm.ray.runtime import SchedulingPause
@@ -91,7 +91,7 @@ def stream_batches(
         UsageError: the dataset does not fit the plan or the configuration.
         TerraFMError: a cell cannot be read; names shard and tile.
     """
-    maker = BatchMaker(
+    builder = BatchBuilder(
         dataset, plan, config, seed=seed, layout=layout, high_frequency=high_frequency
     )
 
@@ -99,13 +99,13 @@ def stream_batches(
         segments = list(_segments(start_step, stop_step, layout.rows_per_rank))
         with ThreadPoolExecutor(1, thread_name_prefix="terrafm-instructions") as ahead:
             # While one segment streams, the next one is looked up.
-            coming = [ahead.submit(maker.instructions, *bounds) for bounds in segments[:1]]
+            coming = [ahead.submit(builder.instructions, *bounds) for bounds in segments[:1]]
             for bounds in [*segments[1:], None]:
                 instructions = coming.pop().result()
                 if bounds is not None:
-                    coming.append(ahead.submit(maker.instructions, *bounds))
+                    coming.append(ahead.submit(builder.instructions, *bounds))
                 yield from _stream_segment(
-                    maker, instructions, config, cpus, begin_transfer, standby
+                    builder, instructions, config, cpus, begin_transfer, standby
                 )
 
     return _ahead(produce, config.prefetch_batches)
@@ -121,7 +121,7 @@ def _segments(start: int, stop: int, rows_per_step: int) -> Iterator[tuple[int, 
 
 
 def _stream_segment(
-    maker: BatchMaker,
+    builder: BatchBuilder,
     instructions: pa.Table,
     config: DataConfig,
     cpus: float,
@@ -129,11 +129,11 @@ def _stream_segment(
     standby: bool,
 ) -> Iterator[HostBatch]:
     store = ray.cluster_resources().get("object_store_memory", 0.0)
-    share = store * _STORE_SHARE / maker.layout.world_size
+    share = store * _STORE_SHARE / builder.layout.world_size
     sample = instructions.slice(0, 64)
-    row_bytes = 2 * maker.samples.pixels(maker.samples.views(sample)) // sample.num_rows
+    row_bytes = 2 * builder.samples.pixels(builder.samples.views(sample)) // sample.num_rows
     fitting = max(1, int(min(_BLOCK_BYTES, share / 4)) // row_bytes)
-    micro_rows = maker.layout.micro_rows
+    micro_rows = builder.layout.micro_rows
     limit = _block_limit(micro_rows, min(config.rows_per_block, fitting))
     # Batches are pieces of blocks: those made ahead and the one in use stay in the store.
     held = (config.prefetch_batches + 2) * max(limit, micro_rows) * row_bytes
@@ -148,7 +148,7 @@ def _stream_segment(
     with ray.data.DataContext.current(context):
         made = ray.data.from_blocks(blocks).map_batches(
             DataWorker,
-            fn_constructor_args=(maker.samples, standby and workers <= _MOST_STANDBY),
+            fn_constructor_args=(builder.samples, standby and workers <= _MOST_STANDBY),
             compute=ray.data.ActorPoolStrategy(
                 size=min(workers, len(blocks)), max_tasks_in_flight_per_actor=_TASKS_AT_A_WORKER
             ),
@@ -160,7 +160,7 @@ def _stream_segment(
             **({"runtime_env": {"env_vars": data_worker_environment()}} if standby else {}),
         )
     ready = iter(made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
-    parts: list[Part] = []
+    parts: list[BatchRows] = []
     taken = 0
     try:
         for block in ready:
@@ -168,7 +168,7 @@ def _stream_segment(
                 parts.append(part)
                 rows = sum(part.rows for part in parts)
                 if rows == micro_rows:
-                    yield begin_transfer(maker.batch(instructions.slice(taken, rows), parts))
+                    yield begin_transfer(builder.batch(instructions.slice(taken, rows), parts))
                     taken += rows
                     parts = []
     finally:

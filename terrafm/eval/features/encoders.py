@@ -20,7 +20,7 @@ from terrafm.eval.features.extraction import (
 from terrafm.eval.features.job import (
     EncoderFeatures,
     FeatureWorkers,
-    make_features,
+    extract_features,
     untrained_spec,
 )
 from terrafm.eval.features.readouts import Readout
@@ -36,8 +36,8 @@ TIMM = "timm:"
 
 
 @dataclass(frozen=True)
-class Look:
-    """How images are looked at.
+class InputOptions:
+    """How images are given to encoders.
 
     Attributes:
         modalities: those that are used, fused if they are several.
@@ -70,7 +70,7 @@ class Row:
         depends_on: JSON-able, all that the features depend on besides the set.
         compute: makes (N, D) float32, rows of unit length, zero for images without the modality;
             given a URI, workers keep finished parts there.
-        look: how it looks at the images.
+        inputs: how images are given to it.
         encoder: of a TerraFM row, with its normalisation; for dense tasks.
         normalisation: modality -> {"mean", "std"} that the encoder sees.
         family: title of the rows whose mean is shown in place of each; None for one by itself.
@@ -80,27 +80,27 @@ class Row:
     seen: str
     depends_on: dict[str, Any]
     compute: Callable[[str | None], NDArray[np.float32]]
-    look: Look
+    inputs: InputOptions
     encoder: Encoder | None = None
     normalisation: dict[str, dict[str, Any]] | None = None
     family: str | None = None
 
 
-def mean_spectrum_row(images: ImageSet, look: Look) -> Row:
+def mean_spectrum_row(images: ImageSet, inputs: InputOptions) -> Row:
     """The baseline without a model: every band's mean."""
     return Row(
         MEAN_SPECTRUM,
         "mean of every band, standardised over the set",
-        {"row": MEAN_SPECTRUM, "modalities": list(look.modalities)},
-        lambda _: mean_spectra(images, [look.modalities])[0],
-        look,
+        {"row": MEAN_SPECTRUM, "modalities": list(inputs.modalities)},
+        lambda _: mean_spectra(images, [inputs.modalities])[0],
+        inputs,
     )
 
 
 def weights_rows(
     weights: Sequence[str | os.PathLike[str]],
     images: ImageSet,
-    look: Look,
+    inputs: InputOptions,
     notes: list[str],
     seeds: Sequence[int] = UNTRAINED_SEEDS,
 ) -> list[Row]:
@@ -111,7 +111,7 @@ def weights_rows(
     Args:
         weights: URIs of exported or released weights.
         images: the set.
-        look: how it is looked at.
+        inputs: how images are given to the encoders.
         notes: receives what a reader of the result should know.
         seeds: of the untrained encoders; several are a family.
 
@@ -123,10 +123,10 @@ def weights_rows(
     for given in weights:
         uri = os.fspath(given)
         encoder = load_encoder(uri)
-        own = replace(look, size=input_side(encoder, None if look.own_size else look.size))
-        modality_choices(encoder, images, look.modalities, notes)
+        own = replace(inputs, size=input_side(encoder, None if inputs.own_size else inputs.size))
+        modality_choices(encoder, images, inputs.modalities, notes)
         normalisation, source = normalisation_for(
-            encoder, images, look.modalities, notes, by_set=look.by_set
+            encoder, images, inputs.modalities, notes, by_set=inputs.by_set
         )
         name = infer_model_name(encoder.state_dict(), uri)
         trained.append(
@@ -157,7 +157,7 @@ def _encoder_row(
     normalisation: dict[str, dict[str, Any]],
     source: str,
     images: ImageSet,
-    look: Look,
+    inputs: InputOptions,
     family: str | None = None,
 ) -> Row:
     stated = {
@@ -165,35 +165,35 @@ def _encoder_row(
         for name, s in normalisation.items()
     }
     fingerprint = state_fingerprint(encoder)
-    maker = EncoderFeatures(
+    extractor = EncoderFeatures(
         (spec,),
-        (look.modalities,),
+        (inputs.modalities,),
         stated,
-        look.size,
-        look.batch,
+        inputs.size,
+        inputs.batch,
         (fingerprint,),
-        look.readout,
+        inputs.readout,
     )
     depends_on = {
         "row": "terrafm",
         "weights": fingerprint,
-        "modalities": list(look.modalities),
-        "size": look.size,
+        "modalities": list(inputs.modalities),
+        "size": inputs.size,
         "normalisation": stated,
     }
-    if look.readout is not Readout.CLS:
-        depends_on["readout"] = look.readout.value
+    if inputs.readout is not Readout.CLS:
+        depends_on["readout"] = inputs.readout.value
 
     def compute(parts: str | None) -> NDArray[np.float32]:
-        made = make_features(maker, images, look.device, look.workers, parts)
-        return look.readout.finished(made)
+        made = extract_features(extractor, images, inputs.device, inputs.workers, parts)
+        return inputs.readout.finished(made)
 
     return Row(
         title,
         f"normalisation: {source}",
         depends_on,
         compute,
-        look,
+        inputs,
         encoder,
         normalisation,
         family,

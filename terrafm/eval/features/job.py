@@ -31,7 +31,7 @@ MakeFeatures = Callable[[ImageSet, Sequence[int]], Features]
 Progress = Callable[[int, int], None]
 
 
-class FeatureMaker(Protocol):
+class FeatureExtractor(Protocol):
     """What makes features, pickled into every worker; holds no model but where to get one."""
 
     def open(self, device: torch.device) -> MakeFeatures:
@@ -101,8 +101,8 @@ class FeatureWorkers:
     progress: Progress | None = None
 
 
-def make_features(
-    maker: FeatureMaker,
+def extract_features(
+    extractor: FeatureExtractor,
     images: ImageSet,
     device: torch.device,
     workers: FeatureWorkers | None = None,
@@ -111,7 +111,7 @@ def make_features(
     """Features of all images of a set.
 
     Args:
-        maker: makes them.
+        extractor: makes them.
         images: the set.
         device: where to compute without workers.
         workers: who makes them; None for this process, in one go.
@@ -126,11 +126,11 @@ def make_features(
     """
     total = len(images.names)
     if workers is None:
-        return maker.open(device)(images, range(total))
+        return extractor.open(device)(images, range(total))
     parts = divide(total, rows_per_part(total))
     found = {} if parts_uri is None else _read_parts(parts_uri, parts)
     work = OpenFeatureWork(
-        maker, absolute_uri(images.uri), workers.open, images.fingerprint, parts_uri
+        extractor, absolute_uri(images.uri), workers.open, images.fingerprint, parts_uri
     )
     missing = [part for part in parts if part.number not in found]
     done = total - sum(part.rows for part in missing)
@@ -147,14 +147,14 @@ class OpenFeatureWork:
     """Opens set and model in a worker.
 
     Attributes:
-        maker: makes the features.
+        extractor: makes the features.
         uri: of the set.
         options: what it does not say of itself.
         fingerprint: that it has to have.
         parts_uri: folder for finished parts, or None.
     """
 
-    maker: FeatureMaker
+    extractor: FeatureExtractor
     uri: str
     options: OpenOptions
     fingerprint: str
@@ -169,7 +169,7 @@ class OpenFeatureWork:
         images = open_set(self.uri, self.options)
         if images.fingerprint != self.fingerprint:
             raise UsageError(f"{self.uri} changed while it was used: repeat the command")
-        make = self.maker.open(torch.device(device))
+        make = self.extractor.open(torch.device(device))
 
         def work(part: Part) -> Features:
             features = make(images, range(part.first, part.stop))

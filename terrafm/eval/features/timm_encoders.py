@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from terrafm.errors import UsageError
 from terrafm.eval.datasets.labelled import ImageSet
-from terrafm.eval.features.encoders import TIMM, Look, Row
+from terrafm.eval.features.encoders import TIMM, InputOptions, Row
 from terrafm.eval.features.extraction import batches
-from terrafm.eval.features.job import Features, MakeFeatures, make_features
+from terrafm.eval.features.job import Features, MakeFeatures, extract_features
 from terrafm.modalities import MODALITIES
 from terrafm.models.claims import check_weights
 from terrafm.models.weights import state_fingerprint
@@ -35,22 +35,22 @@ PICTURE_BANDS = ("B04", "B03", "B02")
 BRIGHTEST = 0.3
 
 
-def timm_row(name: str, images: ImageSet, look: Look) -> Row:
+def timm_row(name: str, images: ImageSet, inputs: InputOptions) -> Row:
     """A row of one of timm's models.
 
     Args:
         name: `timm:NAME` for the weights that timm publishes, `timm:NAME@URI` for a checkpoint
             (safetensors, or a `.pth` of tensors) of that architecture.
         images: the set.
-        look: how it is looked at; the side is the model's own.
+        inputs: how it is looked at; the side is the model's own.
 
     Raises:
         UsageError: no such model, weights that cannot be read or do not fit it, or channels that
             are neither a picture nor the modality's bands.
     """
-    if len(look.modalities) > 1:
-        raise UsageError(f"{name} sees one modality, not {', '.join(look.modalities)}")
-    (modality,) = look.modalities
+    if len(inputs.modalities) > 1:
+        raise UsageError(f"{name} sees one modality, not {', '.join(inputs.modalities)}")
+    (modality,) = inputs.modalities
     architecture, _, uri = name.removeprefix(TIMM).partition("@")
     uri = absolute(uri) if uri else uri
     model, channels = _load(architecture, uri)
@@ -74,7 +74,7 @@ def timm_row(name: str, images: ImageSet, look: Look) -> Row:
             f"{sensor.channels} bands of {modality}"
         )
     fingerprint = state_fingerprint(model)
-    maker = TimmFeatures(
+    extractor = TimmFeatures(
         architecture,
         uri,
         fingerprint,
@@ -85,7 +85,7 @@ def timm_row(name: str, images: ImageSet, look: Look) -> Row:
         tuple(std.tolist()),
         channels == len(PICTURE_BANDS) and channels != sensor.channels,
         side,
-        look.batch,
+        inputs.batch,
     )
     depends_on = {
         "row": f"{TIMM}{architecture}",
@@ -94,14 +94,14 @@ def timm_row(name: str, images: ImageSet, look: Look) -> Row:
         "modalities": [modality],
         "size": side,
         "seen": seen,
-        "normalisation": dict(maker.statistics),
+        "normalisation": dict(extractor.statistics),
     }
     return Row(
         name,
         f"{seen}, {side} pixels",
         depends_on,
-        lambda parts: make_features(maker, images, look.device, look.workers, parts),
-        replace(look, size=side),
+        lambda parts: extract_features(extractor, images, inputs.device, inputs.workers, parts),
+        replace(inputs, size=side),
     )
 
 

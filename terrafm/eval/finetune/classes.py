@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from terrafm.eval.datasets.labelled import ImageSet
-from terrafm.eval.features.encoders import Look, Row
+from terrafm.eval.features.encoders import InputOptions, Row
 from terrafm.eval.finetune.models import Classifier
 from terrafm.eval.finetune.pixels import Pixels
 from terrafm.eval.finetune.training import BATCH, Tell, fine_tune, prefixed
@@ -90,7 +90,7 @@ def finetune_classes(
     images: ImageSet,
     rows: NDArray[np.int64],
     task: Task,
-    look: Look,
+    inputs: InputOptions,
     epochs: int,
     tell: Tell = lambda _: None,
 ) -> Outcome:
@@ -101,7 +101,7 @@ def finetune_classes(
         images: the set.
         rows: (N,) its rows that the task's rows are.
         task: labels, splits, seed.
-        look: how images are looked at.
+        inputs: how images are given to the encoder.
         epochs: at most.
         tell: receives the progress.
 
@@ -109,7 +109,7 @@ def finetune_classes(
         UsageError: a split without images, or too few places for folds.
     """
     assert row.normalisation is not None
-    objective = _Classes(row, Pixels(images, look, row.normalisation), rows, task, look.device)
+    objective = _Classes(row, Pixels(images, inputs, row.normalisation), rows, task, inputs.device)
     if task.splits is not None:
         parts = [(task.rows("train"), task.rows("valid"), task.rows("test"))]
     else:

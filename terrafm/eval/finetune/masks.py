@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from terrafm.eval.datasets.labelled import SegmentationSet
-from terrafm.eval.features.encoders import Look, Row
+from terrafm.eval.features.encoders import InputOptions, Row
 from terrafm.eval.finetune.models import Segmenter
 from terrafm.eval.finetune.pixels import Pixels, turned
 from terrafm.eval.finetune.training import Tell, fine_tune
@@ -27,14 +27,14 @@ class _Masks:
         row: of the table, with its encoder.
         images: the set.
         pixels: its images.
-        look: which modalities every image has to have.
+        inputs: which modalities every image has to have.
         task: masks.
     """
 
     row: Row
     images: SegmentationSet
     pixels: Pixels
-    look: Look
+    inputs: InputOptions
     task: MaskTask
 
     def build(self) -> nn.Module:
@@ -77,7 +77,7 @@ class _Masks:
     ) -> dict[str, Tensor]:
         """Images that have all modalities: maps of several kinds are not mixed."""
         pixels, places = self.pixels.batch(rows, symmetries)
-        for modality in self.look.modalities:
+        for modality in self.inputs.modalities:
             held = places[modality].tolist() if modality in places else []
             if len(held) < len(rows):
                 (first, *_) = sorted(set(range(len(rows))) - set(held))
@@ -89,7 +89,7 @@ def finetune_masks(
     row: Row,
     images: SegmentationSet,
     task: MaskTask,
-    look: Look,
+    inputs: InputOptions,
     epochs: int,
     tell: Tell = lambda _: None,
 ) -> tuple[NDArray[np.int64], dict[str, Any]]:
@@ -99,7 +99,7 @@ def finetune_masks(
         row: of the table, with an encoder, which stays as it is.
         images: the set.
         task: masks, splits, seed.
-        look: how images are looked at.
+        inputs: how images are given to the encoder.
         epochs: at most.
         tell: receives the progress.
 
@@ -110,8 +110,8 @@ def finetune_masks(
         UsageError: images that lack a modality of the others, or no pixel to validate on.
     """
     assert row.normalisation is not None
-    pixels = Pixels(images, look, row.normalisation)
-    objective = _Masks(row, images, pixels, look, task)
+    pixels = Pixels(images, inputs, row.normalisation)
+    objective = _Masks(row, images, pixels, inputs, task)
     tuned = fine_tune(
         objective, task.splits["train"], task.splits["valid"], epochs=epochs, seed=task.seed,
         tell=tell,

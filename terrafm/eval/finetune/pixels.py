@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from terrafm.eval.datasets.labelled import ImageSet
-from terrafm.eval.features.encoders import Look
+from terrafm.eval.features.encoders import InputOptions
 from terrafm.eval.features.extraction import model_input
 
 # The eight symmetries of a square: four quarter turns, each also mirrored.
@@ -33,17 +33,17 @@ class Pixels:
     """Batches of a set's images as the encoder takes them."""
 
     def __init__(
-        self, images: ImageSet, look: Look, normalisation: Mapping[str, Mapping[str, Any]]
+        self, images: ImageSet, inputs: InputOptions, normalisation: Mapping[str, Mapping[str, Any]]
     ) -> None:
         """Reads nothing yet.
 
         Args:
             images: the set.
-            look: how it is looked at.
+            inputs: how images are given to the encoder.
             normalisation: mean and std per modality.
         """
         self._images = images
-        self._look = look
+        self._inputs = inputs
         self._normalisation = normalisation
         self._held: dict[int, dict[str, Tensor]] = {}
         self._bytes = 0
@@ -67,7 +67,7 @@ class Pixels:
                 shown = image if symmetries is None else turned(image, int(symmetries[place]))
                 pixels.setdefault(modality, []).append(shown)
                 places.setdefault(modality, []).append(place)
-        device = self._look.device
+        device = self._inputs.device
         return (
             {name: torch.stack(found).to(device) for name, found in pixels.items()},
             {name: torch.tensor(found, device=device) for name, found in places.items()},
@@ -76,8 +76,8 @@ class Pixels:
     def _image(self, row: int) -> dict[str, Tensor]:
         if row in self._held:
             return self._held[row]
-        read = self._images.read(row, self._look.modalities)
-        image = model_input(read, self._normalisation, self._look.size)
+        read = self._images.read(row, self._inputs.modalities)
+        image = model_input(read, self._normalisation, self._inputs.size)
         size = sum(tensor.numel() * tensor.element_size() for tensor in image.values())
         if self._bytes + size <= _HELD_BYTES:
             self._held[row] = image

@@ -19,7 +19,12 @@ from terrafm.eval.datasets.compatibility import modality_choices, normalisation_
 from terrafm.eval.datasets.labelled import LabelledSet
 from terrafm.eval.datasets.registry import open_labelled
 from terrafm.eval.features.extraction import UNTRAINED_SEEDS, input_side, mean_spectra
-from terrafm.eval.features.job import EncoderFeatures, FeatureWorkers, make_features, untrained_spec
+from terrafm.eval.features.job import (
+    EncoderFeatures,
+    FeatureWorkers,
+    extract_features,
+    untrained_spec,
+)
 from terrafm.eval.features.readouts import Readout
 from terrafm.modalities import FIRST_CHOICE
 from terrafm.models.weights import infer_model_name, load_encoder
@@ -214,9 +219,9 @@ def evaluate_knn(
     normalisation, source = normalisation_for(encoder, images, used, notes)
     fresh = [untrained_spec(name, seed) for seed in UNTRAINED_SEEDS] if baselines else []
     encoders = (absolute(weights), *fresh)
-    maker = EncoderFeatures(encoders, tuple(choices), normalisation, size, batch, (), readout)
+    extractor = EncoderFeatures(encoders, tuple(choices), normalisation, size, batch, (), readout)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    together = make_features(maker, images, torch.device(device), workers)
+    together = extract_features(extractor, images, torch.device(device), workers)
     flat = [
         readout.finished(part) for part in np.split(together, len(choices) * len(encoders), axis=1)
     ]

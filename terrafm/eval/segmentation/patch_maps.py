@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from terrafm.errors import UsageError
 from terrafm.eval.datasets.labelled import SegmentationSet
-from terrafm.eval.features.encoders import Look, Row
+from terrafm.eval.features.encoders import InputOptions, Row
 from terrafm.eval.features.extraction import batches
 from terrafm.models.patch_embed import PATCH_SIZE
 
@@ -27,14 +27,14 @@ def pyramid_blocks(depth: int) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def patch_maps(
-    row: Row, images: SegmentationSet, look: Look, levels: int = 1
+    row: Row, images: SegmentationSet, inputs: InputOptions, levels: int = 1
 ) -> NDArray[np.float32]:
     """The encoder's patch maps, or the mean spectrum of each patch.
 
     Args:
         row: of the table; one without an encoder has the spectrum on every level.
         images: the set.
-        look: how it is looked at.
+        inputs: how images are given to the encoder.
         levels: L, 1 for the last block, 4 for those of `pyramid_blocks`.
 
     Returns:
@@ -46,18 +46,18 @@ def patch_maps(
     statistics = row.normalisation
     if statistics is None:
         measured = images.statistics()
-        statistics = {modality: measured[modality] for modality in look.modalities}
-    encoder = None if row.encoder is None else row.encoder.to(look.device).eval()
+        statistics = {modality: measured[modality] for modality in inputs.modalities}
+    encoder = None if row.encoder is None else row.encoder.to(inputs.device).eval()
     blocks: Sequence[int] | None = None
     if encoder is not None and levels > 1:
         blocks = pyramid_blocks(len(encoder.blocks))
     maps: NDArray[np.float32] | None = None
-    for rows, pixels in batches(images, look.modalities, statistics, look.size, look.batch):
-        moved = {name: tensor.to(look.device) for name, tensor in pixels.items()}
-        if set(moved) != set(look.modalities):
+    for rows, pixels in batches(images, inputs.modalities, statistics, inputs.size, inputs.batch):
+        moved = {name: tensor.to(inputs.device) for name, tensor in pixels.items()}
+        if set(moved) != set(inputs.modalities):
             raise lacks_modality(images, rows[0])
         if encoder is None:
-            stacked = torch.cat([moved[name] for name in look.modalities], 1)
+            stacked = torch.cat([moved[name] for name in inputs.modalities], 1)
             found = [functional.avg_pool2d(stacked, PATCH_SIZE)] * levels
         else:
             found = encoder.forward_features(moved, out_indices=blocks)

@@ -1,4 +1,4 @@
-"""What all tables of evaluation share: options, rows, provenance, and how they look."""
+"""What all tables of evaluation share: options, rows, provenance, and how they are printed."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from rich.table import Table
 from terrafm.errors import UsageError
 from terrafm.eval.datasets.labelled import ImageSet
 from terrafm.eval.datasets.registry import OpenOptions
-from terrafm.eval.features.encoders import TIMM, Look, Row, mean_spectrum_row, weights_rows
+from terrafm.eval.features.encoders import TIMM, InputOptions, Row, mean_spectrum_row, weights_rows
 from terrafm.eval.features.extraction import UNTRAINED_SEEDS
 from terrafm.eval.features.job import FeatureWorkers
 from terrafm.eval.features.readouts import Readout
@@ -77,14 +77,14 @@ class CompareOptions:
     workers: int | None = None
     progress: Callable[[int, int], None] | None = None
 
-    def look(self, images: ImageSet) -> Look:
+    def inputs(self, images: ImageSet) -> InputOptions:
         """How a set is looked at.
 
         Raises:
             UsageError: a modality that the set does not have.
         """
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return Look(
+        return InputOptions(
             _modalities(images, self.modalities),
             IMAGE_SIZE if self.size is None else self.size,
             self.batch,
@@ -128,7 +128,7 @@ def check_protocols(options: CompareOptions) -> None:
 
 def table_rows(
     images: ImageSet,
-    look: Look,
+    inputs: InputOptions,
     weights: Sequence[str | os.PathLike[str]],
     baselines: Sequence[str],
     notes: list[str],
@@ -145,36 +145,36 @@ def table_rows(
                 f"baseline {name!r} is not known: {TIMM}NAME or {TIMM}NAME@URI; TerraFM "
                 "weights are named with --weights"
             )
-    ours = weights_rows(weights, images, look, notes, seeds)
+    ours = weights_rows(weights, images, inputs, notes, seeds)
     others = []
     if baselines:
         # timm loads its whole zoo: only for those who ask for one of its models.
         from terrafm.eval.features.timm_encoders import timm_row
 
-        others = [timm_row(name, images, look) for name in baselines]
+        others = [timm_row(name, images, inputs) for name in baselines]
     return [
-        mean_spectrum_row(images, ours[0].look if ours else look),
+        mean_spectrum_row(images, ours[0].inputs if ours else inputs),
         *others,
         *ours,
     ]
 
 
 def provenance(
-    images: ImageSet, look: Look, rows: Sequence[Row], options: CompareOptions
+    images: ImageSet, inputs: InputOptions, rows: Sequence[Row], options: CompareOptions
 ) -> dict[str, Any]:
     """What a reader of a result has to know, JSON-able.
 
     `image_size` is one number, or a list where TerraFM encoders got images of several sizes.
     """
-    sizes = sorted({row.look.size for row in rows if row.encoder is not None}) or [look.size]
+    sizes = sorted({row.inputs.size for row in rows if row.encoder is not None}) or [inputs.size]
     return {
         "data": images.uri,
         "data_fingerprint": images.fingerprint,
         "classes": list(images.classes),
-        "modalities": list(look.modalities),
-        "bands": {modality: images.bands[modality] for modality in look.modalities},
+        "modalities": list(inputs.modalities),
+        "bands": {modality: images.bands[modality] for modality in inputs.modalities},
         "image_size": sizes[0] if len(sizes) == 1 else sizes,
-        "readout": look.readout.value,
+        "readout": inputs.readout.value,
         "seed": options.seed,
         "resamples": options.resamples,
     }

@@ -70,18 +70,18 @@ def compare(
     protocols = options.chosen(PROTOCOLS, CLASS_PROTOCOLS, f"{opened.uri} has classes")
     images = check_labelled(opened)
     notes: list[str] = []
-    look = options.look(images)
-    if "finetune" in protocols and look.readout is not Readout.CLS:
+    inputs = options.inputs(images)
+    if "finetune" in protocols and inputs.readout is not Readout.CLS:
         raise UsageError(
-            f"fine-tuning trains on the CLS token: --readout {look.readout.value} is for features "
-            "that stay as they are"
+            f"fine-tuning trains on the CLS token: --readout {inputs.readout.value} is for "
+            "features that stay as they are"
         )
-    rows = table_rows(images, look, weights, baselines, notes)
+    rows = table_rows(images, inputs, weights, baselines, notes)
     found = [_features(row, images, options) for row in rows]
     # All rows of the table are scored on the same images: those that have the modality.
     usable = np.all([np.abs(features).sum(1) > 0 for features, _ in found], axis=0)
     if not usable.all():
-        notes.append(f"{int((~usable).sum())} images lack {', '.join(look.modalities)}: left out")
+        notes.append(f"{int((~usable).sum())} images lack {', '.join(inputs.modalities)}: left out")
     groups = images.groups[usable]
     if images.splits is None and len(np.unique(groups)) < 2:
         notes.append("all images are of one place: they are left out one by one")
@@ -106,7 +106,7 @@ def compare(
                 # Of a family, one is enough: each is three trainings.
                 tuned |= {row.family} - {None}
                 outcome = finetune_classes(
-                    row, images, kept_rows, task, row.look, options.epochs,
+                    row, images, kept_rows, task, row.inputs, options.epochs,
                     prefixed(tell, f"{row.title}: fine-tuning, "),
                 )  # fmt: skip
             else:
@@ -117,7 +117,7 @@ def compare(
     if multi and (absent := _absent(images, task)):
         notes.append(f"no scored image has {', '.join(absent)}: no part in mAP")
     return {
-        **provenance(images, look, rows, options),
+        **provenance(images, inputs, rows, options),
         "task": "several labels" if multi else "one label",
         "n": _scored_count(task),
         "split": _split_text(task),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from terrafm.errors import UsageError
 from terrafm.eval.datasets.labelled import SegmentationSet
 from terrafm.eval.features.cache import cached_features
-from terrafm.eval.features.encoders import Look, Row
+from terrafm.eval.features.encoders import InputOptions, Row
 from terrafm.eval.features.extraction import UNTRAINED_SEEDS
 from terrafm.eval.finetune.masks import finetune_masks
 from terrafm.eval.finetune.training import Tell, prefixed
@@ -54,14 +54,14 @@ def compare_masks(
         raise UsageError(f"baseline {baselines[0]}: masks are scored for TerraFM weights only")
     protocols = options.chosen(MASK_DEFAULTS, MASK_PROTOCOLS, f"{images.uri} has masks")
     notes: list[str] = []
-    look = options.look(images)
-    task = MaskTask.of(images, look.device, options.seed)
+    inputs = options.inputs(images)
+    task = MaskTask.of(images, inputs.device, options.seed)
     # Probes on maps are trained for each: one untrained encoder has to do.
-    rows = table_rows(images, look, weights, (), notes, UNTRAINED_SEEDS[:1])
+    rows = table_rows(images, inputs, weights, (), notes, UNTRAINED_SEEDS[:1])
     if set(protocols) & {"upernet", "finetune"}:
-        smallest = min(row.look.size for row in rows)
+        smallest = min(row.inputs.size for row in rows)
         upernet.check_upernet(smallest, len(task.splits["train"]))
-    run = _Run(images, task, look, options, tell)
+    run = _Run(images, task, inputs, options, tell)
     shown = []
     for row in rows:
         scored, kept = {}, None
@@ -80,7 +80,7 @@ def compare_masks(
     if images.ignore is not None:
         notes.append(f"pixels of label {images.ignore} do not count")
     return {
-        **provenance(images, look, rows, options),
+        **provenance(images, inputs, rows, options),
         "task": "segmentation",
         "n": len(task.splits["test"]),
         "split": f"the set's splits ({counts}), scored on test",
@@ -95,7 +95,7 @@ class _Run:
 
     images: SegmentationSet
     task: MaskTask
-    look: Look
+    inputs: InputOptions
     options: CompareOptions
     tell: Tell
 
@@ -105,7 +105,7 @@ class _Run:
         if protocol == "finetune":
             tell = prefixed(self.tell, f"{row.title}: fine-tuning, ")
             epochs = self.options.epochs
-            tuned = finetune_masks(row, self.images, self.task, row.look, epochs, tell)
+            tuned = finetune_masks(row, self.images, self.task, row.inputs, epochs, tell)
             return *tuned, None
         return self._linear(row) if protocol == "linear" else self._upernet(row)
 
@@ -130,20 +130,20 @@ class _Run:
         self, build: Callable[[], nn.Module], maps: Tensor, recipe: ProbeRecipe
     ) -> tuple[NDArray[np.int64], dict[str, Any]]:
         fitted = fit_best(build, maps, self.task, recipe)
-        predict = logits_of(fitted.probe, maps, self.look.device)
+        predict = logits_of(fitted.probe, maps, self.inputs.device)
         confusions, _ = self.task.evaluate(predict, self.task.splits["test"])
         return confusions, {"learning_rate": fitted.learning_rate}
 
     def _maps(self, row: Row, levels: int) -> tuple[Tensor, str | None]:
         """(N, L, D, h, w), and where they are kept."""
-        depends_on = {**row.depends_on, "dense": True, "size": row.look.size}
+        depends_on = {**row.depends_on, "dense": True, "size": row.inputs.size}
         if levels > 1:
             depends_on["levels"] = levels
         flat, file = cached_features(
             self.options.features, f"dense {row.title}", depends_on, self.images,
-            partial(patch_maps, row, self.images, row.look, levels),
+            partial(patch_maps, row, self.images, row.inputs, levels),
         )  # fmt: skip
-        side = row.look.size // PATCH_SIZE
+        side = row.inputs.size // PATCH_SIZE
         return torch.from_numpy(flat.reshape(len(flat), levels, -1, side, side)), file
 
 

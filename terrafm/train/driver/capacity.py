@@ -13,7 +13,7 @@ def fitting_workers(
     nodes: Iterable[Node],
     need: Mapping[str, float],
     most: int,
-    spare: Mapping[str, float] = _NOTHING,
+    reserved: Mapping[str, float] = _NOTHING,
 ) -> int:
     """Workers that can be started on what is free, with something left to read data.
 
@@ -21,7 +21,7 @@ def fitting_workers(
         nodes: of the cluster; those that are going count for nothing.
         need: resource -> what one worker holds.
         most: workers wanted.
-        spare: resource -> what is kept free besides, for a validation.
+        reserved: resource -> what is kept free besides, for a validation.
 
     Returns:
         At most `most`, such that each finds its resources on one node and CPUs are left over.
@@ -29,7 +29,7 @@ def fitting_workers(
     staying = [node.available for node in nodes if node.going_at is None]
     places = sum(_places(available, need) for available in staying)
     workers = min(most, places)
-    while workers > 0 and not _leave_enough(staying, need, workers, spare):
+    while workers > 0 and not _leave_enough(staying, need, workers, reserved):
         workers -= 1
     return workers
 
@@ -39,7 +39,7 @@ def can_grow(
     occupied: Container[str],
     need: Mapping[str, float],
     reading: float,
-    spare: Mapping[str, float] = _NOTHING,
+    reserved: Mapping[str, float] = _NOTHING,
 ) -> bool:
     """Whether a group of workers would be larger if it ended and started again.
 
@@ -50,19 +50,19 @@ def can_grow(
         need: resource -> what one worker holds.
         reading: CPUs that the group's data workers hold. They may lie on any node, also on one
             that came after its workers had started, and are free once it ends.
-        spare: as in `fitting_workers`.
+        reserved: as in `fitting_workers`.
     """
     staying = [node for node in nodes if node.going_at is None]
     has_place = any(_places(n.available, need) for n in staying if n.id not in occupied)
     free = [*(node.available for node in staying), {"CPU": reading}]
-    return has_place and _leave_enough(free, need, 1, spare)
+    return has_place and _leave_enough(free, need, 1, reserved)
 
 
 def reading_cpus(
     nodes: Iterable[Node],
     need: Mapping[str, float],
     workers: int,
-    spare: Mapping[str, float] = _NOTHING,
+    reserved: Mapping[str, float] = _NOTHING,
 ) -> float:
     """CPUs that each worker may read data with.
 
@@ -73,13 +73,13 @@ def reading_cpus(
         nodes: of the cluster; those that are going count for nothing.
         need: resource -> what one worker holds.
         workers: as many as `fitting_workers` finds room for.
-        spare: as it was given there; its CPUs lie on one node where one has as many left.
+        reserved: as it was given there; its CPUs lie on one node where one has as many left.
 
     Returns:
         A whole number, or less than one.
     """
     left = _left([node.available for node in nodes if node.going_at is None], need, workers)
-    _keep_free(left, spare.get("CPU", 0.0))
+    _keep_free(left, reserved.get("CPU", 0.0))
 
     def pieces(size: float) -> int:
         return sum(int((cpus + _ROUNDING) // size) for cpus in left)
@@ -94,15 +94,15 @@ def _leave_enough(
     free: Sequence[Mapping[str, float]],
     need: Mapping[str, float],
     workers: int,
-    spare: Mapping[str, float],
+    reserved: Mapping[str, float],
 ) -> bool:
     """Whether so many workers leave what is to be kept free, and something to read data."""
 
     def left(resource: str) -> float:
         there = sum(available.get(resource, 0.0) for available in free)
-        return there - workers * need.get(resource, 0.0) - spare.get(resource, 0.0)
+        return there - workers * need.get(resource, 0.0) - reserved.get(resource, 0.0)
 
-    return left("CPU") > _ROUNDING and all(left(resource) >= -_ROUNDING for resource in spare)
+    return left("CPU") > _ROUNDING and all(left(resource) >= -_ROUNDING for resource in reserved)
 
 
 def _left(
@@ -117,13 +117,13 @@ def _left(
     return left
 
 
-def _keep_free(left: list[float], spare: float) -> None:
+def _keep_free(left: list[float], reserved: float) -> None:
     """Takes CPUs off the node with the most, and off others where it has too few."""
-    while spare > _ROUNDING:
+    while reserved > _ROUNDING:
         at = max(range(len(left)), key=left.__getitem__)
-        taken = min(spare, left[at])
+        taken = min(reserved, left[at])
         left[at] -= taken
-        spare -= taken
+        reserved -= taken
 
 
 def _places(available: Mapping[str, float], need: Mapping[str, float]) -> int:

@@ -33,25 +33,25 @@ _MOMENTS = 10_000
 
 
 @dataclass(frozen=True)
-class Limits:
+class GroupLimits:
     """What a worker group may become.
 
     Attributes:
-        need: resource -> what one worker holds.
-        spare: resource -> what is kept free besides the workers, for a validation.
-        most: workers wanted.
+        per_worker: resource -> what one worker holds.
+        reserved: resource -> what is kept free besides the workers, for a validation.
+        max_workers: workers wanted.
         resize_interval: seconds that a group trains at least before it is stopped to grow.
         hang_timeout: seconds without any progress after which the group is ended.
     """
 
-    need: Mapping[str, float]
-    spare: Mapping[str, float]
-    most: int
+    per_worker: Mapping[str, float]
+    reserved: Mapping[str, float]
+    max_workers: int
     resize_interval: float
     hang_timeout: float
 
 
-class Watch:
+class WorkerMonitor:
     """Looks at the ranks and the cluster once a second, in a thread.
 
     Args:
@@ -74,7 +74,7 @@ class Watch:
         self,
         control: Any,
         events: EventLog,
-        limits: Limits,
+        limits: GroupLimits,
         *,
         workers: int,
         reading: float,
@@ -104,7 +104,7 @@ class Watch:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="terrafm-watch", daemon=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> WorkerMonitor:
         self._thread.start()
         return self
 
@@ -172,9 +172,9 @@ class Watch:
         limits = self._limits
         occupied = {beat.node for beat in self._beats}
         if not (
-            self._workers < limits.most
+            self._workers < limits.max_workers
             and len(self._beats) == self._workers
-            and can_grow(nodes, occupied, limits.need, self._reading, limits.spare)
+            and can_grow(nodes, occupied, limits.per_worker, self._reading, limits.reserved)
         ):
             self._room_since = None
             return False
@@ -199,7 +199,7 @@ class Watch:
         patience = patience_for(self._limits.hang_timeout, self.step > self._first_step)
         if not self._hung and now - self._moved[0] > patience:
             self._hung = True
-            reason = name_the_hanging(self._beats, self._workers, time.time())
+            reason = find_hung_rank(self._beats, self._workers, time.time())
             self._control.order.remote(END)
             text = f"no progress for {patience:g} s: {reason}; the workers are started again"
             self._events.add("hung", text, reason=reason, step=self.step)
@@ -225,7 +225,7 @@ def patience_for(hang_timeout: float, training: bool) -> float:
     return hang_timeout if training else max(_START_PATIENCE * hang_timeout, _LEAST_START_SECONDS)
 
 
-def name_the_hanging(beats: Sequence[Beat], workers: int, now: float) -> str:
+def find_hung_rank(beats: Sequence[Beat], workers: int, now: float) -> str:
     """Which rank the others wait for, as far as their words tell.
 
     A rank that waits inside a collective is in the same phase as its peers; the one they wait for

@@ -24,7 +24,7 @@ from terrafm.train.checkpoints.store import list_checkpoints
 from terrafm.train.checkpoints.validations import Validate
 from terrafm.train.driver.checks import CheckedRun, check_run
 from terrafm.train.driver.events import EventLog
-from terrafm.train.metrics.alerts import Notices
+from terrafm.train.metrics.alerts import Alerts
 from terrafm.train.metrics.log import read_metrics
 from terrafm.train.metrics.trackers import TrackedRun
 from terrafm.train.run_folder import RunFolder
@@ -128,7 +128,10 @@ def _pretrain(
         logger.warning("%s: %s", _NOT_NEEDED, difference)
     if checked.extended_from is not None:
         _tell_of_extension(setup, output, resumed_from, checked.extended_from)
-    with _Watch(output, total, progress), nullcontext() if validator is None else validator:
+    with (
+        _ProgressMonitor(output, total, progress),
+        nullcontext() if validator is None else validator,
+    ):
         if not trained:
             supervisor.run()
     if checked.validation is not None:
@@ -213,7 +216,7 @@ def _result(output: str, total: int, resumed_from: int) -> RunResult:
     return RunResult(output, checkpoint, total, resumed_from, lines[-1] if lines else {}, best)
 
 
-class _Watch:
+class _ProgressMonitor:
     """Follows metrics.jsonl in a thread and tells `progress`."""
 
     def __init__(self, output: str, total: int, progress: Progress | None) -> None:
@@ -221,11 +224,11 @@ class _Watch:
         self._total = total
         self._progress = progress
         self._pause = _POLL_SECONDS if is_local(output) else _REMOTE_POLL_SECONDS
-        self._notices = Notices()
+        self._notices = Alerts()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> _Watch:
+    def __enter__(self) -> _ProgressMonitor:
         self._thread.start()
         return self
 

@@ -50,7 +50,7 @@ from terrafm.train.checkpoints.store import read_record
 from terrafm.train.driver.autoscaling import MachineDemand
 from terrafm.train.driver.capacity import fitting_workers, reading_cpus
 from terrafm.train.driver.events import EventLog
-from terrafm.train.driver.monitor import Limits, Watch
+from terrafm.train.driver.monitor import GroupLimits, WorkerMonitor
 from terrafm.train.driver.validator import Validator
 from terrafm.train.run_folder import RunFolder, read_failure
 from terrafm.train.worker.control import start_control
@@ -89,11 +89,11 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _Ending:
-    """How a worker group ended: why it failed, or None; the watch knows the rest."""
+    """How a worker group ended: why it failed, or None; the monitor knows the rest."""
 
     failure: str | None
     seconds_silent: float
-    watch: Watch
+    monitor: WorkerMonitor
 
 
 class Supervisor:
@@ -121,7 +121,7 @@ class Supervisor:
         self._events = EventLog(output)
         self._gpu = uses_gpu(self._train)
         need = {"CPU": float(self._train.cpus_per_worker)} | ({"GPU": 1.0} if self._gpu else {})
-        self._limits = Limits(
+        self._limits = GroupLimits(
             need,
             {} if validator is None else validator.need,
             self._train.most_workers,
@@ -162,7 +162,7 @@ class Supervisor:
                     failures = 0
                 self._interrupted_at = time.time() - ending.seconds_silent
                 if ending.failure is None:
-                    self._events.add("stopped", step=resume.step, reason=ending.watch.stopping)
+                    self._events.add("stopped", step=resume.step, reason=ending.monitor.stopping)
                     continue
                 failures += 1
                 self._tell_of_failure(ending, resume.step)
@@ -181,29 +181,29 @@ class Supervisor:
         """
         fewest, cpus = self._train.fewest_workers, self._train.cpus_per_worker
         has = ray.cluster_resources()
-        spare = {} if self._validator is None else self._validator.need
-        taken = fewest * cpus + spare.get("CPU", 0.0)
+        reserved = {} if self._validator is None else self._validator.need
+        taken = fewest * cpus + reserved.get("CPU", 0.0)
         if not is_autoscaled() and has.get("CPU", 0.0) <= taken:
-            validation = f" and validation.cpus={spare['CPU']:g}" if spare else ""
+            validation = f" and validation.cpus={reserved['CPU']:g}" if reserved else ""
             raise UsageError(
                 f"the Ray cluster has {has.get('CPU', 0.0):g} CPUs, and train.workers={fewest} "
                 f"with train.cpus_per_worker={cpus:g}{validation} leave none to read data: "
-                f"lower one of {'them' if spare else 'the two'}, or add CPUs"
+                f"lower one of {'them' if reserved else 'the two'}, or add CPUs"
             )
-        gpus = fewest * self._limits.need.get("GPU", 0.0)
+        gpus = fewest * self._limits.per_worker.get("GPU", 0.0)
         if gpus and not is_autoscaled() and not has.get("GPU", 0.0):
             raise UsageError(
                 "train.gpu=yes, and no machine of the Ray cluster has a GPU: set train.gpu=auto to "
                 "train on CPUs, or name a cluster that has one in RAY_ADDRESS"
             )
         if (
-            "GPU" in spare
+            "GPU" in reserved
             and not is_autoscaled()
-            and has.get("GPU", 0.0) < gpus + spare["GPU"] - _ROUNDING
+            and has.get("GPU", 0.0) < gpus + reserved["GPU"] - _ROUNDING
         ):
             raise UsageError(
                 f"the Ray cluster has {has.get('GPU', 0.0):g} GPUs, of which training holds "
-                f"{gpus:g}: too few are left for validation.gpus={spare['GPU']:g}"
+                f"{gpus:g}: too few are left for validation.gpus={reserved['GPU']:g}"
             )
 
     def _choose_checkpoint(self) -> Checkpoint:
@@ -225,7 +225,7 @@ class Supervisor:
         failure, renew = None, False
         with (
             hook as variables,
-            Watch(
+            WorkerMonitor(
                 control := start_control(variables),
                 self._events,
                 self._limits,
@@ -236,21 +236,21 @@ class Supervisor:
                 cancelled=self._cancelled,
                 nodes=self._nodes_without_validation,
                 ask=lambda: self._demand.ask(self._train.most_workers - workers),
-            ) as watch,
+            ) as monitor,
         ):
             try:
                 self._trainer(workers, data_cpus, resume, control, scratch).fit()
             except (TrainingFailedError, ActorDiedError) as error:
                 failure = _one_line(error)
                 renew = isinstance(error, (ControllerError, ActorDiedError))
-            silent = watch.seconds_silent() if failure else 0.0
+            silent = monitor.seconds_silent() if failure else 0.0
         if renew:
             # A local Ray may not get back what the failed group held. Not before the hook is out
             # of this process's environment, which a new Ray would inherit.
             with nullcontext() if self._validator is None else self._validator.renewal():
                 renew_ray(logical_cpus(self._setup.config))
             keep_data_actors_here()
-        return _Ending(failure, silent, watch)
+        return _Ending(failure, silent, monitor)
 
     def _await_machines(self) -> tuple[int, float]:
         """Workers to start now, and the CPUs each may read with; waits for the fewest.
@@ -268,13 +268,13 @@ class Supervisor:
             free_orphans()
             nodes = cluster_nodes()
             now = time.monotonic()
-            spare = self._spare(nodes)
-            found = fitting_workers(nodes, self._limits.need, most, spare)
+            reserved = self._reserved(nodes)
+            found = fitting_workers(nodes, self._limits.per_worker, most, reserved)
             if found != fitting:
                 fitting, since = found, now
             enough = fitting == most or now - since >= _SETTLE_SECONDS
             if fitting >= fewest and enough:
-                return fitting, reading_cpus(nodes, self._limits.need, fitting, spare)
+                return fitting, reading_cpus(nodes, self._limits.per_worker, fitting, reserved)
             if enough and now - told >= _REPEAT_SECONDS:
                 told = now
                 reason = f"{fitting} of at least {fewest} workers fit on the cluster"
@@ -282,12 +282,12 @@ class Supervisor:
             self._demand.ask(most, fewest)
             time.sleep(_LOOK_SECONDS)
 
-    def _spare(self, nodes: list[Node]) -> Mapping[str, float]:
+    def _reserved(self, nodes: list[Node]) -> Mapping[str, float]:
         """What the workers leave for a validation; one that is in their way ends."""
         if self._validator is None:
             return {}
-        self._validator.make_way(nodes, self._limits.need, self._train.most_workers)
-        return self._validator.spare(nodes)
+        self._validator.make_way(nodes, self._limits.per_worker, self._train.most_workers)
+        return self._validator.reserved(nodes)
 
     def _nodes_without_validation(self) -> list[Node]:
         nodes = cluster_nodes()
@@ -344,9 +344,9 @@ class Supervisor:
         )
 
     def _tell_of_failure(self, ending: _Ending, newest: int) -> None:
-        step = ending.watch.step
+        step = ending.monitor.step
         lost = step - newest
-        seconds = round(ending.watch.seconds_since(newest), 1) if lost else 0.0
+        seconds = round(ending.monitor.seconds_since(newest), 1) if lost else 0.0
         self._events.add(
             "lost",
             f"after step {step}: {ending.failure}",
@@ -380,9 +380,9 @@ def logical_cpus(config: Config) -> int:
     Those of a validation come on top.
     """
     train, validation = config.train, config.validation
-    spare = validation.cpus if validation.every_steps else 0.0
+    reserved = validation.cpus if validation.every_steps else 0.0
     training = train.most_workers * (train.cpus_per_worker + 1)
-    return max(os.cpu_count() or 1, math.ceil(training + spare))
+    return max(os.cpu_count() or 1, math.ceil(training + reserved))
 
 
 def uses_gpu(train: TrainConfig) -> bool:

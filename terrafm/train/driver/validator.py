@@ -139,7 +139,7 @@ class Validator:
             for tracker in self._trackers.values():
                 tracker.close()
 
-    def spare(self, nodes: Sequence[Node]) -> Mapping[str, float]:
+    def reserved(self, nodes: Sequence[Node]) -> Mapping[str, float]:
         """What a validation still needs of what is free on these nodes; nothing while one runs."""
         running = self._running
         if running is not None and any(_holds(node, running.group) for node in nodes):
@@ -174,7 +174,7 @@ class Validator:
         """
         if self._running is None or not nodes:
             return False
-        fitting = fitting_workers(nodes, need, most, self.spare(nodes))
+        fitting = fitting_workers(nodes, need, most, self.reserved(nodes))
         without = fitting_workers(self.freed(nodes), need, most, self.need)
         if without <= fitting:
             return False

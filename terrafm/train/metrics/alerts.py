@@ -9,7 +9,7 @@ from terrafm.train.metrics.bottleneck import BOTTLENECKS, COMPUTE
 from terrafm.train.step.collapse import ALARMS
 
 
-class Notices:
+class Alerts:
     """Turns alarms, bottlenecks and failed trackers of successive lines into sentences.
 
     Each is told when it appears, and again only after it was gone.

@@ -87,6 +87,6 @@ def nonfinite_record(
     }
 
 
-def culprits(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def nonfinite_samples(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of all ranks' records those to keep: where a loss was not finite, else all."""
     return [record for record in records if not record["loss_finite"]] or list(records)

@@ -24,7 +24,7 @@ _ANSWER_SECONDS = 30.0
 _ENDED_BY_ORDER = 70
 
 
-class Heart:
+class Heartbeat:
     """A rank's side: a thread that reports where the rank is and takes orders.
 
     What terrafm's modules warn of in this process goes to the driver as well: nobody looks at the
@@ -45,7 +45,7 @@ class Heart:
         self._warnings = _Warnings(logging.WARNING)
         logging.getLogger("terrafm").addHandler(self._warnings)
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="terrafm-heart", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name="terrafm-heartbeat", daemon=True)
         self._thread.start()
 
     def at(self, step: int, phase: str) -> None:
@@ -108,7 +108,7 @@ class _Warnings(logging.Handler):
         del self._texts[:number]
 
 
-class Agreement:
+class StopVote:
     """A vote of all ranks in each step: all must stop after the same one.
 
     A collective of its own, on the CPU in gloo, so that it runs beside the step.

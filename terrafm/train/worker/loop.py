@@ -34,9 +34,9 @@ from terrafm.train.step.distillation import Network, SelfDistillation
 from terrafm.train.step.engine import Engine
 from terrafm.train.step.prefetch import Transfer
 from terrafm.train.worker.control import STARTING
-from terrafm.train.worker.faulty_steps import SkipLimit, culprits, nonfinite_record
+from terrafm.train.worker.faulty_steps import SkipLimit, nonfinite_record, nonfinite_samples
 from terrafm.train.worker.garbage_collection import GarbageControl
-from terrafm.train.worker.heartbeat import Agreement, Heart
+from terrafm.train.worker.heartbeat import Heartbeat, StopVote
 from terrafm.train.worker.profiler import PROFILE_FOLDER, StepProfiler
 from terrafm.train.worker.setup import TrainingSetup
 
@@ -89,8 +89,8 @@ class Worker:
         self.layout = self.setup.layout(self.rank, self.world_size)
         self.checkpoints = RunFolder(task.output).checkpoints
         self.control = control
-        self.heart = Heart(control, self.rank)
-        self.agreement = Agreement()
+        self.heartbeat = Heartbeat(control, self.rank)
+        self.stop_vote = StopVote()
         self.writer: CheckpointWriter | None = None
 
     def run(self) -> None:
@@ -101,18 +101,18 @@ class Worker:
             # Ray ends the process soon after: a checkpoint under way would be lost.
             if self.writer is not None:
                 self.writer.settle()
-            self.heart.close()
+            self.heartbeat.close()
 
     def _train(self) -> None:
         restored = self._restore()
         start = done = restored.step if restored else 0
-        self.heart.at(start, STARTING)
+        self.heartbeat.at(start, STARTING)
         total = self.setup.total_steps
         distillation = self.setup.distillation(self._engine, restored, self.device)
         del restored
         log = self._open_logs(start)
         audit, damage = SampleAudit(self.rank), DamageLog()
-        health = SkipLimit(self.config.train.max_skipped_steps)
+        skip_limit = SkipLimit(self.config.train.max_skipped_steps)
         monitor = Monitor(self.config, self.setup.schedules, self.world_size, self.device)
         timer, profiler = monitor.timer, self._profiler()
         stream = stream_batches(
@@ -125,17 +125,17 @@ class Worker:
         garbage.start()
         for step in range(start, total):
             settings = self.setup.schedules.at(step)
-            stop = self.agreement.vote(self.heart.stop_wanted)
-            self.heart.at(step, "waiting for data")
+            stop = self.stop_vote.vote(self.heartbeat.stop_wanted)
+            self.heartbeat.at(step, "waiting for data")
             with timer.phase("data"):
                 batches = list(itertools.islice(stream, self.layout.n_micro))
-            self.heart.at(step, "computing")
+            self.heartbeat.at(step, "computing")
             statistics = distillation.forward_backward(batches, settings, timer.phase)
             applied, grad_norm = distillation.finish(settings, timer.phase)
             if not applied:
                 record = nonfinite_record(step, self.rank, grad_norm, batches, statistics.losses)
                 self._keep_nonfinite(record)
-            health.record(applied, step)
+            skip_limit.record(applied, step)
             damage.add(batches)
             if self.config.train.audit_samples:
                 audit.add(step, batches)
@@ -150,12 +150,12 @@ class Worker:
                         settings,
                         distillation,
                         grad_norm=grad_norm,
-                        skipped=health.total,
+                        skipped=skip_limit.total,
                     )
                     log.write(monitor.complete(line))
             stopping = stop()
             if done % self.config.train.checkpoint_every == 0 or done == total or stopping:
-                self.heart.at(done, "writing a checkpoint")
+                self.heartbeat.at(done, "writing a checkpoint")
                 with timer.phase("checkpoint"):
                     self._save(done, distillation, audit, damage, log)
             profiler.step_done()
@@ -169,7 +169,7 @@ class Worker:
         profiler.close()
         if log is not None:
             log.close()
-        self.heart.at(done, "done")
+        self.heartbeat.at(done, "done")
 
     def _start_standby(self) -> None:
         """For the next group, now that this one does not start any more."""
@@ -223,7 +223,7 @@ class Worker:
         records: list[Any] = [None] * self.world_size
         distributed.all_gather_object(records, record)
         if self.rank == 0:
-            append_nonfinite(self.task.output, culprits(records))
+            append_nonfinite(self.task.output, nonfinite_samples(records))
 
     def _save(
         self,

@@ -120,7 +120,7 @@ class Embeddings(Target):
         from terrafm.embed.work import Entry
         from terrafm.errors import TerraFMError
         from terrafm.search.embeddings import Embeddings
-        from terrafm.search.looks import open_looks
+        from terrafm.search.previews import open_previews
         from terrafm.search.similar import find_similar, render
 
         failed = []
@@ -142,7 +142,7 @@ class Embeddings(Target):
                 if result is not None:
                     shown(render(result))
                     use(
-                        open_looks,
+                        open_previews,
                         folder.manifest,
                         str(self.folder / "dataset"),
                         result["neighbours"],

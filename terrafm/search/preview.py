@@ -10,7 +10,7 @@ COLOUR_BANDS = {"B04", "B03", "B02", "VV", "VH"}
 
 
 @dataclass(frozen=True)
-class Look:
+class Preview:
     """A tile in colour.
 
     Attributes:
@@ -23,10 +23,10 @@ class Look:
     image: NDArray[np.float32]
 
 
-class Looks(Protocol):
+class Previews(Protocol):
     """Where pictures of tiles come from."""
 
-    def look(self, tile: dict[str, Any]) -> Look | None:
+    def preview(self, tile: dict[str, Any]) -> Preview | None:
         """One tile of what `find_similar` returns; None where it has no sensor to show.
 
         Raises:

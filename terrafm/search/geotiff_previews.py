@@ -16,12 +16,12 @@ from terrafm.embed.schema import EmbeddingManifest
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.pictures.colours import colours
-from terrafm.search.look import COLOUR_BANDS, Look
+from terrafm.search.preview import COLOUR_BANDS, Preview
 from terrafm.storage import exists, join
 from terrafm.storage.limits import WINDOW_SIDE
 
 
-class GeotiffLooks:
+class GeotiffPreviews:
     """Pictures of windows of GeoTIFFs; None of files without the bands of a picture.
 
     Args:
@@ -52,8 +52,8 @@ class GeotiffLooks:
         self._is_whole = set(wanted) <= set(places)
         self._survey = survey_of(manifest.options.get("pixels", {}))
 
-    def look(self, tile: dict[str, Any]) -> Look | None:
-        """See `Looks.look`."""
+    def preview(self, tile: dict[str, Any]) -> Preview | None:
+        """See `Previews.preview`."""
         if not self._is_whole:
             return None
         uri = self._where(str(tile["source"]))
@@ -79,7 +79,7 @@ class GeotiffLooks:
         height, width = stored.pixels.shape[1:]
         pixels = reader.physical(uri, stored, reader.decide(uri, sample))
         stacked[list(match.channels), :height, :width] = pixels
-        return Look(modality.name, colours(stacked, modality.name))
+        return Preview(modality.name, colours(stacked, modality.name))
 
     def _where(self, source: str) -> str:
         """Where a file lies now that was embedded as `source`."""

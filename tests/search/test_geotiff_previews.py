@@ -10,7 +10,7 @@ from terrafm.data.rasters.opening import open_raster
 from terrafm.embed.geotiffs import GeoTiffWindows
 from terrafm.embed.schema import read_manifest
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.search.looks import open_looks
+from terrafm.search.previews import open_previews
 from terrafm.search.similar import find_similar
 
 # Out of order, one of them a name that is none.
@@ -57,15 +57,17 @@ def test_a_look_is_the_window_of_the_file(folder, scenes):
     result = find_similar(folder, "a_r26_c6", count=99)
     tiles = [result["query"], *result["neighbours"]]
     assert len(tiles) == 8
-    looks = open_looks(read_manifest(folder), None, tiles)
+    previews = open_previews(read_manifest(folder), None, tiles)
     for tile in tiles:
         name, row, column = tile["tile_id"].rsplit("_", 2)
         top, left = int(row[1:]), int(column[1:])
         expected = scenes[name][[4, 3, 1], top : top + 64, left : left + 64] * np.float32(1e-4)
         expected[expected == 0] = np.nan
-        found = looks.look(tile).image
+        found = previews.preview(tile).image
         np.testing.assert_allclose(found, np.moveaxis(expected, 0, -1), rtol=1e-6)
-    assert np.isnan(looks.look(next(t for t in tiles if t["tile_id"] == "a_r0_c0")).image).any()
+    assert np.isnan(
+        previews.preview(next(t for t in tiles if t["tile_id"] == "a_r0_c0")).image
+    ).any()
 
 
 def test_the_command_draws_them_also_where_they_were_moved(run, folder, tmp_path, monkeypatch):
@@ -84,15 +86,15 @@ def test_the_command_draws_them_also_where_they_were_moved(run, folder, tmp_path
 def test_a_file_that_is_gone_or_damaged_is_one_line(folder, tmp_path):
     tile = find_similar(folder, "a_r26_c6", count=1)["query"]
     file = tmp_path / "scenes" / "a.tif"
-    looks = open_looks(read_manifest(folder), None, [tile])
+    previews = open_previews(read_manifest(folder), None, [tile])
     for damage in (lambda: file.write_bytes(file.read_bytes()[:3000]), file.unlink):
         damage()
         with pytest.raises(TerraFMError, match=r"cannot read image .*a\.tif") as caught:
-            looks.look(tile)
+            previews.preview(tile)
         assert "\n" not in str(caught.value)
     shutil.rmtree(tmp_path / "scenes")
     with pytest.raises(UsageError, match="does not exist"):
-        open_looks(read_manifest(folder), None, [tile])
+        open_previews(read_manifest(folder), None, [tile])
 
 
 def test_without_the_bands_of_a_picture_there_is_none(folder, tmp_path):
@@ -100,16 +102,16 @@ def test_without_the_bands_of_a_picture_there_is_none(folder, tmp_path):
     manifest = read_manifest(folder)
     told = manifest.options["bands"].replace("B04=5", "")
     manifest = manifest.model_copy(update={"options": {**manifest.options, "bands": told}})
-    assert open_looks(manifest, None, [tile]).look(tile) is None
+    assert open_previews(manifest, None, [tile]).preview(tile) is None
 
 
 @pytest.mark.parametrize("source", ["{data}/../private.tif", "/etc/private.tif", "/vsicurl/x.tif"])
 def test_an_image_outside_of_the_data_is_not_looked_at(folder, tmp_path, source):
     tile = find_similar(folder, "a_r26_c6", count=1)["query"]
     shutil.copy(tmp_path / "scenes" / "a.tif", tmp_path / "private.tif")
-    looks = open_looks(read_manifest(folder), None, [tile])
+    previews = open_previews(read_manifest(folder), None, [tile])
     with pytest.raises(UsageError, match=r"private\.tif|x\.tif"):
-        looks.look(tile | {"source": source.format(data=tmp_path / "scenes")})
+        previews.preview(tile | {"source": source.format(data=tmp_path / "scenes")})
 
 
 def test_gdals_own_file_systems_are_not_opened():
@@ -123,12 +125,12 @@ def test_a_manifest_does_not_choose_how_much_memory_a_picture_takes(side, folder
     manifest = read_manifest(folder)
     manifest = manifest.model_copy(update={"options": {**manifest.options, "window": side}})
     with pytest.raises(UsageError, match=r"windows of .* pixels, not of 1 to 4096"):
-        open_looks(manifest, None, [tile])
+        open_previews(manifest, None, [tile])
 
 
 @pytest.mark.parametrize(("side", "value"), [("width", 3000), ("height", -1), ("column", 10**6)])
 def test_neither_does_a_row(side, value, folder):
     tile = find_similar(folder, "a_r26_c6", count=1)["query"]
-    looks = open_looks(read_manifest(folder), None, [tile])
+    previews = open_previews(read_manifest(folder), None, [tile])
     with pytest.raises(TerraFMError, match=r"a\.tif"):
-        looks.look(tile | {"window": tile["window"] | {side: value}})
+        previews.preview(tile | {"window": tile["window"] | {side: value}})

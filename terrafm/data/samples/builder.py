@@ -33,7 +33,7 @@ def _fresh(pixels: int) -> NDArray[np.uint16]:
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchRows:
     """Consecutive rows of one micro-batch.
 
     Attributes:
@@ -49,7 +49,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class SampleMaker:
+class SampleBuilder:
     """Rows of instructions to crops: reads, decodes, crops. Small and picklable.
 
     Attributes:
@@ -61,7 +61,7 @@ class SampleMaker:
     cropper: Cropper
 
     def views(self, instructions: pa.Table) -> Views:
-        """What each row's crops show; pure, so that maker and receiver agree on the layout."""
+        """What each row's crops show; pure, so that builder and receiver agree on the layout."""
         others = self._other_dates(instructions)
         elsewhen = None
         if others is not None:
@@ -111,7 +111,7 @@ class SampleMaker:
         self,
         instructions: pa.Table,
         allocate: Callable[[int], NDArray[np.uint16]] = _fresh,
-    ) -> list[Part]:
+    ) -> list[BatchRows]:
         """The crops of all rows, a part for each micro-batch that the rows belong to.
 
         Where crops are cut on the device, the tiles that they need take their place. Under
@@ -136,7 +136,7 @@ class SampleMaker:
         out = allocate(int(bounds[-1]))
         parts, first = [], 0
         for stretch, start, stop in zip(stretches, bounds, bounds[1:], strict=False):
-            part = Part(len(stretch.box), out[start:stop], {})
+            part = BatchRows(len(stretch.box), out[start:stop], {})
             for row, tile in enumerate(itertools.islice(tiles, part.rows)):
                 pixels = self._checked(tile, wanted[first + row], row, part.damage)
                 self._fill(part.pixels, pixels, stretch, row)
@@ -190,7 +190,7 @@ class SampleMaker:
 class DataWorker:
     """What a data worker of the stream is, in a module that imports no torch."""
 
-    def __init__(self, samples: SampleMaker, standby: bool = False) -> None:
+    def __init__(self, samples: SampleBuilder, standby: bool = False) -> None:
         self._samples = samples
         self._standby = standby
 
@@ -205,7 +205,7 @@ class DataWorker:
         return make_block(instructions, self._samples)
 
 
-def make_block(instructions: pa.Table, samples: SampleMaker) -> pa.Table:
+def make_block(instructions: pa.Table, samples: SampleBuilder) -> pa.Table:
     """A block of instructions to a block of parts, one row and one flat buffer for each.
 
     The block lies in a buffer of the worker that its next block overwrites: Ray copies a block
@@ -238,7 +238,7 @@ def make_block(instructions: pa.Table, samples: SampleMaker) -> pa.Table:
     )
 
 
-def open_block(block: pa.Table) -> list[Part]:
+def open_block(block: pa.Table) -> list[BatchRows]:
     """The parts of a block; their pixels are not copied.
 
     Raises:
@@ -257,7 +257,7 @@ def open_block(block: pa.Table) -> list[Part]:
             zip(batch["rows"].to_pylist(), batch["damage"].to_pylist(), strict=True)
         ):
             records = {int(r): record for r, record in json.loads(damage).items()}
-            parts.append(Part(rows, pixels[bounds[row] : bounds[row + 1]], records))
+            parts.append(BatchRows(rows, pixels[bounds[row] : bounds[row + 1]], records))
     return parts
 
 

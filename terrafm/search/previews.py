@@ -8,12 +8,12 @@ from terrafm.embed.schema import EmbeddingManifest
 from terrafm.errors import UsageError
 from terrafm.modalities import SENSOR_TITLES
 from terrafm.pictures.colours import whole_tile
-from terrafm.search.look import COLOUR_BANDS, Look, Looks
+from terrafm.search.preview import COLOUR_BANDS, Preview, Previews
 
 
-def open_looks(
+def open_previews(
     manifest: EmbeddingManifest, data: str | None, tiles: Sequence[dict[str, Any]]
-) -> Looks:
+) -> Previews:
     """Finds the pixels of some tiles.
 
     Args:
@@ -28,16 +28,16 @@ def open_looks(
     try:
         if manifest.data_kind == "geotiff":
             # What reads windows loads torch, seconds that pictures of a dataset do not need.
-            from terrafm.search.geotiff_looks import GeotiffLooks
+            from terrafm.search.geotiff_previews import GeotiffPreviews
 
-            return GeotiffLooks(uri, manifest)
-        return DatasetLooks(uri, manifest.data_fingerprint, [t["tile_id"] for t in tiles])
+            return GeotiffPreviews(uri, manifest)
+        return DatasetPreviews(uri, manifest.data_fingerprint, [t["tile_id"] for t in tiles])
     except UsageError as error:
         advice = "" if data else "; --data URI says where the pixels lie now"
         raise UsageError(f"no pictures of the tiles: {error}{advice}") from None
 
 
-class DatasetLooks:
+class DatasetPreviews:
     """Pictures of a dataset's tiles: natural colour of Sentinel-2 where there, else Sentinel-1.
 
     Args:
@@ -54,8 +54,8 @@ class DatasetLooks:
         found = self._dataset.rows.find(tile_ids).tolist()
         self._rows = dict(zip(tile_ids, found, strict=True))
 
-    def look(self, tile: dict[str, Any]) -> Look | None:
-        """See `Looks.look`."""
+    def preview(self, tile: dict[str, Any]) -> Preview | None:
+        """See `Previews.preview`."""
         dataset = self._dataset
         location = dataset.locations([self._rows[tile["tile_id"]]])
         for modality in (name for name in SENSOR_TITLES if name in dataset.modalities):
@@ -66,5 +66,5 @@ class DatasetLooks:
             ]
             pixels = dataset.reader.read(location, [groups])[0]
             if pixels:
-                return Look(modality, whole_tile(dataset, pixels, modality))
+                return Preview(modality, whole_tile(dataset, pixels, modality))
         return None

@@ -1,4 +1,4 @@
-from terrafm.train.driver.monitor import name_the_hanging, patience_for
+from terrafm.train.driver.monitor import find_hung_rank, patience_for
 from terrafm.train.worker.control import Beat
 
 NOW = 1000.0
@@ -29,13 +29,13 @@ def test_the_rank_that_others_wait_for_is_named():
         "all 3 ranks are computing at step 5": [beat(0), beat(1), beat(2)],
     }  # fmt: skip
     for text, beats in named.items():
-        assert name_the_hanging(beats, 3, NOW) == text
+        assert find_hung_rank(beats, 3, NOW) == text
 
 
 def test_alone_or_two_of_different_opinion():
-    alone = name_the_hanging([beat(0, phase="waiting for data")], 1, NOW)
+    alone = find_hung_rank([beat(0, phase="waiting for data")], 1, NOW)
     assert alone == "rank 0 (process 100 on host) is waiting for data since 300 s"
-    both = name_the_hanging([beat(0), beat(1, phase="waiting for data")], 2, NOW)
+    both = find_hung_rank([beat(0), beat(1, phase="waiting for data")], 2, NOW)
     assert both == (
         "rank 0 (process 100 on host) is computing; "
         "rank 1 (process 101 on host) is waiting for data"
