@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,12 +46,15 @@ from terrafm.clusters.private import go_private, leave_private
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage.faults import one_line
 
+logger = logging.getLogger(__name__)
+
 # Between two steps of Ray Data's scheduling loop; a block takes far longer to make.
 PAUSE_SECONDS = 0.01
 
 _ANSWER_SECONDS = 10.0
 
 _TOO_SLOW = "timed out during startup"
+_TRIES = 4
 
 # What a person need not read: processes that wait or read, as they should; and processes that were
 # lost, which whoever waits for them reports in one line.
@@ -88,14 +91,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
         else:
             where = {"address": "local", "num_cpus": num_cpus, **go_private()}
         try:
-            with _own_sigterm(), patient_start():
-                ray.init(
-                    **where,
-                    include_dashboard=None if address else False,
-                    log_to_driver=False,
-                    # Lost workers are reported by those who wait for them, in one line.
-                    logging_level=logging.CRITICAL,
-                )
+            _init(where, is_own=not address)
             _silence_noise()
             _own_address = None if address else ray.get_runtime_context().gcs_address
         except ConnectionError as error:
@@ -103,18 +99,44 @@ def ensure_ray(num_cpus: int | None = None) -> None:
         except ValueError as error:
             # What Ray says of an address that is none.
             raise UsageError(f"RAY_ADDRESS={address}: {one_line(error)}; {WANTED}") from None
-        except Exception as error:
-            # It has no class of its own.
-            if _TOO_SLOW not in str(error):
-                raise
-            raise TerraFMError(
-                "Ray did not start: its raylet has ended, or was not there after ten minutes; is "
-                "there memory left? Repeat the command, what is done stays"
-            ) from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _init(where: Mapping[str, Any], *, is_own: bool) -> None:
+    """`ray.init`; a Ray of one's own is started again where its raylet gives up.
+
+    A raylet ends by itself where its agents take longer than 15 s to choose their ports (Ray 2.60,
+    no setting): on a busy machine that happens.
+
+    Raises:
+        TerraFMError: it did not start.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            with _own_sigterm(), patient_start():
+                ray.init(
+                    **where,
+                    include_dashboard=False if is_own else None,
+                    log_to_driver=False,
+                    # Lost workers are reported by those who wait for them, in one line.
+                    logging_level=logging.CRITICAL,
+                )
+        except Exception as error:
+            # It has no class of its own.
+            if _TOO_SLOW not in str(error):
+                raise
+            ray.shutdown()
+            if not is_own or not left:
+                raise TerraFMError(
+                    "Ray did not start: its raylet has ended, or was not there after ten minutes; "
+                    "is there memory left? Repeat the command, what is done stays"
+                ) from None
+            logger.warning("Ray gave up starting: this machine is busy; it is started again")
+        else:
+            return
 
 
 @contextmanager
