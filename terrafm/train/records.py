@@ -17,7 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from terrafm.data.samples.batch import HostBatch
-from terrafm.storage import exists, join, read_json_lines, write_bytes, write_json_lines
+from terrafm.storage import (
+    exists,
+    join,
+    read_json_lines,
+    to_json,
+    write_bytes,
+    write_json_lines,
+)
 from terrafm.storage.parquet import read_parquet
 from terrafm.train.loggers import MetricsLog
 
@@ -135,8 +142,8 @@ def append_nonfinite(run_folder: str, records: Sequence[dict[str, Any]]) -> None
 
 def _append_once(uri: str, records: Sequence[dict[str, Any]]) -> None:
     before = read_json_lines(uri)
-    known = {json.dumps(record, sort_keys=True) for record in before}
-    new = {json.dumps(record, sort_keys=True) for record in records} - known
+    known = {to_json(record, sort_keys=True) for record in before}
+    new = {to_json(record, sort_keys=True) for record in records} - known
     if new:
         write_json_lines(uri, [*before, *map(json.loads, sorted(new))])
 
