@@ -17,7 +17,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune.search.repeater import TRIAL_INDEX
-from typing_extensions import override
+from typing_extensions import TypedDict, override
 
 from terrafm.config import Config, build_config
 from terrafm.config.yaml_text import parse_yaml
@@ -33,12 +33,13 @@ from terrafm.storage import (
     write_bytes,
     write_json_lines,
 )
-from terrafm.storage.records import StepLine, open_keys
+from terrafm.storage.records import Count, StepLine, open_keys
 from terrafm.train.checkpoints.store import (
     CHECKPOINTS,
     DamagedCheckpointError,
     fork_checkpoint,
     list_checkpoints,
+    step_name,
 )
 from terrafm.train.checks import check_runs
 from terrafm.train.failure import FAILURE_FILE, write_failure
@@ -67,6 +68,15 @@ class _Score(StepLine):
 
     run: str
     collapsed: bool
+
+
+@open_keys
+class _Pointer(TypedDict):
+    """What a pointer must say; nothing, before the first checkpoint was scored."""
+
+    run: str | None
+    checkpoint: str | None
+    step: Count | None
 
 
 @dataclass(frozen=True)
@@ -170,7 +180,7 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
     @override
     def load_checkpoint(self, checkpoint: str) -> None:
         """Of this trial or of the one whose state it takes."""
-        pointer = json.loads(Path(checkpoint, _POINTER).read_text())
+        pointer = read_pointer(str(Path(checkpoint, _POINTER)), self._task.output)
         self._pointer = pointer if pointer["run"] is not None else None
 
     @override
@@ -280,6 +290,31 @@ def _began(run: str) -> int:
     """The step that a run went on from; 0 where it began by itself."""
     found = read_json(join(run, _ORIGIN), f"remove {run}, and its trial begins anew", StepLine)
     return 0 if found is None else int(found["step"])
+
+
+def read_pointer(uri: str, output: str) -> dict[str, Any]:
+    """The pointer in a checkpoint of Tune's, which lies among its pickles.
+
+    Args:
+        uri: of the pointer.
+        output: URI of the sweep's folder; nothing outside of it is pointed at.
+
+    Raises:
+        TerraFMError: it is missing, or no pointer of this sweep.
+    """
+    remedy = "remove its trial's folder, and start the sweep again with --resume"
+    found = read_json(uri, remedy, _Pointer)
+    if found is None:
+        raise TerraFMError(f"{uri} is missing: {remedy}")
+    if found["run"] is None:
+        return found
+    run, checkpoint, step = found["run"], found["checkpoint"], found["step"]
+    if checkpoint is None or step is None:
+        raise TerraFMError(f"{uri} names a run and no checkpoint of it: {remedy}")
+    inside = run.startswith(join(output, "trials/")) and ".." not in run.split("/")
+    if not inside or checkpoint != join(run, CHECKPOINTS, step_name(step)):
+        raise TerraFMError(f"{uri} leads to {checkpoint}, which is no checkpoint of it: {remedy}")
+    return found
 
 
 def read_scores(folder: str) -> list[dict[str, Any]]:
