@@ -42,7 +42,7 @@ from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_pl
 from terrafm.clusters.joining import WANTED, join
 from terrafm.clusters.node import Node
 from terrafm.clusters.private import go_private, leave_private
-from terrafm.errors import TerraFMError, UsageError
+from terrafm.errors import RayStartError, UsageError
 from terrafm.ray_patience import patient_start
 from terrafm.storage.faults import one_line
 
@@ -75,7 +75,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
 
     Raises:
         UsageError: there is no cluster at RAY_ADDRESS, or it wants another token.
-        TerraFMError: one did not start.
+        RayStartError: one did not start.
     """
     global _own_address
     if not ray.is_initialized():
@@ -107,7 +107,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
             # It has no class of its own.
             if _TOO_SLOW not in str(error):
                 raise
-            raise TerraFMError(
+            raise RayStartError(
                 "Ray did not start: its raylet has ended, or was not there after ten minutes; is "
                 "there memory left? Repeat the command, what is done stays"
             ) from None

@@ -21,7 +21,7 @@ from typing_extensions import TypedDict, override
 
 from terrafm.config import Config, build_config
 from terrafm.config.yaml_text import parse_yaml
-from terrafm.errors import TerraFMError
+from terrafm.errors import RayStartError, TerraFMError
 from terrafm.storage import (
     exists,
     join,
@@ -155,8 +155,9 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
         """Waits for the next checkpoint; its measures.
 
         Raises:
-            Exception: what may pass when the trial is started again; a failure that would only
-                repeat itself ends the trial, and stands in its folder.
+            Exception: what may pass when the trial is started again, a Ray that was too slow to
+                start among it: Tune does so. A failure that would only repeat itself ends the
+                trial, and stands in its folder.
         """
         if self._scored is None:
             remove(join(self._folder, FAILURE_FILE))
@@ -165,7 +166,7 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
         if line is not None:
             self._newest = line
             return self._metrics(line)
-        if isinstance(self._failure, TerraFMError):
+        if isinstance(self._failure, TerraFMError) and not isinstance(self._failure, RayStartError):
             write_failure(self._folder, self._failure)
         elif self._failure is not None:
             raise self._failure
