@@ -13,6 +13,13 @@ class UsageError(TerraFMError):
     exit_code = 2
 
 
+class RayStartError(TerraFMError):
+    """Ray, or processes of it, did not start in time, or at all: exit code 1.
+
+    Nothing speaks against the command: given again, on a machine that is less busy, it may succeed.
+    """
+
+
 class PixelError(UsageError):
     """Pixels, or the names of bands, of which it cannot be told what they mean.
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from terrafm.storage import to_json
+from terrafm.storage.addresses import without_secrets
 from terrafm.units import human_bytes
 
 # What a terminal obeys instead of showing it: C0 but tab and newline, DEL, and C1. And lone
@@ -22,11 +23,16 @@ _OBEYED = {*range(32), *range(127, 160), *range(0xD800, 0xE000)} - {9, 10}
 _REPLACED = dict.fromkeys(_OBEYED, "\ufffd")
 
 
+def _shown_text(text: str) -> str:
+    return without_secrets(text.translate(_REPLACED))
+
+
 class PlainConsole(Console):
     """Prints text as it is: brackets are no markup, and control characters become U+FFFD.
 
     Paths, tile ids and class names come from files and arguments, and may hold anything. Styles
-    are given beside the text, by `rich.text.Text` or a column's style.
+    are given beside the text, by `rich.text.Text` or a column's style. Secrets in addresses are
+    left out.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -34,22 +40,22 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Replaces before a table measures its cells; rich would drop some of these silently."""
-        return super().render_str(text.translate(_REPLACED), **options)
+        return super().render_str(_shown_text(text), **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
         """Replaces in all that is shown; what moves the cursor is a segment of its own kind."""
         for one in super().render(renderable, options):
-            yield one if one.control else Segment(one.text.translate(_REPLACED), one.style)
+            yield one if one.control else Segment(_shown_text(one.text), one.style)
 
 
 class PlainFormatter(logging.Formatter):
-    """Lines of the log, without control characters too."""
+    """Lines of the log, without control characters and secrets too."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of a record."""
-        return super().format(record).translate(_REPLACED)
+        return _shown_text(super().format(record))
 
 
 console = PlainConsole()

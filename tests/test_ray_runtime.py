@@ -10,7 +10,7 @@ from ray.util.placement_group import placement_group
 
 from terrafm.clusters.patience import patient
 from terrafm.config import load_config
-from terrafm.errors import TerraFMError, UsageError
+from terrafm.errors import RayStartError, UsageError
 from terrafm.ray.runtime import ensure_ray, renew_ray
 from terrafm.train.driver.pretrain import pretrain
 
@@ -70,7 +70,7 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
         raise Exception("The current node timed out during startup. This could happen because ...")
 
     monkeypatch.setattr("ray.init", time_out)
-    with pytest.raises(TerraFMError, match=r"Ray did not start: .* Repeat the command"):
+    with pytest.raises(RayStartError, match=r"Ray did not start: .* Repeat the command"):
         ensure_ray(2)
     assert "timed out during startup" in Path(ray._private.node.__file__).read_text()
 

@@ -18,6 +18,7 @@ from scipy import stats
 
 from terrafm.config import Config
 from terrafm.config.yaml_text import dump_yaml
+from terrafm.storage.addresses import recorded
 from tuning.objective import HEADLINES, MEASURES
 from tuning.search_space import apply
 from tuning.trial import read_scores
@@ -125,7 +126,7 @@ def best_yaml(findings: Findings, best: dict[str, Any]) -> str:
     tree["data"]["cpus_per_worker"] = None
     told = ", ".join(f"{name} {value:.4g}" for name, value in best["measures"].items())
     which = f"Point {best['point']}{_named(best['arm'])} of a sweep"
-    return f"# {which}, mean of {best['trials']}: {told}\n" + dump_yaml(tree)
+    return f"# {which}, mean of {best['trials']}: {told}\n" + dump_yaml(recorded(tree))
 
 
 def _named(arm: str | None) -> str:

@@ -41,6 +41,7 @@ from terrafm.storage import (
     read_bytes,
     write_bytes,
 )
+from terrafm.storage.addresses import recorded
 from terrafm.storage.faults import one_line
 from terrafm.storage.lease import lease
 from tuning.objective import HEADLINES, scored_modalities
@@ -150,13 +151,13 @@ class Sweep:
         if not resume:
             raise UsageError(f"{self.output} holds a sweep: add --resume, or choose another folder")
         try:
-            saved = build_config(parse_yaml(read_bytes(uri))).model_dump(mode="json")
+            saved = recorded(build_config(parse_yaml(read_bytes(uri))).model_dump(mode="json"))
         except (ValueError, TypeError, TerraFMError) as error:
             raise UsageError(
                 f"{uri} is damaged ({one_line(error)}): choose another folder, or put the sweep's "
                 "configuration there again"
             ) from None
-        ours = self.config.model_dump(mode="json")
+        ours = recorded(self.config.model_dump(mode="json"))
         for section, values in ours.items():
             for key, value in values.items():
                 before = saved[section][key]

@@ -17,11 +17,11 @@ from typing import Any
 
 from ray import tune
 from ray.tune.search.repeater import TRIAL_INDEX
-from typing_extensions import override
+from typing_extensions import TypedDict, override
 
 from terrafm.config import Config, build_config
 from terrafm.config.yaml_text import parse_yaml
-from terrafm.errors import TerraFMError
+from terrafm.errors import RayStartError, TerraFMError
 from terrafm.storage import (
     exists,
     join,
@@ -33,7 +33,7 @@ from terrafm.storage import (
     write_bytes,
     write_json_lines,
 )
-from terrafm.storage.records import StepLine, open_keys
+from terrafm.storage.records import Count, StepLine, open_keys
 from terrafm.train.checkpoints.store import (
     DamagedCheckpointError,
     fork_checkpoint,
@@ -65,6 +65,15 @@ class _Score(StepLine):
 
     run: str
     collapsed: bool
+
+
+@open_keys
+class _Pointer(TypedDict):
+    """What a pointer must say; nothing, before the first checkpoint was scored."""
+
+    run: str | None
+    checkpoint: str | None
+    step: Count | None
 
 
 @dataclass(frozen=True)
@@ -143,8 +152,9 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
         """Waits for the next checkpoint; its measures.
 
         Raises:
-            Exception: what may pass when the trial is started again; a failure that would only
-                repeat itself ends the trial, and stands in its folder.
+            Exception: what may pass when the trial is started again, a Ray that was too slow to
+                start among it: Tune does so. A failure that would only repeat itself ends the
+                trial, and stands in its folder.
         """
         if self._scored is None:
             remove(RunFolder(self._folder).failure)
@@ -153,7 +163,7 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
         if line is not None:
             self._newest = line
             return self._metrics(line)
-        if isinstance(self._failure, TerraFMError):
+        if isinstance(self._failure, TerraFMError) and not isinstance(self._failure, RayStartError):
             write_failure(self._folder, self._failure)
         elif self._failure is not None:
             raise self._failure
@@ -168,7 +178,7 @@ class PretrainTrial(tune.Trainable):  # type: ignore[misc]
     @override
     def load_checkpoint(self, checkpoint: str) -> None:
         """Of this trial or of the one whose state it takes."""
-        pointer = json.loads(Path(checkpoint, _POINTER).read_text())
+        pointer = read_pointer(str(Path(checkpoint, _POINTER)), self._task.output)
         self._pointer = pointer if pointer["run"] is not None else None
 
     @override
@@ -278,6 +288,31 @@ def _began(run: str) -> int:
     """The step that a run went on from; 0 where it began by itself."""
     found = read_json(join(run, _ORIGIN), f"remove {run}, and its trial begins anew", StepLine)
     return 0 if found is None else int(found["step"])
+
+
+def read_pointer(uri: str, output: str) -> dict[str, Any]:
+    """The pointer in a checkpoint of Tune's, which lies among its pickles.
+
+    Args:
+        uri: of the pointer.
+        output: URI of the sweep's folder; nothing outside of it is pointed at.
+
+    Raises:
+        TerraFMError: it is missing, or no pointer of this sweep.
+    """
+    remedy = "remove its trial's folder, and start the sweep again with --resume"
+    found = read_json(uri, remedy, _Pointer)
+    if found is None:
+        raise TerraFMError(f"{uri} is missing: {remedy}")
+    if found["run"] is None:
+        return found
+    run, checkpoint, step = found["run"], found["checkpoint"], found["step"]
+    if checkpoint is None or step is None:
+        raise TerraFMError(f"{uri} names a run and no checkpoint of it: {remedy}")
+    inside = run.startswith(join(output, "trials/")) and ".." not in run.split("/")
+    if not inside or checkpoint != RunFolder(run).checkpoint(step):
+        raise TerraFMError(f"{uri} leads to {checkpoint}, which is no checkpoint of it: {remedy}")
+    return found
 
 
 def read_scores(folder: str) -> list[dict[str, Any]]:

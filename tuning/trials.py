@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from terrafm.config import settings
 from terrafm.errors import TerraFMError
-from terrafm.storage import join, write_bytes
+from terrafm.storage import join, to_json, write_bytes
 from terrafm.storage.parquet import read_parquet
 from terrafm.terminal import console
 from terrafm.train.run_folder import read_failure
@@ -62,7 +62,7 @@ def trial_rows(output: str, trials: Sequence[TuneTrial], seeds: int) -> list[dic
                 "failure": None if failure is None else str(failure),
                 # What a collapsed teacher scores is an accident.
                 **{name: None if collapsed else newest.get(name) for name in MEASURES},
-                **{key: json.dumps(value) for key, value in point_of(trial.config).items()},
+                **{key: to_json(value) for key, value in point_of(trial.config).items()},
                 "run": newest.get("run"),
                 "folder": folder,
             }

@@ -25,6 +25,7 @@ from terrafm.errors import TerraFMError, UsageError
 from terrafm.export.request import ExportFormat, ExportOptions, Network
 from terrafm.modalities import MODALITIES
 from terrafm.progress import progress_bar
+from terrafm.storage.addresses import check_address
 from terrafm.storage.faults import one_line
 from terrafm.terminal import JsonOption, PlainFormatter, console, errors, render_figures, report
 
@@ -278,6 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         with ends_by_sigterm():
+            for word in sys.argv[1:] if arguments is None else arguments:
+                check_address(word)
             app(args=None if arguments is None else list(arguments), prog_name="terrafm")
     except TerminatedError:
         errors.print("terrafm: ended by SIGTERM; what is done stays")

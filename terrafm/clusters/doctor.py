@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from terrafm.clusters import state
 from terrafm.clusters.dashboard import Dashboard, is_loopback
 from terrafm.clusters.sockets import Socket, listening, shown_in
-from terrafm.clusters.token import PATH_VARIABLE, Token, find_token
+from terrafm.clusters.token import PATH_VARIABLE, Token, find_token, read_token
 from terrafm.clusters.versions import differences, own_versions
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.shell import command_line
@@ -65,7 +65,7 @@ def examine(address: str | None) -> Iterator[Finding]:
     if address is None:
         if local is None or local.keeper is None or not local.dashboard_url:
             raise UsageError("no local cluster runs: name another's dashboard with --address URL")
-        token = Token(Path(local.token_path).read_text().strip(), local.token_path)
+        token = Token(read_token(Path(local.token_path)), local.token_path)
         dashboard = Dashboard(local.dashboard_url, token)
     else:
         dashboard = Dashboard(address, find_token())

@@ -19,8 +19,10 @@ import psutil
 
 from terrafm.clusters import state
 from terrafm.clusters.dashboard import Dashboard
-from terrafm.clusters.token import MODE_VARIABLE, PATH_VARIABLE, TOKEN_VARIABLE, Token
+from terrafm.clusters.token import MODE_VARIABLE, PATH_VARIABLE, TOKEN_VARIABLE, Token, read_token
 from terrafm.errors import TerraFMError, UsageError
+from terrafm.storage.limits import DOCUMENT_BYTES
+from terrafm.storage.local import read_regular
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +121,7 @@ def status() -> dict[str, Any]:
         TerraFMError: it runs and does not answer.
     """
     cluster = running()
-    token = Token(Path(cluster.token_path).read_text().strip(), cluster.token_path)
+    token = Token(read_token(Path(cluster.token_path)), cluster.token_path)
     entries = Dashboard(cluster.dashboard_url, token).nodes()
     nodes = [_node(entry["raylet"]) for entry in entries if entry.get("raylet")]
     return {
@@ -207,7 +209,7 @@ def _environment(cluster: state.LocalCluster) -> dict[str, str]:
         # Its nodes are here: what Ray sends them by gRPC, metrics too, takes no proxy.
         "grpc_proxy": "",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        # See ray_runtime: at Ray's 15 a busy machine starves them.
+        # See terrafm.ray.runtime: at Ray's 15 a busy machine starves them.
         "RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0"),  # noqa: SIM112
     }
 
@@ -241,7 +243,8 @@ def _wait(keeper: subprocess.Popen[bytes], seconds: float) -> state.LocalCluster
 def _last_words() -> str:
     """The last line that the keeper wrote, which is the reason of a failed start."""
     log = state.folder() / _LOG
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    text = read_regular(str(log), DOCUMENT_BYTES).decode(errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
     return f"{lines[-1] if lines else 'it said nothing'} (all of it: {log})"
 
 

@@ -16,6 +16,8 @@ from pydantic import ConfigDict, Field
 
 from terrafm.clusters.token import home_folder
 from terrafm.errors import UsageError
+from terrafm.storage.limits import DOCUMENT_BYTES
+from terrafm.storage.local import read_regular
 from terrafm.storage.records import Finite, parse_record
 
 FOLDER_VARIABLE = "TERRAFM_CLUSTER_DIR"
@@ -145,13 +147,13 @@ def read() -> LocalCluster | None:
     """The recorded cluster, running or not; None where there is no record.
 
     Raises:
-        UsageError: the record is damaged.
+        UsageError: the record is damaged, or no regular file.
     """
     if not os.environ.get(FOLDER_VARIABLE) and home_folder() is None:
         return None
     path = folder() / _RECORD
     try:
-        content = path.read_bytes()
+        content = read_regular(str(path), DOCUMENT_BYTES)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     remedy = "end the cluster's processes yourself, then remove the file"

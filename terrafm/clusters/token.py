@@ -49,10 +49,10 @@ def find_token() -> Token | None:
     if value := os.environ.get(TOKEN_VARIABLE, "").strip():
         return Token(value, TOKEN_VARIABLE)
     if named := os.environ.get(PATH_VARIABLE):
-        return Token(_read(Path(os.path.expanduser(named))), f"{PATH_VARIABLE}={named}")
+        return Token(read_token(Path(os.path.expanduser(named))), f"{PATH_VARIABLE}={named}")
     home = home_folder()
     default = None if home is None else home / ".ray" / "auth_token"
-    return Token(_read(default), str(default)) if default and _is_file(default) else None
+    return Token(read_token(default), str(default)) if default and _is_file(default) else None
 
 
 def turn_on() -> Token | None:
@@ -85,7 +85,12 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _read(path: Path) -> str:
+def read_token(path: Path) -> str:
+    """The token in a file.
+
+    Raises:
+        UsageError: there is none, or it is empty or no regular file.
+    """
     # Only here: commands that need no token start without the clients of object stores.
     from terrafm.storage.local import read_regular
 

@@ -63,8 +63,14 @@ class Config(Section):
         return self
 
     def to_yaml(self) -> str:
-        """The tree as YAML that `load_config` reads back to an equal tree."""
-        return dump_yaml(self.model_dump(mode="json"))
+        """The tree as YAML that `load_config` reads back to an equal tree.
+
+        But for secrets in addresses: what is recorded may be read by others.
+        """
+        # Only here: the step alone must not need the clients of object stores.
+        from terrafm.storage.addresses import recorded
+
+        return dump_yaml(recorded(self.model_dump(mode="json")))
 
 
 def load_config(source: str | None = None, overrides: Sequence[str] = ()) -> Config:

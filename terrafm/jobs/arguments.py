@@ -9,6 +9,7 @@ from typing import Any
 from terrafm.config import load_config
 from terrafm.errors import UsageError
 from terrafm.storage import absolute
+from terrafm.storage.addresses import check_shareable
 
 # Parameters that name files or folders: the job runs in another folder.
 _PLACES = (
@@ -66,6 +67,7 @@ def read_command(app: Any, words: list[str], folder: Path) -> Command:
             said += _spelled(parameter, value, folder)
     if "config" in context.params or "overrides" in context.params:
         load_config(context.params.get("config"), list(context.params.get("overrides") or []))
+    check_shareable(said)
     output = context.params.get("output")
     return Command(said, None if output is None else absolute(str(output)))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from terrafm.errors import UsageError
 from terrafm.jobs.private_files import is_private, is_private_folder, secret_in
+from terrafm.storage.local import read_regular
 from terrafm.units import human_bytes
 
 OWN_PACKAGES = ("terrafm", "ray_jobs", "tuning")
@@ -81,7 +82,7 @@ def build(folder: Path, target: Path) -> Package:
 
 
 def _without_secrets(path: Path) -> Path:
-    if (what := secret_in(path.read_bytes())) is not None:
+    if (what := secret_in(read_regular(str(path), LIMIT_BYTES))) is not None:
         raise UsageError(
             f"{path} seems to hold {what}, and everyone on the cluster could read it: take it "
             "out, or name the file in .rayignore"

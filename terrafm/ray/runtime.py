@@ -43,7 +43,7 @@ from terrafm.clusters.joining import WANTED, join
 from terrafm.clusters.node import Node
 from terrafm.clusters.patience import patient_start
 from terrafm.clusters.private import go_private, leave_private
-from terrafm.errors import TerraFMError, UsageError
+from terrafm.errors import RayStartError, UsageError
 from terrafm.storage.faults import one_line
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
 
     Raises:
         UsageError: there is no cluster at RAY_ADDRESS, or it wants another token.
-        TerraFMError: one did not start.
+        RayStartError: one did not start.
     """
     global _own_address
     if not ray.is_initialized():
@@ -112,7 +112,7 @@ def _init(where: Mapping[str, Any], *, is_own: bool) -> None:
     no setting): on a busy machine that happens.
 
     Raises:
-        TerraFMError: it did not start.
+        RayStartError: it did not start.
     """
     for left in reversed(range(_TRIES)):
         try:
@@ -130,7 +130,7 @@ def _init(where: Mapping[str, Any], *, is_own: bool) -> None:
                 raise
             ray.shutdown()
             if not is_own or not left:
-                raise TerraFMError(
+                raise RayStartError(
                     "Ray did not start: its raylet has ended, or was not there after ten minutes; "
                     "is there memory left? Repeat the command, what is done stays"
                 ) from None

@@ -25,6 +25,8 @@ from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR as HOOK
 from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
 from ray.core.generated.common_pb2 import PYTHON
 
+from terrafm.storage.limits import DOCUMENT_BYTES
+from terrafm.storage.local import read_regular
 from terrafm.storage.temporary import own_folder
 
 logger = logging.getLogger(__name__)
@@ -164,7 +166,7 @@ def _import_if_ordered(*modules: str) -> None:
     for order in _orders().glob("*"):
         with suppress(FileNotFoundError):
             # Only a process that runs an actor can ask Ray for this.
-            environment = order.read_text()
+            environment = read_regular(str(order), DOCUMENT_BYTES).decode()
             order.unlink()
             for name in modules:
                 importlib.import_module(name)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import tenacity
 
 from terrafm.errors import StoreFailedError, StoreRefusedError, TerraFMError
+from terrafm.storage.addresses import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ def patiently(call: Callable[[], Answer], where: str, seconds: float | None = No
         Exception: the last one of `call`.
     """
     patience = RETRY_SECONDS if seconds is None else seconds
+    where = without_secrets(where)
 
     def warn(state: tenacity.RetryCallState) -> None:
         if state.attempt_number == _WORTH_A_WARNING and state.outcome is not None:
@@ -120,7 +122,7 @@ def explain(error: BaseException, doing: str, where: str) -> TerraFMError:
     Returns:
         A `StoreRefusedError` where the user must change something, else a `StoreFailedError`.
     """
-    fault = one_line(error)
+    fault, where = one_line(error), without_secrets(where)
     if is_full(error):
         return StoreRefusedError(
             f"cannot {doing} {where}: no room left ({fault}): make room, repeat"
@@ -150,9 +152,9 @@ def status_of(error: BaseException) -> int | None:
 
 
 def one_line(error: BaseException | str) -> str:
-    """The first line of what an error says, of bounded length."""
+    """The first line of what an error says, of bounded length, without secrets in addresses."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return without_secrets(text.splitlines()[0])[:300]
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

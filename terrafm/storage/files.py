@@ -19,6 +19,7 @@ import fsspec
 from pyarrow.fs import FileSystem, FSSpecHandler, LocalFileSystem, PyFileSystem
 
 from terrafm.errors import StoreRefusedError, TerraFMError, UsageError
+from terrafm.storage.addresses import check_address, without_secrets
 from terrafm.storage.durable import replace
 from terrafm.storage.faults import STALL_SECONDS, explain, is_full, patiently, status_of
 from terrafm.storage.limits import DOCUMENT_BYTES
@@ -53,17 +54,19 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[Any, str]:
 
     Raises:
         UsageError: the protocol is unknown or its library is missing, or the URI is a chain or
-            names a version of an object.
+            names a version of an object, or has a password in it that nobody would ask for.
     """
     uri = os.fspath(uri)
+    check_address(uri)
+    shown = without_secrets(uri)
     # Files name others by URI. A chain unpacks and renders what it finds, up to running code
     # (`reference://` of fsspec before 2026.6), and none is needed for anything here.
     if "::" in uri or uri.startswith("reference:"):
-        raise UsageError(f"cannot open {uri}: chained and reference file systems are not read")
+        raise UsageError(f"cannot open {shown}: chained and reference file systems are not read")
     s3 = uri.startswith(("s3://", "s3a://"))
     if s3 and "?versionId=" in uri:
         # s3fs reads a version out of it, and would write and remove the object without it.
-        raise UsageError(f"cannot open {uri}: names with ?versionId= are not read or written")
+        raise UsageError(f"cannot open {shown}: names with ?versionId= are not read or written")
     try:
         options = dict(S3_OPTIONS) if s3 else {}
         if s3 and pays_requests():
@@ -71,7 +74,7 @@ def resolve(uri: str | os.PathLike[str]) -> tuple[Any, str]:
         filesystem, path = fsspec.core.url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         advice = "pip install 'terrafm[huggingface]'" if uri.startswith("hf://") else error
-        raise UsageError(f"cannot open {uri}: {advice}") from None
+        raise UsageError(f"cannot open {shown}: {advice}") from None
     if s3:
         filesystem.retries = _S3_PART_ATTEMPTS
     return filesystem, path.rstrip("/") or "/"

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from terrafm.errors import TerraFMError, UsageError
+from terrafm.storage.addresses import without_secrets
 from terrafm.storage.files import exists, is_local, read_bytes, resolve, write_bytes
 from terrafm.storage.limits import LINES_BYTES
 from terrafm.storage.local import check_replaceable
@@ -25,16 +26,18 @@ _store_lock = threading.Lock()
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """A value as JSON; numbers that are not finite, which JSON has not, become null.
+    """A value as JSON, without secrets in addresses; numbers that are not finite become null.
 
     Args:
         value: of plain types.
         options: of `json.dumps`.
     """
     try:
-        return json.dumps(value, allow_nan=False, **options)
+        text = json.dumps(value, allow_nan=False, **options)
     except ValueError:
-        return json.dumps(_finite(value), allow_nan=False, **options)
+        # JSON has no NaN and no infinities.
+        text = json.dumps(_finite(value), allow_nan=False, **options)
+    return without_secrets(text)
 
 
 def _finite(value: Any) -> Any:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.storage import exists, join, list_names, load_record, write_bytes
+from terrafm.storage import exists, join, list_names, load_record, to_json, write_bytes
 
 CHECKPOINTS = "checkpoints"
 
@@ -104,7 +103,7 @@ class _Failure:
 def write_failure(output: str, error: TerraFMError) -> None:
     """Leaves word in a run's folder of a failure that would only repeat itself."""
     document = {"message": str(error), "code": error.exit_code}
-    write_bytes(RunFolder(output).failure, json.dumps(document).encode())
+    write_bytes(RunFolder(output).failure, to_json(document).encode())
 
 
 def read_failure(output: str) -> TerraFMError | None:

@@ -26,10 +26,15 @@ PROGRAMS = Path(sys.executable).parent
 SKYPILOT = {
     "type": "object",
     "additionalProperties": False,
-    "required": ["name", "resources", "workdir", "setup", "run"],
+    "required": ["name", "resources", "file_mounts", "setup", "run"],
     "properties": {
         "name": {"type": "string"},
-        "workdir": {"const": "."},
+        "file_mounts": {
+            "type": "object",
+            "propertyNames": {"pattern": "^~/terrafm/[A-Za-z]"},
+            # Never the whole folder, nothing above it, and nothing hidden.
+            "additionalProperties": {"type": "string", "pattern": r"^\./\w+(/\w+)*(\.\w+)?$"},
+        },
         "envs": {"type": "object", "additionalProperties": {"type": "string"}},
         "setup": {"type": "string", "minLength": 1},
         "run": {"type": "string", "minLength": 1},
@@ -291,11 +296,39 @@ def test_the_skypilot_task_is_as_it_should_be():
         ("resources/accelerators/L4", "one"),
         ("run", ABSENT),
         ("envs/BUCKET", 7),
+        ("workdir", "."),
+        ("file_mounts", ABSENT),
+        ("file_mounts/~", "."),
+        ("file_mounts", {"~/terrafm": "."}),
+        ("file_mounts", {"~/terrafm/env": "./.env"}),
+        ("file_mounts", {"~/terrafm/env": "./terrafm/../.env"}),
+        ("file_mounts", {"~/terrafm/aws": "~/.aws"}),
     ],
 )
 def test_a_broken_skypilot_task_is_refused(path, value):
     task = broken(load(CLUSTER / "skypilot.yaml"), path, value)
     assert list(Draft7Validator(SKYPILOT).iter_errors(task))
+
+
+def test_the_skypilot_task_sends_code_and_nothing_beside_it(tmp_path):
+    """What an installation takes is there, and files in the user's folder are not."""
+    task = load(CLUSTER / "skypilot.yaml")
+    home = tmp_path / "home"
+    for target, source in task["file_mounts"].items():
+        to, origin = home / target.removeprefix("~/"), ROOT / source
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if origin.is_dir():
+            shutil.copytree(origin, to, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(origin, to)
+        assert to.name == origin.name
+    sent = {path.name for path in (home / "terrafm").iterdir()}
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    wanted = {name.rstrip("*") for name in packages["packages"]["find"]["include"]}
+    assert sent == wanted | {"pyproject.toml", "README.md", "LICENSE", "cluster"}
+    assert [path.name for path in (home / "terrafm" / "cluster").iterdir()] == ["requirements.txt"]
+    assert not [path for path in (home / "terrafm").rglob(".*") if path.name != ".gitignore"]
+    assert task["setup"].startswith("cd ~/terrafm\n")
 
 
 def test_the_slurm_job_asks_for_what_it_uses():

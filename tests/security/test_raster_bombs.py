@@ -155,3 +155,26 @@ def test_as_many_bands_as_any_sensor_has_are_read(tmp_path):
     ) as file:  # fmt: skip
         file.write(np.ones((RASTER_BANDS, 8, 8), np.uint16))
     assert read_whole(str(path)).pixels.shape == (RASTER_BANDS, 8, 8)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("strip", [16, 20000])
+def test_a_raster_that_another_library_will_read(mask, strip, tmp_path, bounded):
+    """Of a set that torchgeo reads: the whole of each file, whatever it claims."""
+    sound, bomb = tmp_path / "sound" / "0.tif", tmp_path / "bomb" / "0.tif"
+    for path, side in ((sound, 64), (bomb, 20000)):
+        path.parent.mkdir()
+        with rasterio.open(
+            path, "w", driver="GTiff", count=1 if mask else 13, height=side, width=side,
+            dtype="uint8" if mask else "uint16", compress="deflate", sparse_ok=True,
+            blockysize=strip,
+        ):  # fmt: skip
+            pass
+    assert bomb.stat().st_size < 1 << 20
+    module = "from terrafm.eval.datasets.library_files import check_folder"
+    passed, refused = bounded(module, "check_folder(path)", sound.parent, bomb.parent)
+    assert passed.code == 0, passed
+    assert refused.code == 2, refused
+    assert "bomb/0.tif: " in refused.said
+    assert "pixels it claims" in refused.said
+    assert refused.grown < 100

@@ -1,9 +1,12 @@
 """Pipes, sockets, devices and holes are refused in one line; links to files are followed."""
 
 import os
+import re
 import socket
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import rasterio
 
@@ -33,7 +36,8 @@ READERS = {
         "open_ranges(os.path.dirname(path)).read(os.path.basename(path), 0, 9)",
     ),
     "timm": ("terrafm.eval.features.timm_encoders", "_read_state(path)"),
-    "token": ("terrafm.clusters.token", "_read(Path(path))"),
+    "token": ("terrafm.clusters.token", "read_token(Path(path))"),
+    "submit": ("terrafm.jobs.package", "_without_secrets(Path(path))"),
     "upload": ("terrafm.storage", "upload(path, path + '.copy')"),
     "weights": ("terrafm.models.weights", "load_weights(path)"),
 }
@@ -130,3 +134,59 @@ def test_an_input_tree_with_others_than_files_ends_in_one_line(kind, tmp_path, s
         assert code == 2, said
         assert "only regular files" in said
         assert len(said.strip().splitlines()) == 1, said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_record_of_the_local_cluster_and_its_files(kind, tmp_path, special, monkeypatch):
+    from terrafm.clusters import doctor, local, state
+    from terrafm.errors import UnreadableFileError
+
+    monkeypatch.setenv("TERRAFM_CLUSTER_DIR", str(tmp_path / "cluster"))
+    special(kind, tmp_path / "cluster" / "cluster.json")
+    with pytest.raises(UnreadableFileError, match=r"cluster\.json is .*only regular files"):
+        state.read()
+    special(kind, tmp_path / "cluster" / "keeper.log")
+    with pytest.raises(UnreadableFileError, match="only regular files"):
+        local._last_words()
+    (tmp_path / "cluster" / "cluster.json").unlink()
+    token = special(kind, tmp_path / "cluster" / "token")
+    me = psutil.Process()
+    cluster = state.LocalCluster(
+        "127.0.0.1:1", "http://127.0.0.1:2", str(token), "/", [[me.pid, me.create_time()]]
+    )
+    state.write(cluster)
+    for command in (local.status, lambda: list(doctor.examine(None))):
+        with pytest.raises(UnreadableFileError, match=r"token is .*only regular files"):
+            command()
+
+
+def test_nothing_opens_a_file_to_read_but_the_places_that_look_at_it():
+    """Others have to say here why what they read is this process's own."""
+    own = {
+        "terrafm/config/files.py": 1,  # recipes of the package
+        "terrafm/data/shards/cell_cache.py": 1,  # the user's own private folder
+        "terrafm/data/shards/commit.py": 1,  # just written into a folder of its own
+        "terrafm/data/shards/writer.py": 2,  # the same
+        "terrafm/export/graphs.py": 1,  # just written into a folder of its own
+        "terrafm/export/snippets.py": 2,  # text for others
+        "terrafm/jobs/package.py": 1,  # looked at before, and terrafm's own
+        "terrafm/storage/durable.py": 1,  # folders
+        "terrafm/storage/lease_record.py": 2,  # looks at it itself; the kernel's
+        "terrafm/storage/local.py": 2,
+        "terrafm/storage/parquet.py": 1,  # looked at before, in the same function
+        "terrafm/train/checkpoints/staging.py": 1,  # folders
+        "terrafm/train/estimate.py": 1,  # the kernel's
+        "terrafm/train/profile.py": 1,  # just written into a folder of its own
+        "tuning/searchers.py": 1,  # a pickle of Ray Tune, see docs/security.md
+    }
+    reads = re.compile(
+        r"[^a-z]open\([^)]*\"rb\"|O_RDONLY|\.read_bytes\(\)|"
+        r"(?<!template)(?<!metadata)\.read_text\("
+    )
+    found = {}
+    root = Path(__file__).parents[2]
+    for folder in ("terrafm", "tuning", "ray_jobs"):
+        for path in sorted((root / folder).rglob("*.py")):
+            if count := sum(bool(reads.search(line)) for line in path.read_text().splitlines()):
+                found[path.relative_to(root).as_posix()] = count
+    assert found == own

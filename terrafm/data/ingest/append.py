@@ -30,7 +30,7 @@ from terrafm.data.shards.folder import (
 )
 from terrafm.data.shards.manifest import Manifest, StoredFile, read_manifest
 from terrafm.errors import STORE_ERRORS, TerraFMError, UsageError
-from terrafm.storage import absolute, exists, join, read_bytes, write_bytes
+from terrafm.storage import absolute, exists, join, read_bytes, to_json, write_bytes
 from terrafm.storage.lease import lease
 
 _PARALLEL_READS = 16
@@ -99,7 +99,7 @@ def _append(
         config.model_dump(mode="json"),
         repr(options),
     ]
-    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+    key = hashlib.sha256(to_json(what).encode()).hexdigest()[:16]
     staging = join(output_uri, STAGING, key)
     ingest(
         source,

@@ -6,7 +6,6 @@ again: an ingest that was killed goes on where it stopped when it is repeated.
 """
 
 import hashlib
-import json
 import logging
 import pickle
 from collections import Counter
@@ -47,6 +46,7 @@ from terrafm.storage import (
     to_json,
     write_bytes,
 )
+from terrafm.storage.addresses import recorded, without_secrets
 from terrafm.storage.faults import explain
 from terrafm.storage.lease import lease
 
@@ -133,12 +133,16 @@ def _ingest(
         "modalities": list(modalities),
         "ingest": config.model_dump(mode="json", exclude=_NOT_CONTENT),
     }
+    # What is recorded, and compared with what was: a signature may be another each time.
+    settings = recorded(settings)
     previous = _previous(output_uri, settings)
     if previous is None:
         check_folder(output_uri)
     archive = open_source(source, input_uri, modalities, join(output_uri, ARCHIVE))
     layout, refs = archive.layout(), archive.cells()
-    settings["archive"] = _digest([[ref.cell_id, repr(ref.location)] for ref in refs])
+    settings["archive"] = _digest(
+        [[ref.cell_id, without_secrets(repr(ref.location))] for ref in refs]
+    )
     if previous is not None:
         if previous.report["settings"] != settings:
             raise _occupied(output_uri, "the archive has changed since")
@@ -465,7 +469,7 @@ def canonical_input(uri: str) -> str:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(to_json(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _shard_name(number: int) -> str:

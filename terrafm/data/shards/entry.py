@@ -1,7 +1,6 @@
 """A tile on its way into a shard, and what is kept of a finished shard: its rows of the index."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ from typing_extensions import TypedDict
 
 from terrafm.data.shards.manifest import CellGroup
 from terrafm.errors import TerraFMError
-from terrafm.storage import join, parse_json, read_bytes, remove, write_bytes
+from terrafm.storage import join, parse_json, read_bytes, remove, to_json, write_bytes
 from terrafm.storage.parquet import read_arrow
 from terrafm.storage.records import Count, Finite, validated
 
@@ -129,7 +128,7 @@ class ShardEntry:
             "sha256": self.sha256,
             "extra": self.extra,
         }
-        table = self.rows.replace_schema_metadata({"entry": json.dumps(head, sort_keys=True)})
+        table = self.rows.replace_schema_metadata({"entry": to_json(head, sort_keys=True)})
         sink = io.BytesIO()
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from terrafm.storage import open_file
+from terrafm.storage import open_file, to_json
 
 _BLOCK_BYTES = 16 << 20
 _SMALL_BYTES = 1 << 20
@@ -65,7 +65,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> Digest:
     Raises:
         OSError: the disk refuses.
     """
-    return _write(path, [json.dumps(document, indent=1).encode()], ())
+    return _write(path, [to_json(document, indent=1).encode()], ())
 
 
 def read_digest(uri: str) -> Digest | None:

@@ -136,6 +136,7 @@ class TrainingState:
         centers: buffer name -> (K,) float32 tensor.
         record: JSON-able: cursor, dataset, contract, configuration, library versions.
         metrics: the newest line of metrics.jsonl; empty where there was none.
+        uri: of the checkpoint that it was read from, for errors.
     """
 
     step: int
@@ -144,6 +145,11 @@ class TrainingState:
     centers: dict[str, Tensor]
     record: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    uri: str = "the checkpoint"
+
+    def file(self, name: str) -> str:
+        """URI of the file that a part of it was read from."""
+        return join(self.uri, f"{name}.safetensors")
 
 
 class CheckpointGoneError(UsageError):
@@ -366,6 +372,7 @@ def load_checkpoint(uri: str) -> TrainingState:
         centers=_tensors(uri, "centers", files),
         record={key: value for key, value in record.items() if key not in HEAD},
         metrics=record["metrics"],
+        uri=uri,
     )
 
 

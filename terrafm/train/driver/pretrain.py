@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from terrafm.config import Config
 from terrafm.errors import TerraFMError
 from terrafm.shell import command_line
-from terrafm.storage import absolute, is_local, join, remove, write_bytes
+from terrafm.storage import absolute, is_local, join, remove, to_json, write_bytes
+from terrafm.storage.addresses import without_secrets
 from terrafm.storage.faults import one_line
 from terrafm.storage.lease import lease
 from terrafm.train.checkpoints.best import Best, read_best
@@ -198,13 +198,13 @@ def _write_config(setup: TrainingSetup, output: str, extend: bool = False) -> No
     words = ["terrafm", "pretrain", "--config", uri, "--data", dataset.uri, "--output", output]
     # Asked for until a checkpoint has the new length.
     again = command_line(*words, *(["--extend"] if extend else []))
-    write_bytes(uri, f"# {again}\n{setup.config.to_yaml()}".encode())
+    write_bytes(uri, f"# {without_secrets(again)}\n{setup.config.to_yaml()}".encode())
     record = {
         "uri": dataset.uri,
         "version": dataset.manifest.version,
         "fingerprint": dataset.fingerprint,
     }
-    write_bytes(RunFolder(output).dataset, (json.dumps(record, indent=1) + "\n").encode())
+    write_bytes(RunFolder(output).dataset, (to_json(record, indent=1) + "\n").encode())
 
 
 def _result(output: str, total: int, resumed_from: int) -> RunResult:

@@ -26,6 +26,10 @@ import torch
 from ray.exceptions import ActorDiedError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+)
 from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client import (
     TrainAutoscalingCoordinatorClient,
 )
@@ -33,7 +37,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from terrafm.clusters.node import Node
 from terrafm.config import Config, TrainConfig
-from terrafm.errors import TerraFMError, UsageError
+from terrafm.errors import RayStartError, TerraFMError, UsageError
 from terrafm.ray.runtime import (
     autoscaler,
     cluster_nodes,
@@ -75,6 +79,10 @@ _RAY_SETTINGS = {
 }
 
 
+# A busy machine is slow to start them, or the node was lost meanwhile.
+_UNSTARTED = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError)
+
+
 class RunCancelledError(TerraFMError):
     """Another thread has ended the run."""
 
@@ -89,11 +97,19 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _Ending:
-    """How a worker group ended: why it failed, or None; the monitor knows the rest."""
+    """How a worker group ended; the monitor knows the rest.
+
+    Attributes:
+        failure: why it failed, or None.
+        seconds_silent: since its last word.
+        monitor: of the group.
+        unstarted: its processes did not come in time, or at all.
+    """
 
     failure: str | None
     seconds_silent: float
     monitor: WorkerMonitor
+    unstarted: bool = False
 
 
 class Supervisor:
@@ -139,10 +155,11 @@ class Supervisor:
 
         Raises:
             RunCancelledError: it was cancelled; what is saved is saved.
+            RayStartError: no group's processes started; nothing else was wrong.
             TerraFMError: the run cannot go on, or failed too often without getting on.
         """
         total = self._setup.total_steps
-        failures = 0
+        failures = unstarted = 0
         with ExitStack() as cleanup:
             scratch = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="terrafm-"))
             cleanup.callback(self._coordinator.cancel_resource_request)
@@ -159,15 +176,17 @@ class Supervisor:
                     self._events.add("finished", step=resume.step)
                     return
                 if resume.step > before:
-                    failures = 0
+                    failures = unstarted = 0
                 self._interrupted_at = time.time() - ending.seconds_silent
                 if ending.failure is None:
                     self._events.add("stopped", step=resume.step, reason=ending.monitor.stopping)
                     continue
                 failures += 1
+                unstarted += ending.unstarted
                 self._tell_of_failure(ending, resume.step)
                 if failures > self._train.max_failures:
-                    raise TerraFMError(
+                    kind = RayStartError if unstarted == failures else TerraFMError
+                    raise kind(
                         f"training failed {failures} times without reaching another checkpoint; "
                         f"the last time: {ending.failure}"
                     )
@@ -222,7 +241,7 @@ class Supervisor:
         self._events.add("started", workers=workers, step=resume.step)
         data_cpus = self._setup.config.data.cpus_per_worker or fair_cpus
         hook = helper_environment() if self._train.standby else nullcontext[dict[str, str]]({})
-        failure, renew = None, False
+        failure, renew, unstarted = None, False, False
         with (
             hook as variables,
             WorkerMonitor(
@@ -242,6 +261,7 @@ class Supervisor:
                 self._trainer(workers, data_cpus, resume, control, scratch).fit()
             except (TrainingFailedError, ActorDiedError) as error:
                 failure = _one_line(error)
+                unstarted = isinstance(_cause(error), _UNSTARTED)
                 renew = isinstance(error, (ControllerError, ActorDiedError))
             silent = monitor.seconds_silent() if failure else 0.0
         if renew:
@@ -250,7 +270,7 @@ class Supervisor:
             with nullcontext() if self._validator is None else self._validator.renewal():
                 renew_ray(logical_cpus(self._setup.config))
             keep_data_actors_here()
-        return _Ending(failure, silent, monitor)
+        return _Ending(failure, silent, monitor, unstarted)
 
     def _await_machines(self) -> tuple[int, float]:
         """Workers to start now, and the CPUs each may read with; waits for the fewest.
@@ -417,6 +437,6 @@ def _sentence(error: Exception) -> str:
 
 def _cause(error: Exception) -> Exception:
     """What Ray Train has wrapped: what the loop raised, or why a worker does not answer."""
-    for name in ("_base_exc", "health_check_failure"):
+    for name in ("controller_failure", "_base_exc", "health_check_failure"):
         error = getattr(error, name, error)
     return error

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from terrafm.data.samples.batch import HostBatch
-from terrafm.storage import exists, read_json_lines, write_bytes, write_json_lines
+from terrafm.storage import exists, read_json_lines, to_json, write_bytes, write_json_lines
 from terrafm.storage.parquet import read_parquet
 from terrafm.train.metrics.log import MetricsLog
 from terrafm.train.run_folder import RunFolder
@@ -133,8 +133,8 @@ def append_nonfinite(run_folder: str, records: Sequence[dict[str, Any]]) -> None
 
 def _append_once(uri: str, records: Sequence[dict[str, Any]]) -> None:
     before = read_json_lines(uri)
-    known = {json.dumps(record, sort_keys=True) for record in before}
-    new = {json.dumps(record, sort_keys=True) for record in records} - known
+    known = {to_json(record, sort_keys=True) for record in before}
+    new = {to_json(record, sort_keys=True) for record in records} - known
     if new:
         write_json_lines(uri, [*before, *map(json.loads, sorted(new))])
 

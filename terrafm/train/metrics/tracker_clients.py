@@ -114,10 +114,11 @@ class MLflow(Tracker):
         )
         self._id = str(self._client.create_run(where, run_name=run.name).info.run_id)
         run.remember_id("mlflow", self._id)
-        parameters = {**run.parameters(), "output": run.folder}
         self._client.log_batch(
             self._id,
-            params=[Param(key, str(value)[:_MLFLOW_VALUE]) for key, value in parameters.items()],
+            params=[
+                Param(key, str(value)[:_MLFLOW_VALUE]) for key, value in run.parameters().items()
+            ],
         )
 
     @override
@@ -162,7 +163,7 @@ class WandB(Tracker):
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
             id=known,
             name=run.name,
-            config={**run.parameters(), "output": run.folder},
+            config=run.parameters(),
             resume="allow" if known is not None else None,
             dir=folder,
             settings=wandb.Settings(silent=True, console="off"),

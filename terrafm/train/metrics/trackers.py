@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import read_json, write_bytes
+from terrafm.storage.addresses import recorded, without_secrets
 from terrafm.train.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -67,12 +68,14 @@ class TrackedRun:
         return f"{last} {self.part}" if self.part else last
 
     def parameters(self) -> dict[str, Any]:
-        """Dotted key -> value of the configuration."""
-        return {
+        """Dotted key -> value of the configuration, and the folder, as they may be recorded."""
+        dotted = {
             f"{section}.{key}": value
             for section, values in self.config.items()
             for key, value in values.items()
         }
+        found: dict[str, Any] = recorded({**dotted, "output": self.folder})
+        return found
 
     def known_id(self, tracker: str) -> str | None:
         """The id under which a tracker knows this run since an earlier start."""
@@ -165,4 +168,6 @@ class Background(Tracker):
             tracker.close()
         except Exception as error:  # noqa: BLE001 - whatever a client raises, training goes on
             text = str(error).strip().splitlines()
-            self.failure = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+            name = type(error).__name__
+            # A client may name its server as it was given, with user and password.
+            self.failure = without_secrets(f"{name}: {text[0]}" if text else name)

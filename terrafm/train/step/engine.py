@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from terrafm.config import OptimConfig
+from terrafm.errors import UsageError
 from terrafm.train.step.optimizer import (
     GROUPS,
     MOMENTS,
@@ -181,6 +183,45 @@ def load_replicated(
         for key in MOMENTS:
             state[key].copy_(saved[f"{key}.{name}"])
         state["step"].copy_(saved[f"step.{group_of(name)}"])
+
+
+def check_optimizer(student: nn.Module, saved: Mapping[str, Tensor], where: str) -> None:
+    """Refuses an optimizer's state that is not this student's, before an engine takes it apart.
+
+    Args:
+        student: with whole parameters.
+        saved: as `EngineState.optimizer`.
+        where: URI of its file.
+
+    Raises:
+        UsageError: a moment or count is missing, has another shape or is no number.
+    """
+    wanted = {
+        f"{key}.{name}": tuple(parameter.shape)
+        for name, parameter in student.named_parameters()
+        for key in MOMENTS
+    }
+    wanted |= {f"step.{name}": () for name in GROUPS}
+    for name, shape in wanted.items():
+        found = saved.get(name)
+        if found is None or tuple(found.shape) != shape or not found.is_floating_point():
+            has = "it is missing"
+            if found is not None:
+                has = f"found {_described(found.shape, found.dtype)}"
+            raise UsageError(
+                f"{where} is not of the model in its settings: {name} has to be "
+                f"{_described(shape, torch.float32)}, {has}"
+            )
+    for name in GROUPS:
+        count = float(saved[f"step.{name}"])
+        # AdamW takes powers of it.
+        if not (math.isfinite(count) and count >= 0):
+            raise UsageError(f"{where} is damaged: step.{name} has to be 0 or more, found {count}")
+
+
+def _described(shape: Sequence[int], dtype: torch.dtype) -> str:
+    kind = str(dtype).removeprefix("torch.")
+    return f"{kind} of {' x '.join(map(str, shape))}" if shape else f"one {kind}"
 
 
 def cpu(tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from terrafm.data.samples.plan import Plan, high_frequency_classes, make_plan
 from terrafm.data.shards.dataset import Dataset
 from terrafm.errors import UsageError
 from terrafm.models.weights import WeightsContract, load_state, load_weights
+from terrafm.storage.addresses import recorded
 from terrafm.train.checkpoints.store import TrainingState, part_of
 from terrafm.train.step.distillation import (
     Network,
@@ -27,7 +28,7 @@ from terrafm.train.step.distillation import (
     build_criterion,
     build_student_and_teacher,
 )
-from terrafm.train.step.engine import Engine, EngineState, PlainEngine, cpu
+from terrafm.train.step.engine import Engine, EngineState, PlainEngine, check_optimizer, cpu
 from terrafm.train.step.schedules import Schedules
 
 MODEL_KEYS = ("model.name", "model.num_queries", "head")
@@ -167,8 +168,9 @@ class TrainingSetup:
         """Student, teacher, loss and engine, fresh or as they were."""
         student, teacher = build_student_and_teacher(self.config)
         if restored is not None:
-            _restore(student, restored.engine.student, "student")
-            _restore(teacher, restored.teacher, "teacher")
+            _restore(student, restored.engine.student, restored.file("student"))
+            _restore(teacher, restored.teacher, restored.file("teacher"))
+            check_optimizer(student, restored.engine.optimizer, restored.file("optimizer"))
         elif self.config.model.init is not None:
             weights, _ = load_weights(self.config.model.init)
             load_state(student.encoder, weights, self.config.model.init)
@@ -177,7 +179,7 @@ class TrainingSetup:
         criterion = build_criterion(self.config, bool(self.high_frequency)).to(device)
         if restored is not None:
             engine.load_optimizer(restored.engine.optimizer)
-            _restore(criterion, restored.centers, "centers")
+            _restore(criterion, restored.centers, restored.file("centers"))
         return SelfDistillation(
             engine,
             teacher.to(device),
@@ -239,8 +241,9 @@ class TrainingSetup:
             UsageError: another model, a changed dataset, or settings that would change what the
                 run is.
         """
-        saved = _config_of(record, where).model_dump(mode="json")
-        ours = self.config.model_dump(mode="json")
+        # As they are recorded: a signature may be another each time.
+        saved = recorded(_config_of(record, where).model_dump(mode="json"))
+        ours = recorded(self.config.model_dump(mode="json"))
         policies = resume_policies()
         changed = [key for key in _leaves(ours) if _value(saved, key) != _value(ours, key)]
         model = [key for key in changed if key.startswith(MODEL_KEYS)]
@@ -277,15 +280,13 @@ def source_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def _restore(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+def _restore(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Loads a part of a checkpoint, whose settings and tensors a stranger may have put together."""
     try:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
         why = " ".join(str(error).split())[:300]
-        raise UsageError(
-            f"the checkpoint's {what} is not of the model in its settings: {why}"
-        ) from None
+        raise UsageError(f"{where} is not of the model in its settings: {why}") from None
 
 
 def _config_of(record: Mapping[str, Any], where: str) -> Config:

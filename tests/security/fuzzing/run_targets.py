@@ -19,9 +19,7 @@ class State(Target):
         from terrafm.models.contract import WeightsContract
         from terrafm.train.checkpoints.store import write_checkpoint
 
-        tensors = {
-            name: {"w": torch.zeros(2)} for name in ("student", "teacher", "optimizer", "centers")
-        }
+        tensors = self.tensors()
         statistics = {
             n: {"mean": [0.3] * m.channels, "std": [0.1] * m.channels}
             for n, m in MODALITIES.items()
@@ -46,6 +44,10 @@ class State(Target):
             folder.mkdir(parents=True, exist_ok=True)
             write_checkpoint(str(folder / f"step_{step:08d}"), tensors, head | record, folder)
         (self.folder / "run" / "config.yaml").write_text("{}\n")
+
+    def tensors(self):
+        names = ("student", "teacher", "optimizer", "centers")
+        return {name: {"w": torch.zeros(2)} for name in names}
 
     def load(self):
         super().load()
@@ -111,14 +113,40 @@ class Tensors(State):
 
     share = 4
 
+    def tensors(self):
+        student = {name: p.detach() for name, p in _network().named_parameters()}
+        moments = {f"{key}.{n}": t for key in ("exp_avg", "exp_avg_sq") for n, t in student.items()}
+        counts = {f"step.{n}": torch.tensor(4.0) for n in ("decay", "no_decay", "prototypes")}
+        return super().tensors() | {"student": student, "optimizer": moments | counts}
+
     def mutate(self, rng):
         name = rng.choice(("student", "teacher", "optimizer", "centers")) + ".safetensors"
         return self.marked(name, mutate_safetensors(self.sound[self.at + name], rng))
 
     def read(self):
+        from terrafm.config import OptimConfig
         from terrafm.train.checkpoints import store
+        from terrafm.train.step.engine import PlainEngine, check_optimizer
+        from terrafm.train.step.schedules import StepSettings
+        from terrafm.train.worker.setup import _restore
 
-        store.load_checkpoint(self.checkpoint)
+        state, network = store.load_checkpoint(self.checkpoint), _network()
+        _restore(network, state.engine.student, state.file("student"))
+        check_optimizer(network, state.engine.optimizer, state.file("optimizer"))
+        cpu = torch.device("cpu")
+        engine = PlainEngine(network, OptimConfig(), precision="float32", device=cpu)
+        engine.load_optimizer(state.engine.optimizer)
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        engine.step(StepSettings(1e-3, 0.04, 0.04, 0.99, False))
+
+
+def _network():
+    """A parameter of each group."""
+    network = torch.nn.Module()
+    network.last_layer = torch.nn.Linear(2, 2)
+    network.layer = torch.nn.Linear(3, 2)
+    return network
 
 
 def mutate_safetensors(content, rng):
