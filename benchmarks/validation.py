@@ -32,7 +32,7 @@ SETTINGS = (
     "data.global_size=96",
     "head.num_prototypes=256",
 )
-VALIDATION = ("validation.every_steps=10", "validation.size=224")
+VALIDATION = ("validation.every_steps=10",)
 
 
 def seconds_a_step(data: str, output: Path, settings: tuple[str, ...]) -> float:

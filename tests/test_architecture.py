@@ -31,14 +31,10 @@ LINES_LIMIT = 500
 OPENS_RASTERS = {"rasterio.open", "MemoryFile", "memory.open"}
 # Beside `storage`: files that the project, or the user's own Ray, has just written.
 OPEN_FILES = {
-    "terrafm/clusters/doctor.py",
-    "terrafm/clusters/local.py",
-    "terrafm/clusters/state.py",
     "terrafm/config/files.py",
     "terrafm/data/shards/index.py",
     "terrafm/export/graphs.py",
     "terrafm/jobs/package.py",
-    "terrafm/ray/standby.py",
     "terrafm/storage/json_lines.py",
     "terrafm/storage/lease_record.py",
     "terrafm/storage/local.py",
@@ -48,7 +44,6 @@ OPEN_FILES = {
     "terrafm/train/worker/profiler.py",
     "tuning/report.py",
     "tuning/searchers.py",
-    "tuning/trial.py",
 }
 
 

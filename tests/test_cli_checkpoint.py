@@ -15,7 +15,7 @@ from terrafm.train.worker.setup import TrainingSetup
 VERSION_1 = Path(__file__).parent / "train" / "version_1"
 SETTINGS = [
     "train.steps=80", "train.global_batch=4", "head.num_prototypes=32",
-    "train.keep_checkpoints=2", "train.keep_every=20", "train.keep_best=loss",
+    "train.keep_checkpoints=3", "train.keep_every=20",
 ]  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_list_says_what_is_there_and_why(run, history):
     assert list(rows) == [20, 30, 45, 50]
     assert {step: row["kept"] for step, row in rows.items()} == {
         20: ["every 20"],
-        30: ["best loss"],
+        30: ["last"],
         45: ["last"],
         50: ["last"],
     }
@@ -72,7 +72,7 @@ def test_list_says_what_is_there_and_why(run, history):
     size = sum(p.stat().st_size for p in (history / "checkpoints" / "step_00000050").iterdir())
     # All but the marker.
     assert 0.99 < rows[50]["bytes"] / size < 1
-    assert found["keep"] == "the newest 2, every 20 steps, the smallest loss"
+    assert found["keep"] == "the newest 3, every 20 steps"
     # The folder of the checkpoints does as well.
     code, out, _ = run("checkpoint", "list", history / "checkpoints", "--json")
     assert (code, json.loads(out)["checkpoints"]) == (0, found["checkpoints"])
@@ -81,9 +81,9 @@ def test_list_says_what_is_there_and_why(run, history):
 def test_list_as_a_table(run, history):
     code, out, _ = run("checkpoint", "list", history)
     assert code == 0
-    assert "best loss" in out
+    assert "every 20" in out
     assert "3.250" in out
-    assert "kept: the newest 2, every 20 steps, the smallest loss" in out
+    assert "kept: the newest 3, every 20 steps" in out
     assert out.count("whole") == 4
 
 

@@ -1,11 +1,13 @@
 import json
+import re
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from terrafm.config import Config, load_config, recipe_names, settings
+from terrafm.config import Config, build_config, load_config, recipe_names, settings
+from terrafm.config.removed import REMOVED
 from terrafm.errors import UsageError
 
 
@@ -70,7 +72,10 @@ def test_lists_and_none_are_read_as_yaml():
         ),
         ("train.workers=[2]", r"workers takes an integer .*the fewest and the most\), not \[2\]$"),
         ("train.workers=[3, 1]", r"train\.workers takes the smaller one first, not \[3, 1\]$"),
-        ("optim.betas=[0.9, 0.99, 0.1]", r"optim\.betas takes a list of 2, each a number from 0"),
+        (
+            "data.global_scale=[0.1, 0.5, 0.9]",
+            r"data\.global_scale takes a list of 2, each a number",
+        ),
         (
             "tune.space=[loss]",
             r"tune\.space takes none, text or a mapping \(names of spaces",
@@ -89,7 +94,7 @@ def test_lists_and_none_are_read_as_yaml():
         ("train.steps='5'", r"train\.steps takes none or an integer .*, not '5'$"),
         ("train.steps=1_000", r"train\.steps takes none or an integer .*, not '1_000'$"),
         ("data.cache_dir=5", r"data\.cache_dir takes none or text, not 5$"),
-        ("optim.betas=none", r"optim\.betas takes a list of 2, .*, not 'none'$"),
+        ("data.global_scale=none", r"data\.global_scale takes a list of 2, .*, not 'none'$"),
         ("data.cache_dir={a: 1, a: 2}", "not a YAML value: the key 'a' stands twice"),
         ("loss.alpha={a", r"is not a YAML value"),
     ],
@@ -224,3 +229,27 @@ def test_every_key_has_a_description():
 @pytest.mark.parametrize("word", ["yes", "no", "auto"])
 def test_a_bare_yes_is_a_word_and_no_truth_value(word):
     assert load_config(None, [f"train.gpu={word}"]).train.gpu == word
+
+
+def test_what_an_earlier_version_wrote_is_still_read(tmp_path):
+    old = {"train": {"keep_best": None, "async_checkpoints": True, "steps": 5},
+           "optim": {"betas": [0.9, 0.999]}}  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    assert load_config(str(tmp_path / "config.yaml")) == load_config(None, ["train.steps=5"])
+
+
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_removed_key_has_one_value(key):
+    value = REMOVED[key].value
+    section, _, name = key.partition(".")
+    assert build_config({section: {name: value}}) == load_config()
+    assert key not in {known for known, *_ in settings()}
+    other = "something else"
+    with pytest.raises(UsageError, match=rf"{re.escape(key)} is no setting any more"):
+        build_config({section: {name: other}})
+    # What a run was begun with is of no account where it changed no result.
+    if REMOVED[key].changes_result:
+        with pytest.raises(UsageError, match="is no setting any more"):
+            build_config({section: {name: other}}, of_run=True)
+    else:
+        assert build_config({section: {name: other}}, of_run=True) == load_config()

@@ -61,7 +61,7 @@ class TrialPlan:
         if settings.search == "grid":
             return self.space.grid()
         if settings.search == "random" and settings.scheduler != "pbt":
-            return self.space.random(settings.trials, settings.seed)
+            return self.space.random(settings.trials, self.config.train.seed)
         return None
 
     @cached_property
@@ -129,11 +129,6 @@ class TrialPlan:
             raise UsageError(
                 f"tune.scheduler={settings.scheduler} acts at checkpoints, and there is only the "
                 f"last one: set train.checkpoint_every below {self.total_steps}"
-            )
-        if settings.grace_steps is not None and settings.grace_steps >= self.total_steps:
-            raise UsageError(
-                f"tune.scheduler={settings.scheduler} would never act: set tune.grace_steps below "
-                f"the {self.total_steps} steps of a trial, not {settings.grace_steps}"
             )
         if self.space is not None and settings.scheduler == "pbt":
             for distribution in self.space.distributions:

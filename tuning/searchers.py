@@ -34,12 +34,13 @@ class SeedRepeater(Repeater):  # type: ignore[misc]
             self.set_state(pickle.load(file))  # nosec B301
 
 
-def optuna_searcher(space: SearchSpace, settings: TuneConfig) -> Searcher:
+def optuna_searcher(space: SearchSpace, settings: TuneConfig, seed: int) -> Searcher:
     """TPE over a space; with several objectives it looks for the Pareto front.
 
     Args:
         space: what trials draw from, conditions included.
-        settings: objectives, seeds, seed.
+        settings: objectives, seeds.
+        seed: of the search.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     several = len(settings.objectives) > 1
@@ -47,6 +48,6 @@ def optuna_searcher(space: SearchSpace, settings: TuneConfig) -> Searcher:
         space.suggest,
         metric=list(settings.objectives) if several else settings.objectives[0],
         mode=["max"] * len(settings.objectives) if several else "max",
-        sampler=optuna.samplers.TPESampler(seed=settings.seed),
+        sampler=optuna.samplers.TPESampler(seed=seed),
     )
     return SeedRepeater(searcher, repeat=settings.seeds) if settings.seeds > 1 else searcher

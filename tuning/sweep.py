@@ -55,7 +55,9 @@ from tuning.trials import OPEN, TrialWatch
 SWEEP_FILE = "sweep.yaml"
 _TUNE = "tune"
 # What does not change what a sweep is.
-_FREE = ("max_concurrent", "evaluation_gpus")
+_FREE = ("max_concurrent",)
+# asha goes on with one trial in so many at each rung.
+_REDUCTION_FACTOR = 3
 _RESTARTS = 3
 _TUNE_SETTINGS = {
     # Ours are metrics.jsonl, scores.jsonl and trials.parquet.
@@ -151,7 +153,9 @@ class Sweep:
         if not resume:
             raise UsageError(f"{self.output} holds a sweep: add --resume, or choose another folder")
         try:
-            saved = recorded(build_config(parse_yaml(read_bytes(uri))).model_dump(mode="json"))
+            saved = recorded(
+                build_config(parse_yaml(read_bytes(uri)), of_run=True).model_dump(mode="json")
+            )
         except (ValueError, TypeError, TerraFMError) as error:
             raise UsageError(
                 f"{uri} is damaged ({one_line(error)}): choose another folder, or put the sweep's "
@@ -182,7 +186,7 @@ class Sweep:
         has = ray.cluster_resources()
         fitting = int((has.get("CPU", 0.0) - 1e-6) // cpus)
         if train.gpu != "no" and has.get("GPU", 0.0):
-            fitting = min(fitting, int(has["GPU"] // (workers + self.tune.evaluation_gpus)))
+            fitting = min(fitting, int(has["GPU"] // (workers + self.config.validation.gpus)))
         if is_autoscaled():
             return wanted or max(1, fitting)
         if fitting < (wanted or 1):
@@ -202,7 +206,7 @@ class Sweep:
         )
         # The workers hold the CPUs; Tune wants some number.
         resources = {"CPU": 0.01} | (
-            {"GPU": self.tune.evaluation_gpus} if self.tune.evaluation_gpus else {}
+            {"GPU": self.config.validation.gpus} if self.config.validation.gpus else {}
         )
         trainable = tune.with_resources(
             tune.with_parameters(PretrainTrial, task=asdict(task)), resources
@@ -258,8 +262,8 @@ class Sweep:
         if self.points is not None or self.space is None:
             return None
         if self.tune.search == "optuna":
-            return optuna_searcher(self.space, self.tune)
-        return BasicVariantGenerator(random_state=self.tune.seed)
+            return optuna_searcher(self.space, self.tune, self.config.train.seed)
+        return BasicVariantGenerator(random_state=self.config.train.seed)
 
     def _domains(self) -> dict[str, Any]:
         assert self.space is not None
@@ -272,13 +276,13 @@ class Sweep:
         return tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=4)
 
     def _scheduler(self) -> TrialScheduler | None:
-        grace = self.tune.grace_steps or self.config.train.checkpoint_every
+        grace = self.config.train.checkpoint_every
         if self.tune.scheduler == "asha":
             return ASHAScheduler(
                 time_attr="step",
                 max_t=self.total_steps,
                 grace_period=min(grace, self.total_steps),
-                reduction_factor=self.tune.reduction_factor,
+                reduction_factor=_REDUCTION_FACTOR,
             )
         if self.tune.scheduler == "median":
             return MedianStoppingRule(time_attr="step", grace_period=grace)

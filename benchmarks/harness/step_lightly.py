@@ -19,7 +19,7 @@ from terrafm.data.samples.batch import Batch, Crops, normalise
 from terrafm.modalities import MODALITIES
 from terrafm.models.dino_head import DINOHead
 from terrafm.train.step.distillation import Network, build_student_and_teacher
-from terrafm.train.step.optimizer import GROUPS, group_of, write_settings
+from terrafm.train.step.optimizer import BETAS, GROUPS, group_of, write_settings
 
 MODALITY = "s2_l2a"
 
@@ -56,7 +56,7 @@ def lightly(work: StepWork) -> dict[str, Any]:
         student_temp=config.loss.student_temp,
         center_momentum=config.loss.center_momentum,
     )
-    optimizer = torch.optim.AdamW(_groups(model), lr=SETTINGS.lr, betas=config.optim.betas)
+    optimizer = torch.optim.AdamW(_groups(model), lr=SETTINGS.lr, betas=BETAS)
     write_settings(optimizer.param_groups, SETTINGS)
     trained = [p for p in model.parameters() if p.requires_grad]
 

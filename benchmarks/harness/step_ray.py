@@ -65,7 +65,7 @@ def _worker(task: dict[str, Any]) -> None:
         ),
     )
     batches = list(work.batches(rank))
-    garbage = GarbageControl(config.train.collect_garbage_every)
+    garbage = GarbageControl()
     garbage.start()
     result = measure(work, lambda: one_step(distillation, batches))
     garbage.stop()

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from terrafm.config.values import (
     Amount,
     Area,
-    Aspect,
     Batch,
     BelowOne,
     Bytes,
@@ -29,7 +28,6 @@ from terrafm.config.values import (
     Ordered,
     Positive,
     Seed,
-    Share,
     Side,
     SomeModalities,
     Temperature,
@@ -132,12 +130,6 @@ class LossConfig(Section):
     masked_patch_weight: Amount = Field(
         0.0, description="weight of the masked patches' loss; 1 in iBOT and DINOv2"
     )
-    mask_probability: Share = Field(
-        0.5, description="chance of a student's global crop to be masked, with masked_patch_weight"
-    )
-    mask_ratio: Annotated[tuple[Share, Share], Ordered] = Field(
-        (0.1, 0.5), description="share of a masked crop's patches that are masked, drawn between"
-    )
 
 
 class DataConfig(Section):
@@ -176,9 +168,6 @@ class DataConfig(Section):
     local_scale: Annotated[tuple[Area, Area], Ordered] = Field(
         (0.05, 0.25), description="area share, local"
     )
-    aspect_ratio: Annotated[tuple[Aspect, Aspect], Ordered] = Field(
-        (3 / 4, 4 / 3), description="width / height"
-    )
     crop_on: Literal["workers", "device"] = Field(
         "workers", description="where crops are cut: in data workers, or on the training device"
     )
@@ -187,12 +176,6 @@ class DataConfig(Section):
         None,
         "logical CPUs that read for each training worker; by default all free",
         on_resume="free",
-    )
-    prefetch_batches: Annotated[Integer, Field(ge=0, le=1000)] = setting(
-        2, "batches made ahead", on_resume="free"
-    )
-    max_requests: Annotated[Integer, Field(ge=1, le=10**4)] = setting(
-        64, "most range requests of a node at once", on_resume="free"
     )
     cache_dir: Text | None = setting(
         None, "local folder that keeps cells of a remote dataset, on every node", on_resume="free"
@@ -222,26 +205,18 @@ class OptimConfig(Section):
     base_lr: Annotated[Number, Field(gt=0.0, le=1e30)] = Field(
         5e-4, description="peak learning rate at a global batch of 256"
     )
-    min_lr: Annotated[Number, Field(ge=0.0, le=1e3)] = Field(
-        1e-6, description="learning rate at the end"
-    )
     weight_decay: Annotated[Number, Field(ge=0.0, le=100.0)] = Field(
         0.04, description="weight decay at the start"
     )
     weight_decay_end: Annotated[Number, Field(ge=0.0, le=100.0)] = Field(
         0.4, description="weight decay at the end"
     )
-    betas: tuple[BelowOne, BelowOne] = Field((0.9, 0.999), description="AdamW moments")
     clip_grad: Positive = Field(3.0, description="largest gradient norm")
     clip_by: Literal["global", "parameter"] = Field(
         "global", description="whose norm is limited: all gradients', or each parameter's (DINO)"
     )
     warmup_epochs: Amount = Field(10, description="warm-up, epochs at most")
-    warmup_fraction: Fraction = Field(0.1, description="warm-up, share of the steps at most")
     freeze_last_layer_epochs: Amount = Field(1, description="prototypes frozen, epochs at most")
-    freeze_last_layer_fraction: Fraction = Field(
-        0.1, description="prototypes frozen, share of the steps at most"
-    )
     teacher_momentum: BelowOne = Field(0.996, description="EMA momentum at step 0; cosine to 1")
 
 
@@ -267,31 +242,11 @@ class TrainConfig(Section):
     compile: Flag = setting(
         False, "compile the encoder's blocks with torch.compile", on_resume="free"
     )
-    overlap_transfers: Flag = setting(
-        True, "copy coming micro-batches to the GPU while it computes", on_resume="free"
-    )
-    collect_garbage_every: Whole = setting(
-        50,
-        "steps between Python's garbage collections, all ranks at once; 0: Python's",
-        on_resume="free",
-    )
     seed: Seed = Field(0, description="seed of everything random")
     checkpoint_every: Count = setting(1000, "steps between checkpoints", on_resume="free")
     keep_checkpoints: Count = setting(3, "newest checkpoints kept", on_resume="free")
     keep_every: Count | None = setting(
         None, "checkpoints at multiples of so many steps are kept for ever", on_resume="free"
-    )
-    keep_best: Text | None = setting(
-        None, "key of metrics.jsonl whose best checkpoint is kept, such as loss", on_resume="free"
-    )
-    keep_best_mode: Literal["min", "max"] = setting(
-        "min", "whether the smallest or the largest value is the best", on_resume="free"
-    )
-    async_checkpoints: Flag = setting(
-        True, "write checkpoints beside the training; false: training waits", on_resume="free"
-    )
-    max_failed_checkpoints: Count = setting(
-        3, "checkpoints in a row whose writing fails before the run stops", on_resume="free"
     )
     log_every: Count = setting(10, "steps between lines of metrics.jsonl", on_resume="free")
     trackers: Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], Distinct] = setting(
@@ -311,9 +266,6 @@ class TrainConfig(Section):
     )
     hang_timeout: Annotated[Number, Field(ge=1.0, le=1e9)] = setting(
         600, "seconds without any progress before the workers are started again", on_resume="free"
-    )
-    max_skipped_steps: Whole = setting(
-        16, "non-finite steps skipped in a row before the run stops", on_resume="free"
     )
     standby: Flag = setting(
         True, "beside each worker a process waits with all imports for a restart", on_resume="free"
@@ -349,14 +301,8 @@ class ValidationConfig(Section):
     samples: Annotated[Integer, Field(ge=2, le=10**7)] = Field(
         1000, description="most images scored: equal over classes; of retrieval, whole places"
     )
-    size: Side | None = Field(
-        None, description="side to which images are resized, pixels; by default data.global_size"
-    )
     metric: Text = Field(
         "knn20/s2_l2a/accuracy", description="name of the metric that decides which is the best"
-    )
-    mode: Literal["max", "min"] = Field(
-        "max", description="whether the largest or the smallest value is the best"
     )
     cpus: Cpus = Field(1, description="logical CPUs of a validation, of what training leaves")
     gpus: Gpus = Field(0.0, description="GPUs of a validation, of what training leaves")
@@ -448,13 +394,3 @@ class TuneConfig(Section):
     modalities: SomeModalities | None = Field(
         None, description="modalities that are scored, fused if several; by default one sensor"
     )
-    grace_steps: Count | None = Field(
-        None, description="steps before a scheduler acts; by default the first checkpoint"
-    )
-    reduction_factor: Annotated[Integer, Field(ge=2, le=10**6)] = Field(
-        3, description="asha goes on with one in so many at each rung"
-    )
-    evaluation_gpus: Gpus = Field(
-        0.0, description="GPUs of a trial that scores checkpoints, beside those of its workers"
-    )
-    seed: Annotated[Integer, Field(ge=0, le=2**31 - 1)] = Field(0, description="seed of the search")

@@ -9,6 +9,7 @@ from typing import Any, cast
 from pydantic import ValidationError, model_validator
 
 from terrafm.config.files import read_tree
+from terrafm.config.removed import without_removed
 from terrafm.config.sections import (
     DataConfig,
     HeadConfig,
@@ -90,13 +91,17 @@ def load_config(source: str | None = None, overrides: Sequence[str] = ()) -> Con
     return build_config(tree)
 
 
-def build_config(tree: Mapping[str, Mapping[str, Any]]) -> Config:
+def build_config(tree: Mapping[str, Mapping[str, Any]], *, of_run: bool = False) -> Config:
     """The typed tree of plain values, in which `none` means nothing.
+
+    Args:
+        tree: section -> key -> value.
+        of_run: it is what a run recorded, perhaps by an earlier version.
 
     Raises:
         UsageError: an unknown key, or a value out of its bounds.
     """
-    schemas = _schemas()
+    tree, schemas = without_removed(tree, of_run=of_run), _schemas()
     try:
         return Config.model_validate(
             {

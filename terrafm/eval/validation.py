@@ -209,7 +209,7 @@ class CheckpointValidation:
         return [*((name,) for name in both), *([both] if len(both) > 1 else [])]
 
     def _size(self) -> int:
-        return self.task.config.validation.size or self.task.config.data.global_size
+        return self.task.config.data.global_size
 
     def _device(self) -> torch.device:
         # Without a GPU of its own it would see, and disturb, those of the ranks.

@@ -147,7 +147,7 @@ def test_03_in_graphs_too(cases, checkpoint, tmp_path, format):
 
 @pytest.mark.parametrize(
     "override",
-    ["train.standby=true", "data.cache_dir=cache", "data.cache_bytes=1000", "data.max_requests=8"],
+    ["train.standby=true", "data.cache_dir=cache", "data.cache_bytes=1000"],
 )
 def test_11_a_finished_run_takes_settings_that_change_nothing(
     cases, finished, small_dataset, run, override
@@ -272,7 +272,7 @@ def test_11_12_13_as_real_commands(cases, small_dataset, weights, tmp_path):
     assert first.returncode == 0, first.stderr
     began.unlink()
     shutil.rmtree(output / "checkpoints" / "step_00000006")
-    second = command("train.steps=6", "model.init=w.safetensors", "data.max_requests=8")
+    second = command("train.steps=6", "model.init=w.safetensors", "data.cache_bytes=1000")
     assert second.returncode == 0, second.stderr
     assert "resumed at 3" in second.stdout
     assert command("train.steps=10").returncode == 2

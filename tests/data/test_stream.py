@@ -160,8 +160,8 @@ def test_tiles_for_the_device_stream_like_crops(cluster, small_dataset):
 def test_stream_over_several_datasets_and_without_prefetch(cluster, small_dataset, monkeypatch):
     monkeypatch.setattr("terrafm.data.samples.stream._FIRST_SEGMENT_ROWS", 10)
     monkeypatch.setattr("terrafm.data.samples.stream._SEGMENT_ROWS", 20)
-    config = CONFIG.model_copy(update={"prefetch_batches": 0})
-    setup = options(small_dataset, RankLayout(8, 1, 0, 8), 0, 5, config)
+    monkeypatch.setattr("terrafm.data.samples.stream.PREFETCH_BATCHES", 0)
+    setup = options(small_dataset, RankLayout(8, 1, 0, 8), 0, 5)
     for first, second in zip(stream_batches(**setup, cpus=0.5), make_batches(**setup), strict=True):
         assert_equal(first, second)
 

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 def test_asha_ends_trials_early(small_dataset, tmp_path):
     output = tmp_path / "sweep"
-    more = [ALPHA, "tune.trials=5", "tune.scheduler=asha", "tune.reduction_factor=2"]
+    more = [ALPHA, "tune.trials=5", "tune.scheduler=asha"]
     terrafm(*command(small_dataset, output, *more), timeout=1500)
     rows = table(output)
     assert set(rows["state"]) <= {"finished", "stopped"}
@@ -33,7 +33,7 @@ def test_population_based_training_hands_states_from_trial_to_trial(small_datase
     output = tmp_path / "sweep"
     more = [
         "tune.space={loss.alpha: {uniform: [0, 1]}, optim.base_lr: {loguniform: [1e-4, 1e-2]}}",
-        "tune.trials=2", "tune.scheduler=pbt", "tune.seed=3", "train.steps=60",
+        "tune.trials=2", "tune.scheduler=pbt", "train.seed=3", "train.steps=60",
         # No two are equal in it.
         "tune.objectives=[effective_rank]",
     ]  # fmt: skip

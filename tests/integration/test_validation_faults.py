@@ -26,7 +26,6 @@ SETTINGS = [
     f"validation.every_steps={EVERY}",
     # Steps that are long enough to be disturbed, and a validation that is longer than 20 of them.
     "data.global_size=160",
-    "validation.size=320",
 ]
 
 

@@ -11,7 +11,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from terrafm.train.metrics.step_line.trackers import TrackedRun
 
 from terrafm.config import load_config
 from terrafm.config.yaml_text import parse_yaml
@@ -21,6 +20,7 @@ from terrafm.storage.addresses import check_address, recorded, without_secrets
 from terrafm.terminal import PlainConsole, PlainFormatter
 from terrafm.train.driver.checks import check_run
 from terrafm.train.driver.pretrain import _write_config
+from terrafm.train.metrics.trackers import TrackedRun
 
 PASSWORD, SIGNATURE = "pass-w0rd", "s1gnature"
 
@@ -250,7 +250,7 @@ def test_a_dry_run_and_a_refusal_show_neither(run, weights, small_dataset, tmp_p
 
 def test_a_tracker_is_told_neither(weights, tmp_path):
     pytest.importorskip("mlflow")
-    from terrafm.train.metrics.step_line.tracker_clients import MLflow
+    from terrafm.train.metrics.tracker_clients import MLflow
 
     config = load_config("demo", [f"model.init={weights}"]).model_dump(mode="json")
     (tmp_path / "run").mkdir()

@@ -196,7 +196,7 @@ def test_pruning_leaves_what_others_put_beside_a_checkpoint(checkpoint, tmp_path
     for step in (2, 4):
         shutil.copytree(checkpoint, folder / f"step_{step:08d}")
     with_notes(folder / "step_00000002")
-    prune_checkpoints(str(folder), Retention(last=1), 4, {})
+    prune_checkpoints(str(folder), Retention(last=1), 4)
     assert [step for step, _ in list_checkpoints(str(folder))] == [4]
     assert only_notes(folder / "step_00000002")
 

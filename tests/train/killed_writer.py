@@ -42,7 +42,7 @@ def run(folder):
     records = PendingRecords(folder, log)
     writer = CheckpointWriter(
         checkpoints,
-        Retention(last=2, every=20, best="loss"),
+        Retention(last=2, every=20),
         write_records=records.write,
         max_failed=1,
     )

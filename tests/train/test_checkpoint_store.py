@@ -93,7 +93,7 @@ def test_a_step_has_one_name(folder, copy):
         _put(join(folder, copy, name), read_bytes(join(uri, name)))
     assert list_checkpoints(folder) == [(6, uri)]
     assert newest_intact(folder) == (uri, [])
-    prune_checkpoints(folder, Retention(1), 6, {})
+    prune_checkpoints(folder, Retention(1), 6)
     assert list_checkpoints(folder) == [(6, uri)]
 
 

@@ -1,6 +1,7 @@
 """Counted operations against PyTorch's own counter, and against the known figures."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from terrafm.config import Config, DataConfig, load_config
 from terrafm.data.samples.loader import make_batches
+from terrafm.data.samples.masks import PatchMasking
 from terrafm.train.metrics.flops import expected_modalities, image_flops, named_peak, sample_flops
 from terrafm.train.worker.setup import TrainingSetup
 
@@ -36,12 +38,14 @@ TINY = [
         [
             "data.modalities=[s2_l2a]",
             "loss.masked_patch_weight=1",
-            "loss.mask_probability=1",
-            "loss.mask_ratio=[0.5, 0.5]",
         ],
     ],
 )
-def test_the_counter_of_pytorch_counts_the_same(small_dataset, views):
+def test_the_counter_of_pytorch_counts_the_same(small_dataset, views, monkeypatch):
+    half = {"ratio": (0.5, 0.5), "probability": 1.0}
+    monkeypatch.setattr("terrafm.train.worker.setup.PatchMasking", partial(PatchMasking, **half))
+    monkeypatch.setattr("terrafm.train.metrics.flops.MASK_RATIO", half["ratio"])
+    monkeypatch.setattr("terrafm.train.metrics.flops.MASK_PROBABILITY", half["probability"])
     setup = TrainingSetup.open(load_config("demo", [*TINY, *views]), small_dataset)
     distillation = setup.plain_distillation()
     batches = list(itertools.islice(make_batches(**setup.stream_options(setup.layout(0, 1), 0)), 1))

@@ -34,7 +34,7 @@ def busy_run(checkpoint, tmp_path):
                 step += 1
                 write(step)
                 write(step)  # Anew, as after a run that went back.
-                prune_checkpoints(str(folder), Retention(last=2), step, {})
+                prune_checkpoints(str(folder), Retention(last=2), step)
         except Exception as error:  # noqa: BLE001
             failures.append(error)
 

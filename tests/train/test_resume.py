@@ -25,7 +25,7 @@ BASE = (
     "train.micro_batch=4",
     "head.num_prototypes=32",
     "head.hidden_dim=32",
-    "optim.warmup_fraction=0",
+    "optim.warmup_epochs=0",
 )
 
 
@@ -56,8 +56,6 @@ def look(halfway, small_dataset, *overrides, **options):
         "train.cpus_per_worker=2",
         "data.cache_dir=/elsewhere/cache",
         "data.cache_bytes=1000",
-        "data.max_requests=8",
-        "data.prefetch_batches=0",
         "data.on_damage=quarantine",
         "validation.samples=20",
         "ingest.max_nodata=0.1",

@@ -108,7 +108,7 @@ def test_a_run_that_was_interrupted_before_its_last_validation_makes_it_up(small
 def test_a_run_without_labels_names_its_best_checkpoint_by_retrieval(make_dataset, tmp_path):
     data, output = make_dataset(tmp_path / "data", classes=(0,) * 11), tmp_path / "run"
     metric = "retrieval/s1-to-s2_l2a/median_rank"
-    settings = [*SETTINGS, "train.steps=4", "validation.scores=[retrieval]", "validation.mode=min"]
+    settings = [*SETTINGS, "train.steps=4", "validation.scores=[retrieval]"]
     config = load_config("demo", [*settings, f"validation.metric={metric}"])
     result = pretrain(config, data, str(output), validate=CheckpointValidation)
     lines = read_validations(str(output))

@@ -42,26 +42,31 @@ def there(run):
     return [step for step, _ in list_checkpoints(f"{run}/checkpoints")]
 
 
+# Of the others the smallest value is the best.
+METRICS = ["knn", "retrieval/s1-to-s2_l2a/median_rank", "uniformity/s1", "alignment/s1-s2_l2a"]
+
+
 def score(value):
     return {"metrics": {"knn": value}, "seconds": 1.0}
 
 
 @given(
     st.lists(st.tuples(st.integers(1, 99), st.dictionaries(
-        st.sampled_from(["knn", "rank"]), st.floats() | st.integers(-3, 3) | st.none()
+        st.sampled_from(METRICS), st.floats() | st.integers(-3, 3) | st.none()
     )), max_size=12, unique_by=lambda pair: pair[0]),
-    st.sampled_from(["max", "min"]),
+    st.sampled_from(METRICS),
 )  # fmt: skip
-def test_the_best_is_the_first_of_the_best_values(scores, mode):
-    found = choose_best(scores, "knn", mode)
-    values = {s: m["knn"] for s, m in scores if m.get("knn") is not None}
+def test_the_best_is_the_first_of_the_best_values(scores, metric):
+    found = choose_best(scores, metric)
+    mode = "max" if metric == "knn" else "min"
+    values = {s: m[metric] for s, m in scores if m.get(metric) is not None}
     values = {step: value for step, value in values.items() if math.isfinite(value)}
     if not values:
         assert found is None
         return
     extreme = (max if mode == "max" else min)(values.values())
     first = min(step for step, value in values.items() if value == extreme)
-    assert found == Best(first, "knn", mode, extreme)
+    assert found == Best(first, metric, mode, extreme)
 
 
 @pytest.mark.parametrize("place", ["disk", "store"])
@@ -121,12 +126,12 @@ def test_pruning_keeps_the_best_and_what_a_validation_still_needs(tmp_path):
     log.add(20, score(0.7))
     save(tmp_path, 40, 60, 80)
     log.hold([40])
-    prune_checkpoints(folder, Retention(last=1), 80, {})
+    prune_checkpoints(folder, Retention(last=1), 80)
     assert there(tmp_path) == [20, 40, 80]
     assert held_reasons(folder) == {20: "best knn", 40: "validation"}
     log.add(40, score(0.8))
     log.hold([])
-    prune_checkpoints(folder, Retention(last=1), 80, {})
+    prune_checkpoints(folder, Retention(last=1), 80)
     assert there(tmp_path) == [40, 80]
 
 

@@ -25,6 +25,8 @@ from terrafm.modalities import MODALITIES
 cv2.setNumThreads(1)
 
 # A view's random words. The order is part of what a seed means: append, never reorder.
+# Width over height of a crop, as in DINO.
+_ASPECT_RATIO = (3 / 4, 4 / 3)
 _AREA, _RATIO, _TOP, _LEFT, _FLIP, _TURNS, _DROP_PATH, _TEACHER_ONE, _STUDENT_ONE = range(9)
 _TEACHER_KEEP = 9
 _STUDENT_KEEP = _TEACHER_KEEP + len(MODALITIES)
@@ -148,7 +150,7 @@ def draw_views(
     is_global = np.arange(n_views) < n_global
     low, high = np.where(is_global[:, None], config.global_scale, config.local_scale).T
     area = low + (high - low) * uniform[..., _AREA]
-    log_low, log_high = np.log(config.aspect_ratio)
+    log_low, log_high = np.log(_ASPECT_RATIO)
     ratio = np.exp(log_low + (log_high - log_low) * uniform[..., _RATIO])
     sides = units * np.sqrt(np.stack([area / ratio, area * ratio], axis=-1))
     sides = np.clip(np.rint(sides), 1, units).astype(np.int64)

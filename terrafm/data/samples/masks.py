@@ -21,6 +21,10 @@ _STREAM = 2
 _SMALLEST, _ASPECT, _ATTEMPTS = 4, 1 / 0.3, 10
 
 
+# DINOv2's.
+MASK_RATIO, MASK_PROBABILITY = (0.1, 0.5), 0.5
+
+
 @dataclass(frozen=True)
 class PatchMasking:
     """Block-wise masks as in iBOT (arXiv 2111.07832), drawn for each crop alone.
@@ -36,8 +40,8 @@ class PatchMasking:
     """
 
     seed: int
-    ratio: tuple[float, float]
-    probability: float
+    ratio: tuple[float, float] = MASK_RATIO
+    probability: float = MASK_PROBABILITY
 
     def draw(
         self, epochs: NDArray[np.int64], positions: NDArray[np.int64], crops: int, side: int

@@ -37,6 +37,8 @@ __all__ = ["RankLayout", "make_batches", "stream_batches"]
 # of new data workers, a few seconds. The first is short, so that it is soon made.
 _FIRST_SEGMENT_ROWS = 20_000
 _SEGMENT_ROWS = 400_000
+PREFETCH_BATCHES = 2
+"""Batches that are made ahead."""
 # Rows of the first blocks; they double from there, so that the first batch does not wait for a
 # whole block and the later ones do not pay a task's fixed cost for a few tiles.
 _FIRST_ROWS = 8
@@ -108,7 +110,7 @@ def stream_batches(
                     builder, instructions, config, cpus, begin_transfer, standby
                 )
 
-    return _ahead(produce, config.prefetch_batches)
+    return _ahead(produce, PREFETCH_BATCHES)
 
 
 def _segments(start: int, stop: int, rows_per_step: int) -> Iterator[tuple[int, int]]:
@@ -136,7 +138,7 @@ def _stream_segment(
     micro_rows = builder.layout.micro_rows
     limit = _block_limit(micro_rows, min(config.rows_per_block, fitting))
     # Batches are pieces of blocks: those made ahead and the one in use stay in the store.
-    held = (config.prefetch_batches + 2) * max(limit, micro_rows) * row_bytes
+    held = (PREFETCH_BATCHES + 2) * max(limit, micro_rows) * row_bytes
     workers = max(1, int(cpus))
     worker_cpus = min(1.0, max(_LEAST_CPUS, cpus))
     context = _context(workers, worker_cpus, limit * row_bytes, share - held)

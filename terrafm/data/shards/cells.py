@@ -23,6 +23,8 @@ from terrafm.storage.slots import request_slot
 # Cells of one tile are neighbours, page headers apart: below this gap one request serves both.
 _MERGE_GAP = 4096
 _TILES_AHEAD = 8
+# Range requests of a node at once; threads of a process that make them.
+_MOST_REQUESTS, _THREADS = 64, 32
 _GONE = "cannot be read"
 
 Tile = dict[str, NDArray[Any]]
@@ -87,7 +89,6 @@ class CellReader:
         self.groups = {group.name: group for group in groups}
         self._ranges = open_ranges(uri)
         self.local = self._ranges.local
-        self._max_requests = config.max_requests
         self._cache: CellCache | None = None
         if config.cache_dir is not None and not self.local:
             self._cache = open_cache(config.cache_dir, config.cache_bytes)
@@ -175,7 +176,7 @@ class CellReader:
             if self.local:
                 waits.append(partial(self._fetch, run))
             else:
-                waits.append(_threads(self._max_requests).submit(self._fetch, run).result)
+                waits.append(_threads().submit(self._fetch, run).result)
         return waits
 
     def _from_cache(self, run: _Run) -> dict[str, Cell]:
@@ -220,7 +221,7 @@ class CellReader:
         def attempt() -> Cell:
             if self.local:
                 return self._ranges.read(run.shard, run.start, run.stop)
-            with request_slot(self._max_requests):
+            with request_slot(_MOST_REQUESTS):
                 return self._ranges.read(run.shard, run.start, run.stop)
 
         try:
@@ -253,8 +254,8 @@ class CellReader:
 
 
 @lru_cache(maxsize=1)
-def _threads(max_requests: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(max_requests, 32), thread_name_prefix="terrafm-cells")
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_THREADS, thread_name_prefix="terrafm-cells")
 
 
 def _runs(shard: str, tile: str, cells: Sequence[tuple[str, int, int, int]]) -> list[_Run]:

@@ -54,16 +54,14 @@ class _Held:
     steps: tuple[Count, ...] = ()
 
 
-def choose_best(
-    scores: Iterable[tuple[int, Mapping[str, Any]]], metric: str, mode: Literal["max", "min"]
-) -> Best | None:
+def choose_best(scores: Iterable[tuple[int, Mapping[str, Any]]], metric: str) -> Best | None:
     """The best of some checkpoints; the earliest of equals, so that it does not move in vain.
 
     Args:
         scores: step and metrics of each; one whose metric is missing or not finite never wins.
         metric: name of the metric.
-        mode: whether the largest or the smallest value is the best.
     """
+    mode: Literal["max", "min"] = "min" if _is_better_small(metric) else "max"
     sign = 1 if mode == "max" else -1
     ranked = [
         (sign * value, -step)
@@ -74,6 +72,11 @@ def choose_best(
         return None
     value, step = max(ranked)
     return Best(-step, metric, mode, sign * value)
+
+
+def _is_better_small(metric: str) -> bool:
+    # Ranks of partners, and the losses of Wang and Isola.
+    return metric.endswith("/median_rank") or metric.startswith(("uniformity/", "alignment/"))
 
 
 def read_best(folder: str) -> Best | None:

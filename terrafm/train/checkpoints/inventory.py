@@ -6,12 +6,11 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from terrafm.config import TrainConfig
+from terrafm.config import build_config
 from terrafm.errors import UsageError
 from terrafm.storage import file_size, join, list_names
 from terrafm.train.checkpoints.best import Best, find_checkpoint, held_reasons, read_best
@@ -40,8 +39,8 @@ def list_run(uri: str) -> dict[str, Any]:
         uri: a run's folder, or its `checkpoints`.
 
     Returns:
-        JSON-able: uri; keep, the rules in words; best, the metric that decides which checkpoint
-        is the best, or None; validated, the metric of validation that does, or None; and
+        JSON-able: uri; keep, the rules in words; validated, the metric of validation that decides
+        which checkpoint is the best, or None; and
         checkpoints, oldest first: step, uri, bytes, saved_at (ISO 8601, UTC; None where a version
         before format 2 wrote it), metrics, validation (the value of `validated`, or None), kept
         (why it stays) and damage ("" where file sizes and state.json are right).
@@ -54,7 +53,7 @@ def list_run(uri: str) -> dict[str, Any]:
     rows = [row for step, checkpoint in found if (row := _describe(step, checkpoint))]
     # The newest knows the rules that hold now.
     rules = next((r["rules"] for r in reversed(rows) if r["rules"] is not None), None)
-    why = {} if rules is None else rules.reasons({row["step"]: row["metrics"] for row in rows})
+    why = {} if rules is None else rules.reasons(row["step"] for row in rows)
     folder = found[0][1].rpartition("/")[0]
     held, chosen = held_reasons(folder), read_best(folder)
     scores = read_validations(folder.rpartition("/")[0] or ".") if chosen is not None else []
@@ -67,7 +66,6 @@ def list_run(uri: str) -> dict[str, Any]:
     return {
         "uri": uri,
         "keep": _words(rules, chosen),
-        "best": None if rules is None else rules.best,
         "validated": None if chosen is None else chosen.metric,
         "checkpoints": rows,
     }
@@ -76,22 +74,19 @@ def list_run(uri: str) -> dict[str, Any]:
 def render_list(result: dict[str, Any]) -> RenderableType:
     """The result of `list_run` for the terminal."""
     rows = result["checkpoints"]
-    metrics = list(dict.fromkeys([_LOSS, *filter(None, [result["best"]])]))
     table = Table()
     table.add_column("step", justify="right", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("saved", no_wrap=True)
     validated = [result["validated"]] if result["validated"] else []
-    for name in metrics:
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(_LOSS, justify="right", no_wrap=True)
     for name in validated:
         # A long name breaks where its parts do.
         table.add_column(name.replace("/", "/\n"), justify="right")
     table.add_column("kept as")
     table.add_column("state")
     for row in rows:
-        values = [row["metrics"].get(name) for name in metrics]
-        values += [row["validation"] for _ in validated]
+        values = [row["metrics"].get(_LOSS), *(row["validation"] for _ in validated)]
         table.add_row(
             f"{row['step']:,}",
             human_bytes(row["bytes"]),
@@ -196,8 +191,9 @@ def _describe(step: int, uri: str) -> dict[str, Any] | None:
     if row["damage"] and not is_there(uri):
         return None
     try:
-        row["rules"] = Retention.of(TrainConfig.model_validate(record["config"]["train"]))
-    except (KeyError, ValidationError):
+        begun = build_config({"train": record["config"]["train"]}, of_run=True)
+        row["rules"] = Retention.of(begun.train)
+    except (KeyError, UsageError):
         # Made by hand, or by a version with other settings.
         row["rules"] = None
     return row
@@ -219,9 +215,6 @@ def _words(rules: Retention | None, chosen: Best | None) -> str:
     parts = ["the newest" if rules.last == 1 else f"the newest {rules.last}"]
     if rules.every is not None:
         parts.append(f"every {rules.every} steps")
-    if rules.best is not None:
-        extreme = "smallest" if rules.best_mode == "min" else "largest"
-        parts.append(f"the {extreme} {rules.best}")
     if chosen is not None:
         parts.append(f"the best {chosen.metric}")
     return ", ".join(parts)

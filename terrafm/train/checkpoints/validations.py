@@ -123,7 +123,7 @@ class ValidationLog:
         """The best checkpoint among those that are still there."""
         there = {step for step, _ in list_checkpoints(self._folder)}
         scores = [(line["step"], line["metrics"]) for line in self._lines if line["step"] in there]
-        return choose_best(scores, self._config.metric, self._config.mode)
+        return choose_best(scores, self._config.metric)
 
     def due(self) -> tuple[int, str] | None:
         """Step and URI of the checkpoint to validate next: the newest one, older ones never.

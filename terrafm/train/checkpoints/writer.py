@@ -9,7 +9,7 @@ from concurrent import futures
 
 from terrafm.errors import TerraFMError
 from terrafm.storage.faults import one_line
-from terrafm.train.checkpoints.retention import Metrics, Retention, prune_checkpoints
+from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
 from terrafm.train.checkpoints.store import TrainingState, save_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class CheckpointWriter:
         retention: Retention,
         *,
         write_records: Callable[[], None],
-        max_failed: int,
+        max_failed: int = 3,
         background: bool = True,
     ) -> None:
         self._folder = folder
@@ -49,8 +49,7 @@ class CheckpointWriter:
         self._pending: futures.Future[None] | None = None
         self._failed = 0
         self._fault = ""
-        self._metrics: dict[int, Metrics] = {}
-        self._told: set[str] = set()
+        self._told_slow = False
 
     @property
     def busy(self) -> bool:
@@ -66,8 +65,8 @@ class CheckpointWriter:
         began = time.perf_counter()
         self._join()
         waited = time.perf_counter() - began
-        if waited > _WORTH_A_WARNING and "slow" not in self._told and not self._failed:
-            self._told.add("slow")
+        if waited > _WORTH_A_WARNING and not self._told_slow and not self._failed:
+            self._told_slow = True
             logger.warning(
                 "training waited %.1f s for the checkpoint before: it takes longer to write than "
                 "train.checkpoint_every steps to train",
@@ -121,9 +120,8 @@ class CheckpointWriter:
             pending.result()
         if self._failed >= self._max_failed:
             raise TerraFMError(
-                f"{self._failed} checkpoints in a row could not be written, which "
-                f"train.max_failed_checkpoints does not allow: {self._fault}; the run goes on "
-                "from its newest whole checkpoint when the command is repeated"
+                f"{self._failed} checkpoints in a row could not be written: {self._fault}; the run "
+                "goes on from its newest whole checkpoint when the command is repeated"
             )
 
     def _write(self, state: TrainingState) -> None:
@@ -143,20 +141,7 @@ class CheckpointWriter:
             )
             return
         self._failed = 0
-        self._metrics[state.step] = state.metrics
-        self._check_best(state.metrics)
         try:
-            prune_checkpoints(self._folder, self._retention, state.step, self._metrics)
+            prune_checkpoints(self._folder, self._retention, state.step)
         except (TerraFMError, OSError) as error:
             logger.warning("older checkpoints stay for now: %s", one_line(error))
-
-    def _check_best(self, metrics: Metrics) -> None:
-        best = self._retention.best
-        if best is not None and metrics and best not in metrics and "best" not in self._told:
-            self._told.add("best")
-            logger.warning(
-                "train.keep_best=%s is no key of metrics.jsonl, so no checkpoint is kept for it; "
-                "there are %s",
-                best,
-                ", ".join(key for key in metrics if key != "step"),
-            )

@@ -168,7 +168,7 @@ def _prune(setup: TrainingSetup, output: str) -> None:
     """Removes what was kept for a validation only: no rank writes, and prunes, any more."""
     rules = Retention.of(setup.config.train)
     try:
-        prune_checkpoints(RunFolder(output).checkpoints, rules, setup.total_steps, {})
+        prune_checkpoints(RunFolder(output).checkpoints, rules, setup.total_steps)
     except (TerraFMError, OSError) as error:
         logger.warning("older checkpoints stay: %s", one_line(error))
 

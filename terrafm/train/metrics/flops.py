@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from terrafm.config import Config, DataConfig, HeadConfig
+from terrafm.data.samples.masks import MASK_PROBABILITY, MASK_RATIO
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import ARCHITECTURES
 from terrafm.models.patch_embed import PATCH_SIZE
@@ -140,11 +141,10 @@ def sample_flops(config: Config) -> SampleFlops:
 
 def _masked_patches(config: Config) -> float:
     """Expected masked patches of a global crop, each of which goes through both heads."""
-    loss = config.loss
-    if not loss.masked_patch_weight:
+    if not config.loss.masked_patch_weight:
         return 0.0
     patches = (config.data.global_size // PATCH_SIZE) ** 2
-    return loss.mask_probability * sum(loss.mask_ratio) / 2 * patches
+    return MASK_PROBABILITY * sum(MASK_RATIO) / 2 * patches
 
 
 def expected_modalities(data: DataConfig) -> dict[str, float]:

@@ -17,6 +17,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 # DeepSpeed's default: 2 GB of float32, held beside the gradients however small the model is.
+BETAS = (0.9, 0.999)
+"""Of AdamW's moments."""
 _LARGEST_BUCKET = 500_000_000
 
 
@@ -106,7 +108,7 @@ def build_optimizer(
     groups: list[dict[str, Any]], config: OptimConfig, *, guarded: bool, fused: bool
 ) -> torch.optim.AdamW:
     """AdamW over the groups; `guarded` where no ZeRO optimizer clips and checks by itself."""
-    options: dict[str, Any] = {"lr": 0.0, "betas": config.betas, "fused": fused}
+    options: dict[str, Any] = {"lr": 0.0, "betas": BETAS, "fused": fused}
     if guarded:
         return GuardedAdamW(groups, clip_grad=config.clip_grad, clip_by=config.clip_by, **options)
     return torch.optim.AdamW(groups, **options)

@@ -55,7 +55,7 @@ class Transfer:
         overlap: false hands them through, to be copied when they are needed.
     """
 
-    def __init__(self, device: torch.device, overlap: bool) -> None:
+    def __init__(self, device: torch.device, overlap: bool = True) -> None:
         self._device = device
         self._stream: torch.cuda.Stream | None = None
         if overlap and device.type == "cuda":

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from terrafm.config import LossConfig, OptimConfig
 
+# Of a run's steps, at most: warm-up, and the first steps with frozen prototypes.
+_SHORT_RUN = 0.1
+_LAST_LR = 1e-6
+
 
 @dataclass(frozen=True)
 class StepSettings:
@@ -20,7 +24,7 @@ class StepSettings:
 class Schedules:
     """Values per step over a run of `total_steps`, DINO's shapes (arXiv 2104.14294).
 
-    The learning rate rises linearly from 0 over the warm-up, then falls as a cosine to `min_lr`;
+    The learning rate rises linearly from 0 over the warm-up, then falls as a cosine to 1e-6;
     weight decay and teacher momentum follow cosines over the whole run; the teacher temperature
     rises linearly over the warm-up. Warm-up and freezing last as many epochs as configured, but
     no longer than the configured share of the steps.
@@ -47,11 +51,11 @@ class Schedules:
         self.total_steps = total_steps
         self.peak_lr = optim.base_lr * global_batch / 256
         self.warmup_steps = _at_most(
-            optim.warmup_epochs * steps_per_epoch, optim.warmup_fraction * total_steps
+            optim.warmup_epochs * steps_per_epoch, _SHORT_RUN * total_steps
         )
         self.frozen_steps = _at_most(
             optim.freeze_last_layer_epochs * steps_per_epoch,
-            optim.freeze_last_layer_fraction * total_steps,
+            _SHORT_RUN * total_steps,
         )
 
     def at(self, step: int) -> StepSettings:
@@ -61,7 +65,7 @@ class Schedules:
             lr = self.peak_lr * warm
         else:
             cooling = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
-            lr = _cosine(self.peak_lr, self._optim.min_lr, cooling)
+            lr = _cosine(self.peak_lr, _LAST_LR, cooling)
         start, end = self._loss.warmup_teacher_temp, self._loss.teacher_temp
         progress = step / self.total_steps
         return StepSettings(

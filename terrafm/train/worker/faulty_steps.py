@@ -18,7 +18,7 @@ class SkipLimit:
         limit: steps in a row that are forgiven.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int = 16) -> None:
         self._limit = limit
         self._in_a_row = 0
         self.total = 0

@@ -16,7 +16,7 @@ class GarbageControl:
         every: steps between collections; 0 leaves everything to Python.
     """
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: int = 50) -> None:
         self._every = every
 
     def start(self) -> None:

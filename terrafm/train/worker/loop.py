@@ -112,16 +112,16 @@ class Worker:
         del restored
         log = self._open_logs(start)
         audit, damage = SampleAudit(self.rank), DamageLog()
-        skip_limit = SkipLimit(self.config.train.max_skipped_steps)
+        skip_limit = SkipLimit()
         monitor = Monitor(self.config, self.setup.schedules, self.world_size, self.device)
         timer, profiler = monitor.timer, self._profiler()
         stream = stream_batches(
             **self.setup.stream_options(self.layout, start),
             cpus=self.task.data_cpus,
-            begin_transfer=Transfer(self.device, self.config.train.overlap_transfers),
+            begin_transfer=Transfer(self.device),
             standby=self.config.train.standby,
         )
-        garbage = GarbageControl(self.config.train.collect_garbage_every)
+        garbage = GarbageControl()
         garbage.start()
         for step in range(start, total):
             settings = self.setup.schedules.at(step)
@@ -209,8 +209,6 @@ class Worker:
             self.checkpoints,
             Retention.of(train),
             write_records=self.records.write,
-            max_failed=train.max_failed_checkpoints,
-            background=train.async_checkpoints,
         )
         return log
 

@@ -126,7 +126,7 @@ class TrainingSetup:
         loss = self.config.loss
         if not loss.masked_patch_weight:
             return None
-        return PatchMasking(self.config.train.seed, loss.mask_ratio, loss.mask_probability)
+        return PatchMasking(self.config.train.seed)
 
     @property
     def contract(self) -> WeightsContract:
@@ -291,7 +291,7 @@ def _restore(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None
 
 def _config_of(record: Mapping[str, Any], where: str) -> Config:
     try:
-        return build_config(part_of(record, "config", where))
+        return build_config(part_of(record, "config", where), of_run=True)
     except UsageError as error:
         raise UsageError(
             f"{where} was trained with settings that this version does not take: {error}"

@@ -25,9 +25,7 @@ class State(Target):
             for n, m in MODALITIES.items()
         }
         contract = WeightsContract.build("terrafm_tiny", statistics, dataset_fingerprint="ab" * 32)
-        config = load_config("demo", ["train.steps=4", "train.keep_best=loss"]).model_dump(
-            mode="json"
-        )
+        config = load_config("demo", ["train.steps=4"]).model_dump(mode="json")
         record = {
             "cursor": {"seed": 0, "epoch": 0, "position": 8, "consumed": 8, "plan": "cd" * 32},
             "dataset": {"uri": "tiles", "fingerprint": "ab" * 32},
@@ -71,7 +69,6 @@ class State(Target):
         from terrafm.errors import TerraFMError
         from terrafm.train.checkpoints import intact, inventory, store
         from terrafm.train.checkpoints.average import _check_same_model
-        from terrafm.train.checkpoints.retention import metrics_of
         from terrafm.train.driver.checks import _recorded_fingerprint
 
         failed = []
@@ -85,7 +82,6 @@ class State(Target):
         use(lambda: shown(inventory.render_list(inventory.list_run(self.uri))))
         use(lambda: shown(inventory.render_verify(inventory.verify(self.uri))))
         use(intact.newest_intact, self.checkpoint.rpartition("/")[0])
-        use(metrics_of, self.checkpoint)
         use(_recorded_fingerprint, self.uri)
         use(lambda: store.load_checkpoint(self.checkpoint).step + 1)
         use(lambda: store.contract_of(store.read_record(self.checkpoint), self.checkpoint))

@@ -190,7 +190,7 @@ class _Soak:
                 return None, fault
         winner = winners[0] if winners else None
         found = ask(self._scenes.tree, place, environment=self._scenes.environment)
-        return winner, _difference(found, alone[winner or 0], nothing=winner is None)
+        return winner, _difference(found, self._start(start) if winner is None else alone[winner])
 
     # -- killed ---------------------------------------------------------------------------------
 
@@ -255,6 +255,16 @@ class _Soak:
 
     # -- undisturbed ----------------------------------------------------------------------------
 
+    def _start(self, start):
+        """The tree of a folder in which nothing was done."""
+        if ("nothing", start) not in self._alone:
+            self._number += 1
+            place = self._scenes.place(self._number, start)
+            tree = ask(self._scenes.tree, place, environment=self._scenes.environment)
+            self._scenes.clear(place)
+            self._alone["nothing", start] = {"names": set(tree), "constant": tree}
+        return self._alone["nothing", start]
+
     def _result(self, verb, which, start):
         """What a command does alone: code, seconds, changes, its tree, what of it is constant."""
         key = verb, which, start
@@ -291,11 +301,9 @@ def _refusal(command, must):
     return None
 
 
-def _difference(found, alone, nothing=False):
+def _difference(found, alone):
     """What is not as the command leaves it alone; None where all is."""
     less, more = alone["names"] - set(found), set(found) - alone["names"]
-    if nothing:
-        less = set()
     other = [n for n, content in alone["constant"].items() if n in found and found[n] != content]
     if less or more or other:
         return f"missing {sorted(less)[:4]}, more {sorted(more)[:4]}, other {sorted(other)[:4]}"
