@@ -12,6 +12,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from terrafm.config import load_config
 from terrafm.errors import RayStartError, TerraFMError
+from terrafm.ray_runtime import ensure_ray
 from terrafm.storage import exists
 from terrafm.train import supervisor
 from terrafm.train.failure import FAILURE_FILE, read_failure
@@ -147,7 +148,7 @@ def test_tune_starts_it_again_a_few_times(slow, failed, tmp_path):
     folder = tmp_path / "starts"
     folder.mkdir()
     ray.shutdown()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
+    ensure_ray(2)
     try:
         ended = tune.Tuner(
             tune.with_parameters(FirstSlow, task={"folder": str(folder), "slow": slow}),
