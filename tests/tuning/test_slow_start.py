@@ -12,6 +12,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from terrafm.config import load_config
 from terrafm.errors import RayStartError, TerraFMError
+from terrafm.ray_runtime import ensure_ray
 from terrafm.storage import exists
 from terrafm.train import supervisor
 from terrafm.train.run_folder import RunFolder, read_failure
@@ -141,23 +142,26 @@ class _Nobody:
         pass
 
 
+@pytest.fixture(scope="module")
+def local_ray():
+    ray.shutdown()
+    ensure_ray(2)
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("slow", "failed"), [(2, False), (_RESTARTS + 1, True)])
-def test_tune_starts_it_again_a_few_times(slow, failed, tmp_path):
+def test_tune_starts_it_again_a_few_times(slow, failed, local_ray, tmp_path):
     folder = tmp_path / "starts"
     folder.mkdir()
-    ray.shutdown()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
-    try:
-        ended = tune.Tuner(
-            tune.with_parameters(FirstSlow, task={"folder": str(folder), "slow": slow}),
-            run_config=tune.RunConfig(
-                storage_path=str(tmp_path / "tune"),
-                failure_config=tune.FailureConfig(max_failures=_RESTARTS),
-                verbose=0,
-            ),
-        ).fit()
-    finally:
-        ray.shutdown()
+    ended = tune.Tuner(
+        tune.with_parameters(FirstSlow, task={"folder": str(folder), "slow": slow}),
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path / "tune"),
+            failure_config=tune.FailureConfig(max_failures=_RESTARTS),
+            verbose=0,
+        ),
+    ).fit()
     assert len(list(folder.iterdir())) == min(slow, _RESTARTS) + 1
     assert (ended[0].error is not None) is failed
