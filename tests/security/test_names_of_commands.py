@@ -56,7 +56,7 @@ def test_checkpoints_are_pruned_averaged_and_exported_alone(
     ours, folder = runs[name], storage.join(runs[name], "checkpoints")
 
     # As the writer of a run prunes after each checkpoint.
-    prune_checkpoints(folder, Retention(last=2), 6, {})
+    prune_checkpoints(folder, Retention(last=2), 6)
     assert [step for step, _ in list_checkpoints(folder)] == [4, 6]
     gone = storage.join(folder, "step_00000002/")
     kept = {uri: content for uri, content in before.items() if not uri.startswith(gone)}

@@ -12,9 +12,9 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from terrafm.config import load_config
 from terrafm.errors import RayStartError, TerraFMError
-from terrafm.ray_runtime import ensure_ray
+from terrafm.ray.runtime import ensure_ray
 from terrafm.storage import exists
-from terrafm.train import supervisor
+from terrafm.train.driver import supervisor
 from terrafm.train.run_folder import RunFolder, read_failure
 from tuning.sweep import _RESTARTS
 from tuning.trial import PretrainTrial
