@@ -17,13 +17,13 @@ def test_a_start_has_time_for_imports_however_short_the_timeout():
 def test_the_rank_that_others_wait_for_is_named():
     named = {
         "rank 2 never started": [beat(0), beat(1)],
-        "rank 1 (process 101 on host) says nothing since 40 s": [
+        "rank 1 (process 101 on host) has been silent for 40 s": [
             beat(0), beat(1, silent=40), beat(2)
         ],
         "rank 2 (process 102 on host) is still at step 4: writing a checkpoint": [
             beat(0), beat(1), beat(2, step=4, phase="writing a checkpoint")
         ],
-        "rank 0 (process 100 on host) is waiting for data since 300 s": [
+        "rank 0 (process 100 on host) has been waiting for data for 300 s": [
             beat(0, phase="waiting for data"), beat(1), beat(2)
         ],
         "all 3 ranks are computing at step 5": [beat(0), beat(1), beat(2)],
@@ -34,7 +34,7 @@ def test_the_rank_that_others_wait_for_is_named():
 
 def test_alone_or_two_of_different_opinion():
     alone = find_hung_rank([beat(0, phase="waiting for data")], 1, NOW)
-    assert alone == "rank 0 (process 100 on host) is waiting for data since 300 s"
+    assert alone == "rank 0 (process 100 on host) has been waiting for data for 300 s"
     both = find_hung_rank([beat(0), beat(1, phase="waiting for data")], 2, NOW)
     assert both == (
         "rank 0 (process 100 on host) is computing; "

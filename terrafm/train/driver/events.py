@@ -9,7 +9,7 @@ One line of events.jsonl for each event, written by the driver:
     stopped    they did, at `step`
     hung       no rank moved on: `reason` names the rank
     waiting    for machines: `reason`
-    resumed    from `step` after a failure; `steps`, `seconds` of work are done again
+    resumed    from `step` after a failure; `steps`, `seconds` of work are repeated
     warning    of a rank: `warning`; a checkpoint that could not be written, for one
     damaged    a checkpoint that is passed over
     validated  the checkpoint at `step`: `metric`, `value`, whether it is the `best`

@@ -229,7 +229,7 @@ def find_hung_rank(beats: Sequence[Beat], workers: int, now: float) -> str:
     """Which rank the others wait for, as far as their words tell.
 
     A rank that waits inside a collective is in the same phase as its peers; the one they wait for
-    says nothing any more, is a step behind, or does something else.
+    is silent, a step behind, or does something else.
 
     Args:
         beats: the last word of each rank.
@@ -242,7 +242,7 @@ def find_hung_rank(beats: Sequence[Beat], workers: int, now: float) -> str:
     silent = [beat for beat in beats if now - beat.came > _SILENT_SECONDS]
     if silent:
         beat = min(silent, key=lambda beat: beat.came)
-        return f"{_person(beat)} says nothing since {now - beat.came:.0f} s"
+        return f"{_person(beat)} has been silent for {now - beat.came:.0f} s"
     first = min(beats, key=lambda beat: beat.step)
     if any(beat.step > first.step for beat in beats):
         return f"{_person(first)} is still at step {first.step}: {first.phase}"
@@ -250,7 +250,7 @@ def find_hung_rank(beats: Sequence[Beat], workers: int, now: float) -> str:
     odd = [beat for beat in beats if phases.count(beat.phase) < len(beats) / 2]
     if len(beats) == 1 or odd:
         beat = (odd or list(beats))[0]
-        return f"{_person(beat)} is {beat.phase} since {now - beat.since:.0f} s"
+        return f"{_person(beat)} has been {beat.phase} for {now - beat.since:.0f} s"
     if len(set(phases)) > 1:
         return "; ".join(f"{_person(beat)} is {beat.phase}" for beat in beats)
     return f"all {len(beats)} ranks are {phases[0]} at step {first.step}"
