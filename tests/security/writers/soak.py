@@ -154,13 +154,13 @@ class _Soak:
         while all(command.poll() is None for command in commands):
             time.sleep(0.01)
         left = [w for w in (0, 1) if commands[w].poll() is None]
-        if whole or len(left) != 1:
+        alone = [self._result(verb, w, start)["code"] for w, verb in enumerate((first, second))]
+        # Who would be refused there alone has the lease while it finds out, and wins nothing.
+        if whole or len(left) != 1 or alone[left[0]]:
             winner, fault = self._judge_whole(place, (first, second), start, commands)
         else:
             winner = left[0]
-            verb, which = (second, 1) if winner == 0 else (first, 0)
-            refused = self._result(verb, which, start)["code"] == 2
-            fault = self._judge_early(place, commands, winner, refused)
+            fault = self._judge_early(place, commands, winner, refused=alone[1 - winner] != 0)
             commands[winner].kill()
         if fault is None:
             scenes.clear(place)
