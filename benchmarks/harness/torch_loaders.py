@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from harness.workload import ENDLESS, Workload, rate
 from terrafm.data.samples.batch import HostBatch
-from terrafm.data.samples.builder import Part
 from terrafm.data.samples.crops import Views
 from terrafm.data.shards.manifest import CellGroup
 from terrafm.modalities import MODALITIES
@@ -52,7 +51,7 @@ class GeotiffBatches(ShardBatches):
                 if _drawn(views, row, group.modality)
             }
             cropper.crop(pixels, views, row, crops)
-        return builder.batch(rows, [Part(len(views.box), crops)])
+        return builder.batch(rows, [BatchRows(len(views.box), crops)])
 
     def _stored(self, tile_id: str, group: CellGroup) -> NDArray[Any]:
         folder = f"{self.work.geotiffs}/{tile_id}/{group.modality}"

@@ -126,3 +126,14 @@ def test_a_source_names_the_place_of_a_cell_and_every_tile_gets_its_part():
     assert places["lake-1_1_0"] == places["lake-2_1_0"] == "lake_1_0"
     assert places["lake-1_0_0"] == "lake_0_0"
     assert places["hill_0_0"] == ""
+
+
+def test_an_entry_without_a_later_column_is_read_as_if_nothing_were_known(small_dataset, tmp_path):
+    """An append reads all of them."""
+    entry = ShardEntry.read(small_dataset, "part-00000")
+    bare = replace(entry, rows=entry.rows.drop_columns(["climate", PLACE]))
+    bare.write(str(tmp_path))
+    found = ShardEntry.read(str(tmp_path), "part-00000").rows
+    assert found.schema.names == entry.rows.schema.names
+    assert set(found["climate"].to_pylist()) == {0}
+    assert set(found[PLACE].to_pylist()) == {""}

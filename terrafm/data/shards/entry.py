@@ -33,6 +33,10 @@ TILE_FIELDS = [
 ]
 
 
+# Column -> what it holds where nothing is known.
+_LATER = {"climate": 0, PLACE: ""}
+
+
 @dataclass
 class TileRecord:
     """One tile as ingest hands it over.
@@ -108,7 +112,7 @@ class ShardEntry:
         try:
             table = read_arrow(content)
             head = validated(parse_json((table.schema.metadata or {})[b"entry"]), _Head)
-            rows = _with_place(table.replace_schema_metadata(None))
+            rows = _with_later_columns(table.replace_schema_metadata(None))
             check_schema(rows.schema, ())
             check_rows(rows)
         except (OSError, pa.ArrowException, KeyError, ValueError):
@@ -235,10 +239,12 @@ def _entry_uri(dataset_uri: str, shard_name: str) -> str:
     return join(dataset_uri, "entries", f"{shard_name}.arrow")
 
 
-def _with_place(rows: pa.Table) -> pa.Table:
-    """Rows with the column of places, which entries of earlier versions do not have."""
-    if PLACE in rows.column_names:
-        return rows
-    field = next(field for field in TILE_FIELDS if field.name == PLACE)
-    at = rows.column_names.index("products")
-    return rows.add_column(at, field, pa.array([""] * rows.num_rows))
+def _with_later_columns(rows: pa.Table) -> pa.Table:
+    """Rows with the columns that entries of earlier versions do not have: climate, and place."""
+    names = [column.name for column in TILE_FIELDS]
+    for column in TILE_FIELDS:
+        if column.name in _LATER and column.name not in rows.column_names:
+            before = names[names.index(column.name) - 1]
+            absent = pa.array([_LATER[column.name]] * rows.num_rows, column.type)
+            rows = rows.add_column(rows.column_names.index(before) + 1, column, absent)
+    return rows

@@ -376,7 +376,8 @@ class Supervisor:
         )
         self._events.add(
             "resumed",
-            f"going on from step {newest}: {lost} steps, {seconds:g} s of work, were lost and are repeated",
+            f"going on from step {newest}: {lost} steps, {seconds:g} s of work, were lost and are "
+            "repeated",
             step=newest,
             steps=lost,
             seconds=seconds,
