@@ -109,6 +109,17 @@ def test_what_was_written_stays(place):
     assert list_names(place) == ["result"]
 
 
+def test_what_a_killed_writer_has_left_halfway_is_removed_and_nothing_else(place):
+    number = "0" * 32
+    left = [f".manifest-1.json.{number}", f".writable-{number}", f"..writable-{number}.{number}"]
+    # Of somebody else, or whole.
+    stays = [".notes.txt.old", f".notes.txt.{number}", f"manifest.json.{number}", "config.yaml"]
+    for name in [*left, *stays]:
+        write_bytes(f"{place}/{name}", b"1")
+    with lease(place, "x"):
+        assert set(list_names(place)) == {*stays, LEASE_FILE}
+
+
 def test_an_error_inside_is_its_own(place):
     with pytest.raises(ZeroDivisionError), lease(place, "x"):
         _ = 1 // 0

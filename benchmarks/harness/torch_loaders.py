@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from harness.workload import ENDLESS, Workload, rate
 from terrafm.data.samples.batch import HostBatch
+from terrafm.data.samples.builder import BatchRows
 from terrafm.data.samples.crops import Views
 from terrafm.data.shards.manifest import CellGroup
 from terrafm.modalities import MODALITIES

@@ -42,6 +42,7 @@ from terrafm.storage.lease_record import (
     Record,
     S3Record,
 )
+from terrafm.storage.leftovers import remove_left_over
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,9 @@ def lease(
     renewal = _Renewal(record, place, mine, tag, on_loss)
     try:
         with renewal:
+            # What cannot be removed is in nobody's way.
+            with suppress(OSError, TerraFMError):
+                remove_left_over(place)
             yield
     finally:
         try:
