@@ -253,3 +253,9 @@ def test_a_removed_key_has_one_value(key):
             build_config({section: {name: other}}, of_run=True)
     else:
         assert build_config({section: {name: other}}, of_run=True) == load_config()
+
+
+def test_a_tree_full_of_mistakes_is_still_one_line():
+    with pytest.raises(UsageError, match="; and 92 more$") as error:
+        build_config({"data": {f"key_{number}" * 9: 1 for number in range(100)}})
+    assert len(str(error.value)) < 3000

@@ -16,6 +16,9 @@ _COMPOSED = re.compile("mapping|list of 2")
 Schema = Mapping[str, Any]
 """JSON schema of one key."""
 
+# Faults of one configuration that are told in one line.
+_TOLD = 8
+
 
 def type_name(schema: Schema) -> str:
     """The kind of value alone, such as "integer | none"."""
@@ -87,7 +90,9 @@ def explain(error: ValidationError, tree: Mapping[str, Any], schemas: Mapping[st
             else:
                 says = _says(schemas[where])
                 parts.setdefault(where, f"configuration key {where} {says}, not {given}")
-    return "; ".join(parts.values())
+    told = list(parts.values())
+    more = f"; and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+    return "; ".join(told[:_TOLD]) + more
 
 
 def printed(key: str) -> str:
