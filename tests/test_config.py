@@ -256,6 +256,6 @@ def test_a_removed_key_has_one_value(key):
 
 
 def test_a_tree_full_of_mistakes_is_still_one_line():
-    with pytest.raises(UsageError, match="; and 92 more$") as error:
+    with pytest.raises(UsageError, match=r"; and 92 more$") as error:
         build_config({"data": {f"key_{number}" * 9: 1 for number in range(100)}})
     assert len(str(error.value)) < 3000
