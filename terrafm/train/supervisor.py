@@ -52,6 +52,7 @@ from terrafm.train.control import start_control
 from terrafm.train.demand import MachineDemand
 from terrafm.train.events import EventLog
 from terrafm.train.failure import read_failure
+from terrafm.train.hardware import group_facts
 from terrafm.train.loop import task_arguments, train_worker
 from terrafm.train.setup import TrainingSetup
 from terrafm.train.validator import Validator
@@ -219,8 +220,10 @@ class Supervisor:
 
     def _train_group(self, resume: Checkpoint, scratch: str) -> _Ending:
         workers, fair_cpus = self._await_machines()
-        self._events.add("started", workers=workers, step=resume.step)
         data_cpus = self._setup.config.data.cpus_per_worker or fair_cpus
+        cpus = workers * (self._limits.need["CPU"] + data_cpus)
+        facts = group_facts(ray.cluster_resources(), workers, cpus, int(self._gpu))
+        self._events.add("started", workers=workers, step=resume.step, **facts)
         hook = helper_environment() if self._train.standby else nullcontext[dict[str, str]]({})
         failure, renew = None, False
         with (
