@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from terrafm.train.bottleneck import BOTTLENECKS, COMPUTE
-from terrafm.train.collapse import ALARMS
+from terrafm.train.advice import ALARMS, BOTTLENECKS
+from terrafm.train.bottleneck import COMPUTE
 
 
 class Notices:
