@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import terrafm
 from terrafm.report.blocks import Block, Cell, Chart, Section, Table, WorldMap
@@ -25,6 +25,8 @@ MOST_BYTES = 5_000_000
 """Of a page; what is drawn into it is bounded so that it stays below."""
 # In the table beside a chart.
 _TABLE_ROWS = 12
+# Of a text, of a chart's name, and of a file that is shown as it is.
+_LONGEST, _LONGEST_LABEL, _LONGEST_SOURCE = 600, 120, 50_000
 _SIDE_BY_SIDE = {"chart", "verdict", "picture", "shares"}
 
 
@@ -78,7 +80,9 @@ def render(page: Page) -> str:
 @cache
 def _template() -> jinja2.Template:
     scripts = [_asset("uPlot.iife.min.js"), _asset("page.js")]
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_bounded
+    )
     environment.globals |= {
         "as_table": as_table,
         # Markup: these files are part of the package.
@@ -86,7 +90,8 @@ def _template() -> jinja2.Template:
         "scripts": [Markup(script) for script in scripts],
         "script_sources": " ".join(map(_script_source, scripts)),
         "data_uri": _data_uri,
-        "land": _asset("land.path").strip(),
+        "land": Markup(_asset("land.path").strip()),
+        "long": lambda text: escape(text[:_LONGEST_SOURCE]),
         "marker": _marker,
         "numeric": _numeric_columns,
         "percent": lambda value, largest: f"{100 * value / largest if largest else 0:.1f}",
@@ -102,6 +107,13 @@ def _template() -> jinja2.Template:
 
 def _asset(name: str) -> str:
     return (resources.files("terrafm.report") / "assets" / name).read_text("utf-8")
+
+
+def _bounded(value: Any) -> Any:
+    """A stranger's text as long as a reader takes it in."""
+    if type(value) is str and len(value) > _LONGEST:
+        return f"{value[:_LONGEST]}..."
+    return value
 
 
 def _script_source(script: str) -> str:
@@ -134,9 +146,9 @@ def _shown(cell: Cell) -> str:
     return cell if isinstance(cell, str) else shown_number(cell)
 
 
-def _data_uri(content: bytes) -> str:
+def _data_uri(content: bytes) -> Markup:
     kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(content).decode()}")
 
 
 def _marker(x: float, y: float, count: int, group: int) -> Markup:
@@ -162,11 +174,12 @@ def _spec(chart: Chart) -> dict[str, Any]:
         "limits": list(chart.limits),
         "level": chart.level,
         "marks": [
-            {"x": m.x, "until": m.until, "label": m.label, "level": m.level} for m in chart.marks
+            {"x": m.x, "until": m.until, "label": m.label[:_LONGEST], "level": m.level}
+            for m in chart.marks
         ],
         "curves": [
             {
-                "label": c.label,
+                "label": c.label[:_LONGEST_LABEL],
                 "values": list(map(_short, c.values)),
                 "low": c.low and list(map(_short, c.low)),
                 "high": c.high and list(map(_short, c.high)),

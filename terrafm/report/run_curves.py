@@ -21,6 +21,7 @@ _POINTS = 1600
 # Lines from which on raw values stand behind their moving mean.
 _NOISY = 120
 _MOST_MARKS = 120
+_MOST_GROUPS = 400
 
 
 @dataclass(frozen=True)
@@ -198,12 +199,15 @@ def timeline(history: History) -> Chart | None:
     if not history.groups:
         return None
     points: list[tuple[float, float]] = []
-    for group in history.groups:
+    for group in history.groups[-_MOST_GROUPS:]:
         trained = group.ended if group.trained is None else group.trained
         points += [(group.started, 0.0), (trained, float(group.workers)), (group.ended, 0.0)]
     if history.groups[-1].ending == "running":
         # It has not ended: the last value is that of now.
-        points[-1] = (points[-1][0], points[-2][1])
+        trains = history.groups[-1].trained is not None
+        points[-2:] = (
+            [points[-2], (points[-1][0], points[-2][1])] if trains else [(points[-1][0], 0.0)]
+        )
     # uPlot needs rising x.
     rising: dict[float, float] = {}
     for moment, workers in points:

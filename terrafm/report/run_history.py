@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from terrafm.report.blocks import Level
 from terrafm.report.run_record import RunRecord
@@ -25,7 +27,7 @@ _SHARES = {
     "other": ("share_other",),
 }
 # A long run of transient trouble must not fill the page.
-_MOST_OF_A_KIND = 40
+_MOST_OF_A_KIND, _MOST = 40, 300
 
 
 @dataclass
@@ -117,15 +119,28 @@ class History:
         last = groups[-1]
         times = self.run.column("time")
         signs = [last.started, last.trained or 0.0]
-        signs += [e["time"] for e in self.run.events if last.started < e["time"] < before]
-        signs += times[(times > last.started) & (times < before)].tolist()
+        for moments in (self._moments, times):
+            inside = moments[(moments > last.started) & (moments < before)]
+            signs += [float(inside.max())] if len(inside) else []
         last.ended, last.ending = float(max(signs)), _VANISHED
         last.reason = "the command ended without a word: killed, or its machine was lost"
 
     @cached_property
-    def lost_steps(self) -> int:
-        """Steps that were done twice, as far as the run could count them."""
-        return sum(int(e.get("steps", 0)) for e in self.run.events if e["event"] == "resumed")
+    def _moments(self) -> NDArray[np.float64]:
+        return np.array([e["time"] for e in self.run.events], dtype=np.float64)
+
+    def _next(self, kinds: tuple[str, ...], moment: float) -> dict[str, Any]:
+        """The first event of some kinds from a moment on; empty where there is none."""
+        if kinds not in self._by_kinds:
+            found = [e for e in self.run.events if e["event"] in kinds]
+            self._by_kinds[kinds] = sorted(found, key=lambda e: e["time"])
+        events = self._by_kinds[kinds]
+        place = bisect_left(events, moment, key=lambda e: e["time"])
+        return events[place] if place < len(events) else {}
+
+    @cached_property
+    def _by_kinds(self) -> dict[tuple[str, ...], list[dict[str, Any]]]:
+        return {}
 
     @cached_property
     def account(self) -> dict[str, float]:
@@ -235,6 +250,9 @@ class History:
             if count > _MOST_OF_A_KIND:
                 more = f"{kind}: {count - _MOST_OF_A_KIND} more of the kind are not shown"
                 kept.append(Happening(self.run.last_sign, None, "note", more))
+        if len(kept) > _MOST:
+            more = f"{len(kept) - _MOST} more are not shown"
+            kept = [*kept[:_MOST], Happening(self.run.last_sign, None, "note", more)]
         return sorted(kept, key=lambda one: (one.time or 0.0, one.step or 0))
 
     def _of_groups(self) -> Iterator[Happening]:
@@ -260,9 +278,8 @@ class History:
             yield Happening(group.ended, step, level, text, self._cost_of(group, following))
 
     def _step_at_end(self, group: Group, following: Group | None) -> int:
-        for event in self.run.events:
-            if event["event"] in ("lost", "stopped") and event["time"] >= group.ended:
-                return int(event.get("step", group.step))
+        if group.ending != _VANISHED:
+            return int(self._next(("lost", "stopped"), group.ended).get("step", group.step))
         return following.step if following is not None else self.run.done
 
     def _cost_of(self, group: Group, following: Group | None) -> str:
@@ -270,9 +287,11 @@ class History:
         if following is None:
             return "not gone on since"
         until = following.trained or following.ended
-        parts = [f"{duration(max(until - group.ended, 0.0))} until it trained again"]
+        pause = duration(max(until - group.ended, 0.0))
+        waits = following.trained is None and following.ending == _RUNNING
+        parts = [f"{pause} so far" if waits else f"{pause} until it trained again"]
         if group.ending == "lost":
-            again = self._resumed_after(group.ended)
+            again = self._next(("resumed",), group.ended)
             if again.get("steps"):
                 seconds = duration(float(again.get("seconds", 0.0)))
                 parts.append(f"{again['steps']:,} steps ({seconds} of work) done again")
@@ -282,10 +301,6 @@ class History:
                 parts.append(f"at least {duration(group.ended - saved)} of work done again")
             parts.append(f"went on from step {following.step:,}")
         return ", ".join(parts)
-
-    def _resumed_after(self, moment: float) -> dict[str, Any]:
-        later = (e for e in self.run.events if e["event"] == "resumed" and e["time"] >= moment)
-        return next(later, {})
 
     def _of_events(self) -> Iterator[Happening]:
         titles: dict[str, tuple[Level, str]] = {

@@ -7,10 +7,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from terrafm.config import Config, load_config
@@ -27,22 +28,30 @@ _NONFINITE_FILE, _QUARANTINE_FILE = "nonfinite.jsonl", "quarantine.jsonl"
 _FAILURE_FILE, _BEST_FILE = "failure.json", "best.json"
 # Of a run on another machine, whose process cannot be asked.
 _SILENT_SECONDS, _SILENT_LINES = 600.0, 20.0
+# Of years that have four digits.
+_LATEST = 2.5e11
+
+Moment = Annotated[Finite, Field(ge=0, le=_LATEST)]
+"""Seconds since 1970."""
+Seconds = Annotated[Finite, Field(ge=0, le=1e10)]
+"""A time that passed."""
+Workers = Annotated[Count, Field(le=10**7)]
 
 
 @open_keys
 class _Event(TypedDict):
     """A line of events.jsonl, as far as a report needs it."""
 
-    time: Finite
+    time: Moment
     event: str
     step: NotRequired[Count]
     steps: NotRequired[Count]
-    workers: NotRequired[Count]
-    seconds: NotRequired[Finite]
+    workers: NotRequired[Workers]
+    seconds: NotRequired[Seconds]
     reason: NotRequired[str | None]
     warning: NotRequired[str]
-    cpus: NotRequired[Finite]
-    gpus: NotRequired[Count]
+    cpus: NotRequired[Annotated[Finite, Field(ge=0, le=1e7)]]
+    gpus: NotRequired[Workers]
     cluster: NotRequired[dict[str, Any]]
     versions: NotRequired[dict[str, str]]
     commit: NotRequired[str | None]
@@ -118,6 +127,9 @@ class RunRecord:
         """(N,) values of a key of metrics.jsonl; NaN where a line has no number."""
         if key not in self._columns:
             self._columns[key] = np.array([number(line.get(key)) for line in self.lines])
+            if key == "time":
+                times = self._columns[key]
+                times[(times < 0) | (times > _LATEST)] = np.nan
         return self._columns[key]
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from terrafm.modalities import SENSOR_TITLES
@@ -16,6 +17,8 @@ _RETRIEVAL = re.compile(r"retrieval/([\w-]+)-to-([\w-]+)/recall10")
 _Z = 1.959963984540054
 # More classes than a table is read for.
 _MOST_CLASSES = 60
+# More than a chart has marks for, and pairs than it has colours for.
+_MOST_SCORES, _MOST_PAIRS = 300, 12
 
 
 def interval(share: float, n: float) -> tuple[float, float]:
@@ -50,6 +53,7 @@ def mean_interval(shares: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 def score_blocks(runs: Sequence[RunRecord]) -> list[Block]:
     """Charts of all runs over one another, and tables of each run's newest scores."""
+    runs = [_thinned(run) for run in runs]
     scored = [run for run in runs if run.scores]
     if not scored:
         return []
@@ -79,6 +83,12 @@ def score_blocks(runs: Sequence[RunRecord]) -> list[Block]:
         )
     )
     return blocks
+
+
+def _thinned(run: RunRecord) -> RunRecord:
+    """With a bounded number of its validations, the newest among them."""
+    step = -(-len(run.scores) // _MOST_SCORES)
+    return replace(run, scores=run.scores[::-1][::step][::-1]) if step > 1 else run
 
 
 def _chart(
@@ -166,6 +176,7 @@ def _retrieval_chart(runs: Sequence[RunRecord]) -> Chart | None:
         by_step = {line["step"]: line for line in run.scores}
         names = dict.fromkeys(n for line in run.scores for n in line["metrics"])
         pairs = [(n, found.groups()) for n in names if (found := _RETRIEVAL.fullmatch(n))]
+        pairs = pairs[:_MOST_PAIRS]
         for index, (name, (query, gallery)) in enumerate(pairs):
             bounds = [_bounds(by_step.get(step), name) for step in x]
             label = f"{_CHOICES.get(query, query)} finds {_CHOICES.get(gallery, gallery)}"
@@ -195,8 +206,8 @@ def _heat(line: Mapping[str, Any], name: str) -> Heat | None:
     }
     if not found:
         return None
-    queries = list(dict.fromkeys(query for query, _ in found))
-    galleries = list(dict.fromkeys(gallery for _, gallery in found))
+    queries = list(dict.fromkeys(query for query, _ in found))[:_MOST_PAIRS]
+    galleries = list(dict.fromkeys(gallery for _, gallery in found))[:_MOST_PAIRS]
     notes = []
     for query in queries:
         row = []

@@ -15,6 +15,12 @@ from terrafm.units import duration
 _NOTICEABLE = 0.15
 # Of the run's time for starts, faults and repeated work.
 _MUCH_LOST = 0.2
+_INTO = {
+    "starting": "went into starting",
+    "recovering": "into recovering",
+    "repeating lost work": "into work that was lost and done again",
+    "stopped": "nobody ran it",
+}
 
 
 def verdict_of(history: History, name: str = "") -> Verdict:
@@ -52,6 +58,9 @@ def _state(history: History) -> tuple[Level, str]:
         return "bad", "failed"
     if not run.lines:
         return ("note", "starting") if run.running else ("note", "no step done yet")
+    if run.running and history.groups and history.groups[-1].trained is None:
+        again = len(history.groups) > 1
+        return "note", "recovering, not training yet" if again else "starting"
     if history.open_alarms:
         return "bad", "finished with an alarm" if run.finished else "in trouble: alarm"
     if math.isnan(losses[-1]):
@@ -85,7 +94,8 @@ def _progress(history: History) -> list[str]:
         return [f"{run.done:,} steps"]
     parts = [f"{100 * run.done / total:.0f} % done"]
     seconds = run.seconds_per_step
-    if run.running and seconds is not None and run.done:
+    training = bool(history.groups) and history.groups[-1].trained is not None
+    if run.running and training and seconds is not None and run.done:
         parts.append(f"ends in about {duration(seconds * (total - run.done))}")
     return parts
 
@@ -131,13 +141,14 @@ def _advice(history: History) -> list[str]:
 
 def _lost(history: History) -> list[str]:
     account = history.account
-    names = ("starting", "recovering", "repeating lost work", "stopped")
-    lost = {name: account.get(name, 0.0) for name in names}
+    lost = {name: account.get(name, 0.0) for name in _INTO}
     whole = sum(account.values())
     faults = sum(g.ending in ("lost", "vanished") for g in history.groups[:-1])
     faults += bool(history.groups) and history.groups[-1].ending in ("lost", "vanished")
     if not faults and (not whole or sum(lost.values()) < _MUCH_LOST * whole):
         return []
-    told = ", ".join(f"{duration(s)} {name}" for name, s in lost.items() if s >= 1)
+    told = ", ".join(f"{duration(s)} {_INTO[name]}" for name, s in lost.items() if s >= 1)
     count = f"{faults} fault{'' if faults == 1 else 's'}" if faults else "No fault"
-    return [f"{count}; of {duration(whole)} the run spent {told or 'nothing'} outside of training."]
+    if not told:
+        return [f"{count}, which cost no time."]
+    return [f"{count}. Of {duration(whole)} in all, {told}."]
