@@ -74,7 +74,7 @@ def render(page: Page) -> str:
     """A page as HTML."""
     written = page.written or datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     shown = Page(page.title, page.subtitle, page.sections, page.refresh, written)
-    return _template().render(page=shown, version=terrafm.__version__)
+    return _template().render(page=shown, version=terrafm.__version__).lstrip()
 
 
 @cache
