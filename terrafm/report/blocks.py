@@ -10,6 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+# Below the first, coastlines of 1:110 million have no detail; above the second it is the world.
+_LEAST_DEGREES, _MOST_DEGREES = 24.0, 150.0
+
 Level = Literal["good", "note", "bad"]
 Cell = str | int | float | None
 
@@ -207,6 +210,23 @@ class WorldMap:
     groups: Sequence[str]
     alt: str
     note: str = ""
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """West, north, width and height of what is shown, degrees, y downwards.
+
+        The world, or of points close together their surroundings.
+        """
+        whole = (-180.0, -84.0, 360.0, 150.0)
+        if not self.points:
+            return whole
+        xs, ys = [p[0] for p in self.points], [-p[1] for p in self.points]
+        width = max(_LEAST_DEGREES, 1.25 * (max(xs) - min(xs)), 3 * (max(ys) - min(ys)))
+        if width > _MOST_DEGREES:
+            return whole
+        height = width / 2.4
+        west = min(max((min(xs) + max(xs) - width) / 2, -180.0), 180.0 - width)
+        return west, (min(ys) + max(ys) - height) / 2, width, height
 
 
 @dataclass(frozen=True)

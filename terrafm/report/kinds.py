@@ -91,8 +91,20 @@ def _run_goes_on(uri: str) -> bool:
     return still_runs(uri)
 
 
-RUN = Kind("run", "runs", _is_run, _run_sections, _run_goes_on)
-_kinds = [RUN]
+def _dataset_sections(targets: Sequence[Target], wanted: Wanted) -> list[Section]:
+    from terrafm.report.dataset_page import dataset_sections
+
+    return dataset_sections(targets, wanted)
+
+
+def _is_dataset(names: Collection[str]) -> bool:
+    return "manifest.json" in names
+
+
+_kinds = [
+    Kind("run", "runs", _is_run, _run_sections, _run_goes_on),
+    Kind("dataset", "datasets", _is_dataset, _dataset_sections),
+]
 
 
 def register(kind: Kind) -> None:

@@ -151,16 +151,16 @@ def _data_uri(content: bytes) -> Markup:
     return Markup(f"data:image/{kind};base64,{base64.b64encode(content).decode()}")
 
 
-def _marker(x: float, y: float, count: int, group: int) -> Markup:
+def _marker(x: float, y: float, count: int, group: int, scale: float = 1.0) -> Markup:
     """A mark of a map, larger where more is; groups differ in shape as well as in colour."""
-    r = 1.1 + 0.45 * math.log10(max(count, 1))
-    x, y = round(float(x), 2), round(-float(y), 2)
+    r = scale * (1.1 + 0.45 * math.log10(max(count, 1)))
+    x, y = round(float(x), 3), round(-float(y), 3)
     shapes = (
-        f"M{x - r:.2f} {y:.2f}a{r:.2f} {r:.2f} 0 1 0 {2 * r:.2f} 0a{r:.2f} {r:.2f} 0 1 0 "
-        f"{-2 * r:.2f} 0z",
-        f"M{x - r:.2f} {y - r:.2f}h{2 * r:.2f}v{2 * r:.2f}h{-2 * r:.2f}z",
-        f"M{x:.2f} {y - r:.2f}l{r:.2f} {2 * r:.2f}h{-2 * r:.2f}z",
-        f"M{x:.2f} {y - r:.2f}l{r:.2f} {r:.2f}l{-r:.2f} {r:.2f}l{-r:.2f} {-r:.2f}z",
+        f"M{x - r:.3f} {y:.3f}a{r:.3f} {r:.3f} 0 1 0 {2 * r:.3f} 0a{r:.3f} {r:.3f} 0 1 0 "
+        f"{-2 * r:.3f} 0z",
+        f"M{x - r:.3f} {y - r:.3f}h{2 * r:.3f}v{2 * r:.3f}h{-2 * r:.3f}z",
+        f"M{x:.3f} {y - r:.3f}l{r:.3f} {2 * r:.3f}h{-2 * r:.3f}z",
+        f"M{x:.3f} {y - r:.3f}l{r:.3f} {r:.3f}l{-r:.3f} {r:.3f}l{-r:.3f} {-r:.3f}z",
     )
     # Numbers only.
     return Markup(f'<path d="{shapes[group % len(shapes)]}"/>')

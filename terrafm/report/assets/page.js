@@ -145,7 +145,7 @@
         } },
       },
       axes: [
-        { stroke: ink, grid, ticks, font, size: isTime ? 44 : 30, space: isTime ? 80 : 60, values: isTime ? clock : (u, splits) => splits.map(number) },
+        { stroke: ink, grid, ticks, font, size: isTime ? 44 : 30, space: isTime ? 95 : 60, values: isTime ? clock : (u, splits) => splits.map(number) },
         { stroke: ink, grid, ticks, font, incrs: isCount ? [1, 2, 5, 10, 20, 50, 100] : undefined, values: (u, splits) => splits.map(number),
           size: (u, values) => (values ? Math.max(36, ...values.map((v) => canvas.measureText(v).width + 14)) : 46) },
       ],
