@@ -193,15 +193,16 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class WorldMap:
-    """Points on the coastlines of the world.
+class Points:
+    """Points in a plane: on the coastlines of the world, or on nothing.
 
     Attributes:
         title: of the map.
-        points: longitude, latitude, how many are there, number of the group.
+        points: x, y (to the north), how many are there, number of the group.
         groups: their names.
         alt: what is to be seen, in words.
         note: below it.
+        coast: x and y are longitude and latitude; otherwise any numbers, fitted to the frame.
     """
 
     kind: ClassVar[str] = "map"
@@ -210,6 +211,7 @@ class WorldMap:
     groups: Sequence[str]
     alt: str
     note: str = ""
+    coast: bool = True
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -221,7 +223,11 @@ class WorldMap:
         if not self.points:
             return whole
         xs, ys = [p[0] for p in self.points], [-p[1] for p in self.points]
-        width = max(_LEAST_DEGREES, 1.25 * (max(xs) - min(xs)), 3 * (max(ys) - min(ys)))
+        least = _LEAST_DEGREES if self.coast else 1e-9
+        width = max(least, 1.1 * (max(xs) - min(xs)), 2.6 * (max(ys) - min(ys)))
+        if not self.coast:
+            left, top = (min(xs) + max(xs) - width) / 2, (min(ys) + max(ys) - width / 2.4) / 2
+            return left, top, width, width / 2.4
         if width > _MOST_DEGREES:
             return whole
         height = width / 2.4
@@ -238,7 +244,7 @@ class Source:
     text: str
 
 
-Block = Text | Verdict | Facts | Table | Heat | Chart | Shares | Picture | WorldMap | Source
+Block = Text | Verdict | Facts | Table | Heat | Chart | Shares | Picture | Points | Source
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from terrafm.report.blocks import (
     Curve,
     Facts,
     Heat,
+    Points,
     Section,
     Table,
     Text,
     Verdict,
-    WorldMap,
 )
 from terrafm.report.kinds import Target, Wanted
 from terrafm.report.quicklooks import quicklooks
@@ -114,7 +114,7 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _map(dataset: Dataset) -> WorldMap:
+def _map(dataset: Dataset) -> Points:
     """Where the tiles lie; near ones of a class are one larger mark."""
     counts = dataset.class_counts()
     common = sorted(counts, key=lambda code: (-counts[code], code))
@@ -144,7 +144,7 @@ def _map(dataset: Dataset) -> WorldMap:
     )
     note = "A mark stands for tiles of one class that lie close together; larger ones for more."
     # Rare classes last, on top.
-    return WorldMap(f"{len(dataset):,} tiles by their majority class", points, names, alt, note)
+    return Points(f"{len(dataset):,} tiles by their majority class", points, names, alt, note)
 
 
 def _span(values: Any) -> tuple[float, float]:
@@ -173,8 +173,12 @@ def _classes(about: dict[str, Any], config: Config) -> Table:
         f"Tiles of each class, and samples of one epoch after resampling with exponent {exponent:g}"
     )
     columns = ["class", "", "in the archive", "tiles", "% of tiles", "samples", "% of samples"]
-    largest = max([*(row[4] for row in rows), *(row[6] for row in rows)], default=1.0)
-    assert isinstance(largest, int | float)
+    shares = [
+        100 * n / whole
+        for counts, whole in ((before, about["tiles"]), (after, epoch))
+        for n in counts.values()
+    ]
+    largest = max(shares, default=1.0)
     return Table(title, columns, rows, bars={4: largest, 6: largest})
 
 

@@ -101,9 +101,20 @@ def _is_dataset(names: Collection[str]) -> bool:
     return "manifest.json" in names
 
 
+def _embedding_sections(targets: Sequence[Target], wanted: Wanted) -> list[Section]:
+    from terrafm.report.embeddings_page import embedding_sections
+
+    return embedding_sections(targets, wanted)
+
+
+def _is_embedding(names: Collection[str]) -> bool:
+    return "embedding.json" in names
+
+
 _kinds = [
     Kind("run", "runs", _is_run, _run_sections, _run_goes_on),
     Kind("dataset", "datasets", _is_dataset, _dataset_sections),
+    Kind("embeddings", "folders of embeddings", _is_embedding, _embedding_sections),
 ]
 
 

@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 import terrafm
-from terrafm.report.blocks import Block, Cell, Chart, Section, Table, WorldMap
+from terrafm.report.blocks import Block, Cell, Chart, Points, Section, Table
 from terrafm.storage import write_bytes
 from terrafm.units import shown_number
 
@@ -56,7 +56,7 @@ class Page:
     @property
     def maps(self) -> bool:
         """Whether any is on it."""
-        return any(isinstance(b, WorldMap) for s in self.sections for b in s.blocks)
+        return any(isinstance(b, Points) and b.coast for s in self.sections for b in s.blocks)
 
 
 def write_page(uri: str, page: Page) -> int:

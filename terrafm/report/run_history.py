@@ -145,7 +145,7 @@ class History:
     @cached_property
     def account(self) -> dict[str, float]:
         """What the run's time went into -> seconds, from its first start to its end or now."""
-        account = {"starting": 0.0, "recovering": 0.0, "repeating lost work": 0.0, "stopped": 0.0}
+        account = {"starting": 0.0, "recovering": 0.0, "repeating lost work": 0.0, "not running": 0.0}
         training = 0.0
         before: Group | None = None
         for group in self.groups:
@@ -155,7 +155,7 @@ class History:
             training += max(group.ended - trained, 0.0)
             if before is not None:
                 gap = max(group.started - before.ended, 0.0)
-                account["stopped" if before.ending == _VANISHED else "recovering"] += gap
+                account["not running" if before.ending == _VANISHED else "recovering"] += gap
             before = group
         repeated = sum(
             float(e.get("seconds", 0)) for e in self.run.events if e["event"] == "resumed"

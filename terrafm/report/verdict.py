@@ -19,7 +19,6 @@ _INTO = {
     "starting": "went into starting",
     "recovering": "into recovering",
     "repeating lost work": "into work that was lost and done again",
-    "stopped": "nobody ran it",
 }
 
 
@@ -142,13 +141,16 @@ def _advice(history: History) -> list[str]:
 def _lost(history: History) -> list[str]:
     account = history.account
     lost = {name: account.get(name, 0.0) for name in _INTO}
+    idle = account.get("not running", 0.0)
     whole = sum(account.values())
     faults = sum(g.ending in ("lost", "vanished") for g in history.groups[:-1])
     faults += bool(history.groups) and history.groups[-1].ending in ("lost", "vanished")
-    if not faults and (not whole or sum(lost.values()) < _MUCH_LOST * whole):
+    if not faults and (not whole or sum(lost.values()) + idle < _MUCH_LOST * whole):
         return []
     told = ", ".join(f"{duration(s)} {_INTO[name]}" for name, s in lost.items() if s >= 1)
     count = f"{faults} fault{'' if faults == 1 else 's'}" if faults else "No fault"
+    if idle >= 1:
+        told += f"{'; for' if told else 'for'} {duration(idle)} nobody ran it"
     if not told:
         return [f"{count}, which cost no time."]
     return [f"{count}. Of {duration(whole)} in all, {told}."]

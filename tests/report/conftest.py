@@ -166,3 +166,11 @@ def collapsed(run_folder):
     """A run whose teacher sends all images to a few prototypes."""
     run = run_folder("collapsed").started().lines(200)
     return run.lines(100, teacher_entropy=0.4, prototype_perplexity=5.0, effective_rank=3.0)
+
+
+@pytest.fixture(scope="session")
+def embedded(small_dataset, tmp_path_factory):
+    """A folder of embeddings of the small dataset, with random vectors."""
+    from terrafm.data.shards.dataset import Dataset
+
+    return write_embeddings(Dataset.open(small_dataset), tmp_path_factory.mktemp("embedded"))

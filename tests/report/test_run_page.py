@@ -123,7 +123,7 @@ def test_the_account_adds_up_and_the_cost_is_what_was_held(troubled):
     assert account["repeating lost work"] == 20.0
     # Killed twice: ten minutes and one passed until somebody started it again, and what was done
     # since the last line that survived is not known.
-    assert account["stopped"] == pytest.approx(660, abs=120)
+    assert account["not running"] == pytest.approx(660, abs=120)
     held = sum((g.ended - g.started) * g.workers for g in history.groups) / 3600
     assert cost["gpu_hours"] == pytest.approx(held)
     assert history.cost_in_words.endswith("GPU hours")
