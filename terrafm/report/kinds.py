@@ -114,7 +114,7 @@ def _is_embedding(names: Collection[str]) -> bool:
 _kinds = [
     Kind("run", "runs", _is_run, _run_sections, _run_goes_on),
     Kind("dataset", "datasets", _is_dataset, _dataset_sections),
-    Kind("embeddings", "folders of embeddings", _is_embedding, _embedding_sections),
+    Kind("embedding folder", "embedding folders", _is_embedding, _embedding_sections),
 ]
 
 

@@ -26,6 +26,7 @@ _SHARES = {
     "reducing and updating": ("share_optimizer",),
     "other": ("share_other",),
 }
+_BESIDE_TRAINING = ("starting", "recovering", "repeating lost work", "not running")
 # A long run of transient trouble must not fill the page.
 _MOST_OF_A_KIND, _MOST = 40, 300
 
@@ -145,7 +146,12 @@ class History:
     @cached_property
     def account(self) -> dict[str, float]:
         """What the run's time went into -> seconds, from its first start to its end or now."""
-        account = {"starting": 0.0, "recovering": 0.0, "repeating lost work": 0.0, "not running": 0.0}
+        account = {
+            "starting": 0.0,
+            "recovering": 0.0,
+            "repeating lost work": 0.0,
+            "not running": 0.0,
+        }
         training = 0.0
         before: Group | None = None
         for group in self.groups:

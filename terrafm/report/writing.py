@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
@@ -65,8 +66,6 @@ def watch(
 def _title(targets: Sequence[Target]) -> str:
     if len(targets) == 1:
         return f"{targets[0].kind.name.capitalize()} {targets[0].name}"
-    counts: dict[str, int] = {}
-    for target in targets:
-        counts[target.kind.plural] = counts.get(target.kind.plural, 0) + 1
-    words = [f"{n} {plural}" for plural, n in counts.items()]
+    counts = Counter(target.kind for target in targets)
+    words = [f"{n} {kind.name if n == 1 else kind.plural}" for kind, n in counts.items()]
     return f"{', '.join(words)}: {', '.join(target.name for target in targets)}"

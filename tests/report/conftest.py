@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from terrafm.config import load_config
-from terrafm.storage import append_json_line, write_json_lines
+from terrafm.embed.rows import part_bytes
+from terrafm.embed.schema import MANIFEST, TILES, EmbeddingManifest, PartFile
+from terrafm.embed.source import DatasetTiles
+from terrafm.storage import append_json_line, join, write_bytes, write_json_lines
 from terrafm.train.collapse import CollapseAlarm
 
 BEGIN = 1_790_000_000.0
@@ -170,7 +173,19 @@ def collapsed(run_folder):
 
 @pytest.fixture(scope="session")
 def embedded(small_dataset, tmp_path_factory):
-    """A folder of embeddings of the small dataset, with random vectors."""
-    from terrafm.data.shards.dataset import Dataset
-
-    return write_embeddings(Dataset.open(small_dataset), tmp_path_factory.mktemp("embedded"))
+    """URI of the small dataset's embeddings, which are random numbers."""
+    tiles = DatasetTiles(small_dataset)
+    places = [tiles.place(row) for row in range(len(tiles))]
+    vectors = np.random.default_rng(1).normal(size=(len(places), 8)).astype(np.float32)
+    content = part_bytes(places, [("s1",)] * len(places), vectors, ("model", tiles.fingerprint))
+    folder = str(tmp_path_factory.mktemp("report") / "embedded")
+    write_bytes(join(folder, TILES, "part-00000.parquet"), content)
+    part = PartFile(name="part-00000.parquet", rows=len(places), bytes=len(content), sha256="")
+    manifest = EmbeddingManifest(
+        rows=len(places), skipped=0, dim=8, readout="cls", model="terrafm_tiny", weights="w",
+        model_fingerprint="model", data=small_dataset, data_kind="dataset",
+        data_fingerprint=tiles.fingerprint, modalities=("s1",), normalisation={}, options={},
+        legend={}, parts=(part,), versions={},
+    )  # fmt: skip
+    write_bytes(join(folder, MANIFEST), manifest.to_json().encode())
+    return folder
