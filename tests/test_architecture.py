@@ -38,6 +38,7 @@ OPEN_FILES = {
     "terrafm/data/shards/index.py",
     "terrafm/export/graphs.py",
     "terrafm/jobs/package.py",
+    "terrafm/report/page.py",
     "terrafm/standby.py",
     "terrafm/storage/json_lines.py",
     "terrafm/storage/lease_record.py",
@@ -46,7 +47,6 @@ OPEN_FILES = {
     "terrafm/train/estimate.py",
     "terrafm/train/loggers.py",
     "terrafm/train/profile.py",
-    "tuning/report.py",
     "tuning/searchers.py",
     "tuning/trial.py",
 }
