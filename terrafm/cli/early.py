@@ -58,7 +58,7 @@ def check_checkpoint(uri: str) -> None:
     check_exists("checkpoint", head if head and name == "best" else uri)
 
 
-def check_report(folders: Sequence[str], output: str) -> list[Target]:
+def check_report(folders: Sequence[str], output: str, data: str | None) -> list[Target]:
     """What a report's folders are.
 
     Raises:
@@ -70,4 +70,6 @@ def check_report(folders: Sequence[str], output: str) -> list[Target]:
         raise UsageError(f"--output {output} is to be a page: give a name that ends in .html")
     if is_local(output) and os.path.isdir(resolve(output)[1]):
         raise UsageError(f"--output {output} is a folder: give the name of a file in it")
+    if data is not None:
+        check_exists("folder of tiles", data)
     return find_targets(folders)

@@ -23,6 +23,16 @@ def report(
             "--watch", min=5, help="Write it again every so many seconds while a run goes on."
         ),
     ] = None,
+    pictures: Annotated[
+        bool,
+        typer.Option(
+            "--pictures", help="Show what each run's best checkpoint sees; loads the model."
+        ),
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="URI of the tiles, where they no longer lie where they did."),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -32,12 +42,12 @@ def report(
 ) -> None:
     """Write a page about runs, datasets, embeddings or sweeps (docs/report.md)."""
     config = load_config(None, overrides or [])
-    targets = early.check_report(folders, output)
+    targets = early.check_report(folders, output, data)
     from terrafm.report.kinds import Wanted
     from terrafm.report.writing import watch as keep_writing
     from terrafm.report.writing import write_report
 
-    wanted = Wanted(config)
+    wanted = Wanted(config, pictures, data)
     if watch is None:
         size = write_report(targets, wanted, output)
         console.print(f"wrote {output}, {human_bytes(size)}", soft_wrap=True, highlight=False)

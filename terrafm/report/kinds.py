@@ -41,12 +41,12 @@ class Wanted:
 
     Attributes:
         config: for the resampling of datasets.
-        weights: URI of weights or of a checkpoint, for pictures of what was learned.
-        data: URI of the dataset that those pictures are of.
+        pictures: what each run's best checkpoint sees; the model is loaded for it.
+        data: URI of the tiles that pictures are of, where they no longer lie where they did.
     """
 
     config: Config
-    weights: str | None = None
+    pictures: bool = False
     data: str | None = None
 
 
@@ -76,7 +76,15 @@ def _run_sections(targets: Sequence[Target], wanted: Wanted) -> list[Section]:
     from terrafm.report.run_page import run_sections
     from terrafm.report.run_record import read_run
 
-    return run_sections([read_run(target.uri, target.name) for target in targets])
+    runs = [read_run(target.uri, target.name) for target in targets]
+    sections = run_sections(runs)
+    if wanted.pictures:
+        # Only pictures need the model, and torch.
+        from terrafm.report.learned import learned_section
+
+        drawn = [learned_section(run, wanted.data, len(runs) > 1) for run in runs]
+        sections[-1:-1] = drawn
+    return sections
 
 
 def _is_run(names: Collection[str]) -> bool:

@@ -31,7 +31,7 @@ def test_the_commands_run(here):
     words = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = ["bash", "-euo", "pipefail", "-c", block("bash")]
     subprocess.run(command, cwd=here, env=os.environ | words, check=True)
-    assert len(list(here.glob("*.html"))) == 4
+    assert len(list(here.glob("*.html"))) == 5
 
 
 @pytest.mark.slow
