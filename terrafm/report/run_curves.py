@@ -244,7 +244,13 @@ def happenings_table(history: History) -> Table | None:
         "What happened",
         ["time (UTC)", "step", "", "what", "what it cost"],
         [
-            [moment(h.time), h.step, words[h.level], h.text, h.cost or None]
+            [
+                moment(h.time),
+                h.step,
+                "alarm" if h.until_step is not None else words[h.level],
+                h.text,
+                h.cost or None,
+            ]
             for h in history.happenings
         ],
         marked={n for n, h in enumerate(history.happenings) if h.level == "bad"},

@@ -103,7 +103,8 @@ def _waits(history: History) -> str:
     shares = history.shares()
     if not shares:
         return ""
-    told = [f"waits for data {100 * shares['waiting for data']:.0f} % of the time"]
+    waiting = round(100 * shares["waiting for data"])
+    told = [f"waits for data {waiting} % of the time" if waiting else "hardly waits for data"]
     if shares["saving"] >= 0.05:
         told.append(f"saves {100 * shares['saving']:.0f} %")
     return ", ".join(told)

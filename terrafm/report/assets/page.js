@@ -70,7 +70,7 @@
       for (const mark of spec.marks) {
         const ink = long(colour(LEVELS[mark.level])), at = u.valToPos(mark.x, "x", true);
         if (mark.until !== null) {
-          ctx.fillStyle = faded(ink, 0.16);
+          ctx.fillStyle = faded(ink, 0.12);
           ctx.fillRect(at, bbox.top, Math.max(2, u.valToPos(mark.until, "x", true) - at), bbox.height);
           continue;
         }
@@ -134,7 +134,7 @@
     canvas.font = font;
     const plot = new uPlot({
       width: place.clientWidth || 320, height: place.clientHeight || 240, series, bands,
-      legend: { show: false }, padding: [8, 12, 0, 0],
+      legend: { show: false }, padding: [8, isTime ? 28 : Math.max(12, canvas.measureText(number(last)).width / 2 + 4), 0, 0],
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
       scales: {
         x: { time: isTime, range: (u, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) },
@@ -150,11 +150,15 @@
           size: (u, values) => (values ? Math.max(36, ...values.map((v) => canvas.measureText(v).width + 14)) : 46) },
       ],
       cursor: { sync: { key: spec.xTitle, setSeries: false }, drag: { x: true, y: false }, points: { size: 7 } },
-      hooks: { draw: [drawMarks], setCursor: [tell], setScale: [(u) => (all.hidden = u.scales.x.min <= first && u.scales.x.max >= last)] },
+      hooks: { drawAxes: [drawMarks], setCursor: [tell], setScale: [(u) => (all.hidden = u.scales.x.min <= first && u.scales.x.max >= last)] },
     }, data, place);
 
-    const zoomTo = (from, to) => plot.setScale("x", { min: Math.max(first, from), max: Math.min(last, to) });
-    const all = element("button", { type: "button", className: "all", textContent: "show all", hidden: true, onclick: () => zoomTo(first, last) });
+    plot.zoomTo = (from, to) => plot.setScale("x", { min: Math.max(first, from), max: Math.min(last, to) });
+    plot.xTitle = spec.xTitle;
+    // All charts over the same x, as dragging does by itself.
+    const zoomTo = (from, to) => plots.filter((one) => one.xTitle === spec.xTitle).forEach((one) => one.zoomTo(from, to));
+    const showAll = () => zoomTo(-Infinity, Infinity);
+    const all = element("button", { type: "button", className: "all", textContent: "show all", hidden: true, onclick: showAll });
     for (const one of shown) {
       const button = element("button", { type: "button" }, sample(one.curve), one.curve.label, one.output);
       button.setAttribute("aria-pressed", "true");
@@ -172,11 +176,11 @@
       if (move !== undefined) {
         const from = i === null || i === undefined ? (move > 0 ? -1 : spec.x.length) : i;
         const to = Math.min(spec.x.length - 1, Math.max(0, from + move));
-        plot.setCursor({ left: plot.valToPos(spec.x[to], "x"), top: plot.bbox.height / devicePixelRatio / 2 });
+        plot.setCursor({ left: plot.valToPos(spec.x[to], "x"), top: plot.bbox.height / devicePixelRatio / 2 }, true, true);
       } else if (event.key === "+" || event.key === "-") {
         const middle = i ? spec.x[i] : (min + max) / 2, half = ((max - min) / 2) * (event.key === "+" ? 0.5 : 2);
         zoomTo(middle - half, middle + half);
-      } else if (event.key === "Escape") zoomTo(first, last);
+      } else if (event.key === "Escape") showAll();
       else return;
       event.preventDefault();
     });
