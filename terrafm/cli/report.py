@@ -49,7 +49,8 @@ def report(
 
     wanted = Wanted(config, pictures, data)
     if watch is None:
-        size = write_report(targets, wanted, output)
+        with console.status(f"reading {', '.join(target.uri for target in targets)}"):
+            size = write_report(targets, wanted, output)
         console.print(f"wrote {output}, {human_bytes(size)}", soft_wrap=True, highlight=False)
         return
     message = f"writing {output} every {watch} s; Ctrl+C ends it, and the page stays"

@@ -41,6 +41,8 @@ from terrafm.units import human_bytes
 # Marks of a map, tiles whose products are read, classes with a colour of their own.
 _MOST_POINTS, _MOST_READ, _MOST_CLASSES = 4000, 5000, 7
 _MOST_ROWS, _EXAMPLES = 60, 3
+# Pictures of tiles of all datasets of a page together, which is to stay small.
+_MOST_LOOKS = 24
 _GAPS = (1.0, 4.0, 7.0, 30.0)
 _FAR_STD = 1.0
 _QUARANTINE = re.compile(r"quarantine(-\d+)?\.jsonl")
@@ -53,12 +55,12 @@ def dataset_sections(targets: Sequence[Target], wanted: Wanted) -> list[Section]
         prefix = f"{target.name}: " if len(targets) > 1 else ""
         sections += [
             replace(section, title=prefix + section.title)
-            for section in _sections(target.uri, wanted.config)
+            for section in _sections(target.uri, wanted.config, max(1, _MOST_LOOKS // len(targets)))
         ]
     return sections
 
 
-def _sections(uri: str, config: Config) -> list[Section]:
+def _sections(uri: str, config: Config, looks: int) -> list[Section]:
     dataset, about = Dataset.open(uri), inspect(uri, config)
     faults = _faults(uri)
     products = _products(dataset)
@@ -70,7 +72,7 @@ def _sections(uri: str, config: Config) -> list[Section]:
         Section("Bands", _bands(about)),
         Section("How products were read", [_decisions(about)]),
         Section("Quarantine", _quarantine(faults)),
-        Section("Quick-looks", quicklooks(dataset)),
+        Section("Quick-looks", quicklooks(dataset, min(looks, 8))),
     ]
     return [section for section in found if section.blocks]
 

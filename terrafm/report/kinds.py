@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from terrafm.report.blocks import Section
 
 MOST_TARGETS = 16
-"""On one page: more runs are no longer told apart by colour and dashes."""
+"""Folders on one page: more runs are no longer told apart by colour and dashes."""
+
+
+MOST_SEEN = 6
+"""Runs of a page of which pictures are drawn, the first ones."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,9 @@ def _run_sections(targets: Sequence[Target], wanted: Wanted) -> list[Section]:
         # Only pictures need the model, and torch.
         from terrafm.report.learned import learned_section
 
-        drawn = [learned_section(run, wanted.data, len(runs) > 1) for run in runs]
+        # More would not fit into the page's size.
+        shown = runs[:MOST_SEEN]
+        drawn = [learned_section(run, wanted.data, len(runs) > 1) for run in shown]
         sections[-1:-1] = drawn
     return sections
 

@@ -7,6 +7,7 @@ the GPU that is at hand.
 
 from __future__ import annotations
 
+import tempfile
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from terrafm.config import Config
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.eval.compatibility import normalisation_for
 from terrafm.eval.features import batches
@@ -23,10 +25,11 @@ from terrafm.eval.sets.shard_tiles import ShardTiles
 from terrafm.eval.validation import load_teacher
 from terrafm.modalities import SENSOR_TITLES
 from terrafm.models.encoder import Encoder
+from terrafm.pictures.sample import quicklook
 from terrafm.report.blocks import Block, Picture, Section, Text
 from terrafm.report.quicklooks import Pixels, beside, jpeg, resized, sensor_look
 from terrafm.report.run_record import RunRecord
-from terrafm.storage import join
+from terrafm.storage import join, read_bytes
 from terrafm.train.checkpoints.store import step_name
 from terrafm.train.output import CHECKPOINTS
 
@@ -56,6 +59,9 @@ def learned_section(run: RunRecord, data: str | None, several: bool) -> Section:
             raise UsageError("the run does not say which dataset it trains on: give --data")
         fingerprint = None if data else run.dataset.get("fingerprint")
         blocks = _pictures(uri, str(where), fingerprint, size, sensors and tuple(sensors))
+        if run.config is not None:
+            text = Text("What teacher and student are shown of a tile in one sample:")
+            blocks = [*blocks, text, _sample(ShardTiles(str(where), fingerprint), run.config)]
     except (OSError, TerraFMError) as error:
         # A page without pictures is better than none.
         return Section(title, [Text(f"No pictures: {error}")])
@@ -264,6 +270,24 @@ def _neighbours(
             )
         )
     return blocks
+
+
+def _sample(tiles: ShardTiles, config: Config) -> Block:
+    """The crops that training cuts from a tile."""
+    row = _rare_and_common(tiles)[0]
+    with tempfile.TemporaryDirectory(prefix="terrafm-report-") as folder:
+        file = join(folder, "sample.png")
+        quicklook(tiles.dataset, row, config, file)
+        image = cv2.imdecode(np.frombuffer(read_bytes(file), np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    name = tiles.names[row]
+    return Picture(
+        "The crops of one sample",
+        jpeg(np.asarray(image[..., ::-1], np.uint8)),
+        f"Tile {name} in each sensor with its land cover, and the global and local crops of one "
+        "sample of it.",
+        name,
+    )
 
 
 def _turn(labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -16,17 +16,17 @@ from terrafm.pictures.colours import stretch, stretch_limits, whole_tile
 from terrafm.report.blocks import Block, Picture, Text
 from terrafm.units import place_name
 
-_MOST_TILES, _SIDE, _GAP, _QUALITY = 8, 224, 6, 82
+_SIDE, _GAP, _QUALITY = 224, 6, 82
 
 Pixels = NDArray[np.uint8]
 
 
-def quicklooks(dataset: Dataset) -> list[Block]:
-    """A tile of each of the rarest and the most common classes, in all its sensors."""
+def quicklooks(dataset: Dataset, most: int = 8) -> list[Block]:
+    """A tile of each of the rarest and most common classes, `most` at most, in all its sensors."""
     counts = dataset.class_counts()
     order = sorted(counts, key=lambda code: (-counts[code], code))
-    half = _MOST_TILES // 2
-    codes = order if len(order) <= _MOST_TILES else [*order[:half], *order[-half:]]
+    half = most // 2
+    codes = order if len(order) <= most else [*order[: most - half], *order[len(order) - half :]]
     blocks: list[Block] = []
     failed = []
     for code in codes:

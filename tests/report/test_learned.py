@@ -57,8 +57,8 @@ def test_a_page_shows_what_the_checkpoint_sees(trained, small_dataset):
     page = page_of(trained, small_dataset)
     assert ">What it learned</h2>" in page
     assert "The teacher after 2 steps" in page
-    # Five classes, and the neighbours of three.
-    assert page.count('class="picture"') == 8
+    # Five classes, the neighbours of three, and a sample.
+    assert page.count('class="picture"') == 9
     assert "by Sentinel-2 L2A, Sentinel-1, one below the other" in page
     assert len(page) < MOST_BYTES
 
