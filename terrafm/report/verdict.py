@@ -62,7 +62,8 @@ def _state(history: History) -> tuple[Level, str]:
         return "note", "recovering, not training yet" if again else "starting"
     if history.open_alarms:
         return "bad", "finished with an alarm" if run.finished else "in trouble: alarm"
-    if math.isnan(losses[-1]):
+    # A step whose samples were all left out has no loss at all.
+    if "loss" in run.lines[-1] and math.isnan(losses[-1]):
         return "bad", "the last step's loss is not finite"
     if run.finished:
         return "good", "finished"

@@ -211,6 +211,20 @@ def test_a_page_without_one_of_the_files(run_folder, missing):
     assert "Verdict" in page_of(run)
 
 
+def test_a_run_from_before_lines_told_their_time(run_folder):
+    run = run_folder().started().lines(200)
+    file = run.path / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        del line["time"]
+    del lines[-1]["loss"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    hold(run)
+    found = verdict_of(history_of(run))
+    assert found.headline.startswith("healthy, 20 % done, ends in about 13 min")
+    assert "<h3>Loss (nats)</h3>" in page_of(run)
+
+
 def test_a_run_of_another_version_has_curves_and_no_settings(run_folder):
     run = run_folder().started().lines(20)
     (run.path / "config.yaml").write_text("train: {no_such_key: 1}\n")
