@@ -35,6 +35,7 @@ OPEN_FILES = {
     "terrafm/data/shards/index.py",
     "terrafm/export/graphs.py",
     "terrafm/jobs/package.py",
+    "terrafm/report/page.py",
     "terrafm/storage/json_lines.py",
     "terrafm/storage/lease_record.py",
     "terrafm/storage/local.py",

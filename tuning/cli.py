@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Annotated
 
 import typer
 
 from terrafm.cli import early
 from terrafm.config import load_config
+from terrafm.report.blocks import Section
+from terrafm.report.kinds import Kind, Target, Wanted, register
 from terrafm.storage import check_no_file
 from terrafm.terminal import console
+
+
+def _is_sweep(names: Collection[str]) -> bool:
+    return "sweep.yaml" in names
+
+
+def _sections(targets: Sequence[Target], wanted: Wanted) -> list[Section]:
+    from tuning.report import report_sections
+
+    return report_sections(targets, wanted)
+
+
+# With the verb `report` learns what a sweep is: the library imports nothing from here.
+register(Kind("sweep", "sweeps", _is_sweep, _sections))
 
 
 def sweep(

@@ -11,15 +11,34 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from terrafm.pictures.figure import SAFE_COLOURS, picture
+from terrafm.storage import join
 from tuning.analysis import Findings, is_missing, is_number
 from tuning.objective import titled
 from tuning.trials import COLLAPSED, FAILED, FINISHED, OPEN, STOPPED
 
 _MARKS = {FINISHED: "o", STOPPED: "X", COLLAPSED: "v", FAILED: "P", OPEN: "D"}
 _HEAD, _TAIL, _ALL = SAFE_COLOURS[0], SAFE_COLOURS[5], SAFE_COLOURS[2]
+SHARES = {"head_accuracy": "head classes", "tail_accuracy": "tail classes"}
 _LINES = {"head_accuracy": ("head classes", _HEAD), "tail_accuracy": ("tail classes", _TAIL)}
+PARALLEL = "parallel"
 _GRID: dict[str, Any] = {"color": "#e3e8ed", "linewidth": 0.6}
 _MOST_COLUMNS = 3
+
+
+def draw_all(findings: Findings, folder: str) -> None:
+    """Writes all pictures of a sweep for which there is something to draw.
+
+    Args:
+        findings: what they tell.
+        folder: URI of the folder.
+    """
+    if findings.config.tune.arms:
+        arms(findings, join(folder, "arms.png"))
+    responses(findings, join(folder, "responses.png"))
+    if findings.importance:
+        importance(findings, join(folder, "importance.png"))
+    parallel_coordinates(findings, join(folder, f"{PARALLEL}.png"))
+    learning_curves(findings, join(folder, "curves.png"))
 
 
 def learning_curves(findings: Findings, path: str) -> None:
@@ -56,12 +75,7 @@ def learning_curves(findings: Findings, path: str) -> None:
 
 def responses(findings: Findings, path: str) -> bool:
     """Head and tail accuracy over each numeric key; False where there is none to draw."""
-    keys = [
-        key
-        for key in findings.keys
-        if all(is_number(value) for value in _values(findings, key))
-        and len(set(_values(findings, key))) > 1
-    ]
+    keys = [key for key in findings.keys if response(findings, key)[1] is not None]
     if not keys:
         return False
     columns = min(_MOST_COLUMNS, len(keys))
@@ -79,8 +93,16 @@ def responses(findings: Findings, path: str) -> bool:
     return True
 
 
-def _draw_response(axis: Axes, findings: Findings, key: str) -> None:
-    """A line over points that differ in nothing else; else a mark for each point."""
+def response(findings: Findings, key: str) -> tuple[bool, pd.DataFrame | None]:
+    """What is to be seen of a setting: points that differ in nothing else, or else all.
+
+    Returns:
+        Whether they differ in nothing else, and the points, ordered by the key, which is a
+        number; None where it is not, or does not vary.
+    """
+    values = _values(findings, key)
+    if not all(is_number(value) for value in values) or len(set(values)) < 2:
+        return False, None
     points = findings.common_points.copy()
     points[key] = _values(findings, key)
     others = [name for name in findings.keys if name != key]
@@ -95,6 +117,14 @@ def _draw_response(axis: Axes, findings: Findings, key: str) -> None:
     alike = points[setting == usual]
     joined = alike[key].nunique() > 1
     shown = (alike if joined else points).sort_values(key)
+    shown[key] = shown[key].astype(float)
+    return joined, shown
+
+
+def _draw_response(axis: Axes, findings: Findings, key: str) -> None:
+    """A line over points that differ in nothing else; else a mark for each point."""
+    joined, shown = response(findings, key)
+    assert shown is not None
     for measure, (label, colour) in _LINES.items():
         if measure not in shown or shown[measure].isna().all():
             continue

@@ -199,6 +199,21 @@ MISTAKES = (
         "search: no such embeddings", lambda _: ["search", "/no/such", "--tile", "a"], "/no/such"
     ),
     Mistake(
+        "report: no such folder",
+        lambda at: ["report", "/no/such", "--output", str(at.new / "page.html")],
+        "/no/such",
+    ),
+    Mistake(
+        "report: a folder of something else",
+        lambda at: ["report", str(at.foreign), "--output", str(at.new / "page.html")],
+        "none of what a report can be about",
+    ),
+    Mistake(
+        "report: the page has the name of no page",
+        lambda at: ["report", str(at.dataset), "--output", str(at.new / "page")],
+        "ends in .html",
+    ),
+    Mistake(
         "export: no such checkpoint",
         lambda at: [
             *("export", "--checkpoint", "/no/such", "--output", str(at.new)),

@@ -5,10 +5,15 @@ The verbs ask the same again, and more: this is only for the answer to come at o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from terrafm.storage import check_exists, check_no_file, list_names
-from terrafm.train.run_folder import RunFolder
+from terrafm.errors import UsageError
+from terrafm.storage import check_exists, check_no_file, is_local, list_names, resolve
+
+if TYPE_CHECKING:
+    from terrafm.report.kinds import Target
 
 
 def check_dataset(uri: str, modalities: Sequence[str]) -> None:
@@ -20,7 +25,7 @@ def check_dataset(uri: str, modalities: Sequence[str]) -> None:
 
 def check_run(output: str, init: str | None, labelled: str | None) -> None:
     """Raises UsageError: what a run stands on does not exist, or its folder is something else's."""
-    from terrafm.train.run_folder import CHECKPOINTS
+    from terrafm.train.run_folder import CHECKPOINTS, RunFolder
 
     check_no_file(output)
     if CHECKPOINTS in list_names(output):
@@ -51,3 +56,20 @@ def check_checkpoint(uri: str) -> None:
     """Raises UsageError: a checkpoint, or the folder of the checkpoints whose best is meant."""
     head, _, name = uri.rstrip("/").rpartition("/")
     check_exists("checkpoint", head if head and name == "best" else uri)
+
+
+def check_report(folders: Sequence[str], output: str, data: str | None) -> list[Target]:
+    """What a report's folders are.
+
+    Raises:
+        UsageError: one is nothing that a report can be about, or the page has no place.
+    """
+    from terrafm.report.kinds import find_targets
+
+    if not output.lower().endswith((".html", ".htm")):
+        raise UsageError(f"--output {output} is to be a page: give a name that ends in .html")
+    if is_local(output) and os.path.isdir(resolve(output)[1]):
+        raise UsageError(f"--output {output} is a folder: give the name of a file in it")
+    if data is not None:
+        check_exists("folder of tiles", data)
+    return find_targets(folders)

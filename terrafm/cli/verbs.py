@@ -18,6 +18,7 @@ from terrafm.cli.embed import embed
 from terrafm.cli.ending import TerminatedError, ends_by_sigterm
 from terrafm.cli.evaluate import evaluate_app
 from terrafm.cli.jobs import jobs_app, submit
+from terrafm.cli.report import report as write_report
 from terrafm.cli.search import search
 from terrafm.config import load_config, recipe_names, settings
 from terrafm.data.sources.registry import source_names
@@ -257,6 +258,7 @@ def export(
 
 app.command()(embed)
 app.command()(search)
+app.command("report", epilog=_settings_help())(write_report)
 app.command()(doctor)
 # What it does not know is the other verb's.
 app.command(context_settings={"ignore_unknown_options": True})(submit)

@@ -52,7 +52,7 @@ def test_our_packages_travel_whole(folder, tmp_path):
     packed = build(folder[0], tmp_path / "a.zip")
     assert {
         "terrafm/cli/verbs.py", "terrafm/recipes/demo.yaml", "ray_jobs/__main__.py",
-        "tuning/cli.py", "tuning/report.html.j2",
+        "tuning/cli.py", "terrafm/report/page.html.j2", "terrafm/report/assets/page.css",
     } <= packed.files  # fmt: skip
     assert not any("__pycache__" in name for name in packed.files)
     assert any(name.endswith(".dist-info/entry_points.txt") for name in packed.files)

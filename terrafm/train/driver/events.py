@@ -2,7 +2,8 @@
 
 One line of events.jsonl for each event, written by the driver:
 
-    started    a worker group trains: `workers`, `step` it goes on from
+    started    a worker group trains: `workers`, `step` it goes on from; what it runs on, as
+               `terrafm.train.driver.hardware.group_facts` has it
     training   its first step is done: `seconds` since the fault or stop before it
     lost       workers failed after `step`: `reason`, `seconds` since their last word
     stopping   workers were asked to save and stop: `reason`

@@ -54,6 +54,7 @@ from terrafm.train.checkpoints.store import read_record
 from terrafm.train.driver.autoscaling import MachineDemand
 from terrafm.train.driver.capacity import fitting_workers, reading_cpus
 from terrafm.train.driver.events import EventLog
+from terrafm.train.driver.hardware import group_facts
 from terrafm.train.driver.monitor import GroupLimits, WorkerMonitor
 from terrafm.train.driver.validator import Validator
 from terrafm.train.run_folder import RunFolder, read_failure
@@ -238,8 +239,10 @@ class Supervisor:
 
     def _train_group(self, resume: Checkpoint, scratch: str) -> _Ending:
         workers, fair_cpus = self._await_machines()
-        self._events.add("started", workers=workers, step=resume.step)
         data_cpus = self._setup.config.data.cpus_per_worker or fair_cpus
+        cpus = workers * (self._limits.per_worker["CPU"] + data_cpus)
+        facts = group_facts(ray.cluster_resources(), workers, cpus, int(self._gpu))
+        self._events.add("started", workers=workers, step=resume.step, **facts)
         hook = helper_environment() if self._train.standby else nullcontext[dict[str, str]]({})
         failure, renew, unstarted = None, False, False
         with (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from terrafm.train.metrics.bottleneck import BOTTLENECKS, COMPUTE
-from terrafm.train.step.collapse import ALARMS
+from terrafm.train.advice import ALARMS, BOTTLENECKS
+from terrafm.train.metrics.bottleneck import COMPUTE
 
 
 class Alerts:

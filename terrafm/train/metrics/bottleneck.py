@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from terrafm.train.advice import BOTTLENECKS as BOTTLENECKS
 from terrafm.train.step.timer import Window
 
 # Below it, removing the whole share would win less than a factor of 1.18.
@@ -13,18 +14,6 @@ _MEMORY_SECONDS = 300.0
 _LEAST_SECONDS = 10.0
 
 COMPUTE = "compute"
-
-BOTTLENECKS = {
-    "data": "waiting for data. Add CPUs to the cluster (all that train.cpus_per_worker leaves "
-    "read and crop), set data.cache_dir for a remote dataset, or lower data.local_crops",
-    "prepare": "copying and normalising batches. Set data.crop_on=workers where crops are cut on "
-    "the device, or raise train.micro_batch",
-    "optimizer": "reducing gradients and updating. Raise train.global_batch, lower "
-    "train.zero_stage where memory allows, or use fewer workers or a faster network",
-    "checkpoint": "saving. Raise train.checkpoint_every, or put --output on faster storage",
-    "other": "outside of the step. Raise train.log_every, turn train.audit_samples off",
-}
-"""Share of the time that can hold a run up -> what it is and what to change."""
 
 
 class Bottleneck:

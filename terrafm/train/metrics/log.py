@@ -65,12 +65,13 @@ class MetricsLog:
     def write(self, metrics: dict[str, Any]) -> None:
         """Appends one line; `metrics["step"]` counts finished steps.
 
-        Trackers get its numbers. A number that is not finite stands as null, since JSON has none.
+        Trackers get its numbers, and know the time by themselves. A number that is not finite
+        stands as null, since JSON has none.
         """
         numbers = {
             name: value
             for name, value in metrics.items()
-            if isinstance(value, int | float) and name != "step"
+            if isinstance(value, int | float) and name not in ("step", "time")
         }
         for tracker in self._trackers.values():
             tracker.write(metrics["step"], numbers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +82,9 @@ class Monitor:
         self._alarm = CollapseAlarm.of(config.head.num_prototypes, schedules)
 
     def complete(self, line: dict[str, Any]) -> dict[str, Any]:
-        """Adds rates and shares since the last line, the bottleneck, and alarms that hold."""
+        """Adds the time, rates and shares since the last line, the bottleneck, alarms that hold."""
         window = self.timer.take()
+        line = line | {"time": round(time.time(), 3)}
         line = line | self._rates.line(window) | self._bottleneck.judge(window)
         return line | self._alarm.judge(line)
 

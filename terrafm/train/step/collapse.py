@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from terrafm.train.advice import ALARMS as ALARMS
 from terrafm.train.step.schedules import Schedules
 
 # Healthy teachers lie well between the bounds (0.2 to 0.5 ln K in the tests' golden curve, and
@@ -47,24 +48,6 @@ _PATIENCE = 3
 _CENTERS_SETTLE = 50
 
 _SAMPLE_ROWS = 256
-
-ALARMS = {
-    "uniform_teacher": "the teacher's entropy is at ln K: every image gets the uniform "
-    "distribution. Lower loss.teacher_temp (and loss.warmup_teacher_temp), or optim.base_lr",
-    "one_prototype": "the teacher's entropy is near 0: its images fall onto one prototype. "
-    "Raise loss.teacher_temp, lower loss.center_momentum so that centers follow faster, raise "
-    "loss.alpha towards 1, or lower optim.base_lr",
-    "few_prototypes": "the teacher sends all images to a few prototypes, and the loss falls: "
-    "it tells few groups apart. Raise loss.teacher_temp and loss.warmup_teacher_temp "
-    "(0.07 where 0.04 falls), lower optim.base_lr, or raise train.global_batch",
-    "falling_perplexity": "images that had prototypes of their own have lost them. Lower "
-    "optim.base_lr, raise optim.teacher_momentum or loss.teacher_temp",
-    "loss_at_chance": "the loss is at ln K: the student tells no image from another. Lower "
-    "optim.base_lr, lengthen optim.warmup_epochs, or lower loss.teacher_temp",
-    "falling_rank": "the teacher's features fall onto few directions. Lower optim.base_lr, raise "
-    "optim.teacher_momentum or head.bottleneck_dim, or raise loss.alpha towards 1",
-}
-"""Name of an alarm -> what it means and what to change."""
 
 
 def effective_rank(features: Tensor) -> float | None:

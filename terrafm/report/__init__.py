@@ -1,0 +1,1 @@
+"""Self-contained pages about runs, datasets, embeddings and sweeps: `terrafm report`."""

@@ -1,0 +1,83 @@
+"""The pages in a real browser: nothing asked for, nothing complained of, every chart drawn."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from terrafm.report.page import Page, render
+from terrafm.report.run_page import run_sections
+from terrafm.report.run_record import read_run
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Path of a Chromium."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    return found
+
+
+def opened(browser, file, folder, *options):
+    """Opens a page; returns its elements after it was drawn, the console, and requests."""
+    log = folder / "net.json"
+    done = subprocess.run(
+        [
+            browser, "--headless", "--no-sandbox", "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-component-update", "--no-first-run", f"--user-data-dir={folder / 'profile'}",
+            f"--log-net-log={log}", "--enable-logging=stderr", "--virtual-time-budget=4000",
+            *options, "--dump-dom", f"file://{file}",
+        ],
+        capture_output=True, text=True, timeout=180, check=True,
+    )  # fmt: skip
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    # A browser that ends may leave its log without an end.
+    urls = set(re.findall(r'"url":"(https?://[^"]*)"', log.read_text()))
+    return done.stdout, console, urls
+
+
+def own_requests(urls):
+    """Without those that Chromium makes for itself, whatever the page."""
+    return {url for url in urls if not re.search(r"//[\w.-]*(google|gvt1|gstatic)[\w.-]*/", url)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_run_is_drawn_without_a_network(browser, troubled, collapsed, tmp_path, width):
+    for names in ([troubled], [troubled, collapsed]):
+        runs = [read_run(str(folder.path), folder.path.name) for folder in names]
+        file = tmp_path / "page.html"
+        file.write_text(render(Page("Runs", "", run_sections(runs))))
+        dom, console, urls = opened(browser, file, tmp_path, f"--window-size={width},900")
+        assert console == []
+        assert own_requests(urls) == set()
+        figures = dom.count('<figure class="chart"')
+        assert figures > 10
+        assert dom.count('data-drawn="true"') == figures
+        assert dom.count("<canvas") == figures
+
+
+@pytest.mark.slow
+def test_a_script_in_a_name_does_not_run(browser, run_folder, tmp_path):
+    folder = run_folder().started().lines(5)
+    take = "document.title='taken'"
+    hostile = f"</script><script>{take}</script><img src=x onerror={take}>"
+    (folder.path / "failure.json").write_text(json.dumps({"message": hostile}))
+    file = tmp_path / "page.html"
+    page = render(Page("Safe", hostile, run_sections([read_run(str(folder.path), hostile)])))
+    file.write_text(page)
+    dom, console, urls = opened(browser, file, tmp_path)
+    assert "<title>Safe</title>" in dom
+    assert console == []
+    # Were the escaping to fail, the page's policy would still refuse it.
+    file.write_text(page.replace("</main>", "<script>document.title='taken'</script></main>"))
+    dom, console, _ = opened(browser, file, tmp_path)
+    assert "<title>Safe</title>" in dom
+    assert len(console) == 1
+    assert own_requests(urls) == set()
