@@ -43,7 +43,6 @@ OPEN_FILES = {
     "terrafm/train/driver/estimate.py",
     "terrafm/train/metrics/log.py",
     "terrafm/train/worker/profiler.py",
-    "tuning/report.py",
     "tuning/searchers.py",
 }
 
