@@ -29,6 +29,15 @@ TILE_SIZE = 96
 CLASSES = (10, 10, 10, 30, 30, 80, 40, 10, 30, 10, 50)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def patience():
+    """A Ray that a test starts itself may take as long as one that the product starts."""
+    from terrafm.clusters.patience import patient_start
+
+    with patient_start():
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_folder():
     """Real satellite samples and the released model's outputs, where they are at hand."""

@@ -111,6 +111,9 @@ def test_a_raylet_that_ends_while_it_starts_is_started_again(caplog):
     killer.join()
     assert "Ray gave up starting: this machine is busy; it is started again" in caplog.text
     assert ray.get(ray.remote(lambda: 1).remote(), timeout=300) == 1
+    # Ray itself leaves the others of the first start running.
+    names = [child.name() for child in psutil.Process().children()]
+    assert (names.count("gcs_server"), names.count("raylet")) == (1, 1)
 
 
 @pytest.mark.slow

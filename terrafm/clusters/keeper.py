@@ -74,9 +74,6 @@ def _start(options: argparse.Namespace, scratch: str) -> Cluster:
     shared = {
         "node_ip_address": LOOPBACK,
         "object_store_memory": options.object_store_bytes,
-        # Ports of one's own: several nodes share the machine.
-        "dashboard_agent_listen_port": 0,
-        "metrics_export_port": 0,
     }
     head = {
         "num_cpus": 0,  # The job's driver runs here, as on the head of a real cluster.

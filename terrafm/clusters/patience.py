@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import psutil
 import ray
+from ray._raylet import (  # type: ignore[attr-defined]
+    DASHBOARD_AGENT_LISTEN_PORT_NAME,
+    METRICS_AGENT_PORT_NAME,
+    METRICS_EXPORT_PORT_NAME,
+    RUNTIME_ENV_AGENT_PORT_NAME,
+    persist_port,
+)
+
+from terrafm.clusters.local import LOOPBACK
 
 logger = logging.getLogger(__name__)
 
 _GCS_WAIT = "RAY_gcs_server_port_wait_time_s"
+# Parameter -> the name under which an agent leaves the port it has chosen.
+_AGENT_PORTS = {
+    "metrics_agent_port": METRICS_AGENT_PORT_NAME,
+    "metrics_export_port": METRICS_EXPORT_PORT_NAME,
+    "runtime_env_agent_port": RUNTIME_ENV_AGENT_PORT_NAME,
+    "dashboard_agent_listen_port": DASHBOARD_AGENT_LISTEN_PORT_NAME,
+}
 _WAIT_SECONDS = 600.0
 _TELL_AFTER_SECONDS = 20.0
 _TELL_EVERY_SECONDS = 60.0
@@ -26,19 +45,45 @@ def patient_start() -> Iterator[None]:
     """Has Ray's start in this block take ten minutes where it needs them.
 
     Ray gives its raylet 30 s to come up and has no setting for it: the question that it repeats
-    for so long is answered here once the raylet is there.
+    for so long is answered here once the raylet is there. The raylet in turn gives its agents 15 s
+    to choose their ports, and ends where they take longer (Ray 2.60): they are given ports,
+    and the files in which it looks for what they chose are there before it.
     """
-    asked = ray._private.services.get_node
+    services, parameters = ray._private.services, ray._private.parameter.RayParams
+    asked, started = services.get_node, services.start_raylet
     given = os.environ.get(_GCS_WAIT)
     # Of the GCS, which comes first, Ray itself sees whether it is alive.
     os.environ.setdefault(_GCS_WAIT, f"{_WAIT_SECONDS:.0f}")
-    ray._private.services.get_node = patient(asked, _raylet_lives)
+    services.get_node = patient(asked, _raylet_lives)
+    services.start_raylet = partial(_start_raylet, started)
+    ray._private.parameter.RayParams = partial(_with_ports, parameters)
     try:
         yield
     finally:
-        ray._private.services.get_node = asked
+        services.get_node, services.start_raylet = asked, started
+        ray._private.parameter.RayParams = parameters
         if given is None:
             os.environ.pop(_GCS_WAIT, None)
+
+
+def _with_ports(make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Ray's parameters of a node, in which no agent has to choose a port."""
+    with ExitStack() as held:
+        for name in _AGENT_PORTS:
+            if not options.get(name):
+                probe = held.enter_context(socket.socket())
+                probe.bind((LOOPBACK, 0))
+                options[name] = probe.getsockname()[1]
+    return make(*arguments, **options)
+
+
+def _start_raylet(start: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Starts a raylet that finds the ports of its agents where they will leave them."""
+    given = inspect.signature(start).bind(*arguments, **options).arguments
+    for name, left_as in _AGENT_PORTS.items():
+        if port := given.get(name):
+            persist_port(given["session_dir"], given["node_id"], left_as, port)
+    return start(*arguments, **options)
 
 
 def patient(

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 # stands against it: all gRPC of ours goes to a cluster, with its token. (gRPC reads lower case.)
 os.environ.update({"grpc_proxy": ""})
 
+import psutil
 import ray
 import ray.data
 from ray import ActorID
@@ -55,6 +56,7 @@ _ANSWER_SECONDS = 10.0
 
 _TOO_SLOW = "timed out during startup"
 _TRIES = 4
+_END_SECONDS = 10.0
 
 # What a person need not read: processes that wait or read, as they should; and processes that were
 # lost, which whoever waits for them reports in one line.
@@ -108,8 +110,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
 def _init(where: Mapping[str, Any], *, is_own: bool) -> None:
     """`ray.init`; a Ray of one's own is started again where its raylet gives up.
 
-    A raylet ends by itself where its agents take longer than 15 s to choose their ports (Ray 2.60,
-    no setting): on a busy machine that happens.
+    It does where a port was taken meanwhile, or memory is short.
 
     Raises:
         RayStartError: it did not start.
@@ -129,6 +130,8 @@ def _init(where: Mapping[str, Any], *, is_own: bool) -> None:
             if _TOO_SLOW not in str(error):
                 raise
             ray.shutdown()
+            if is_own:
+                _end_half_started(where["_temp_dir"])
             if not is_own or not left:
                 raise RayStartError(
                     "Ray did not start: its raylet has ended, or was not there after ten minutes; "
@@ -137,6 +140,21 @@ def _init(where: Mapping[str, Any], *, is_own: bool) -> None:
             logger.warning("Ray gave up starting: this machine is busy; it is started again")
         else:
             return
+
+
+def _end_half_started(folder: str) -> None:
+    """Ends what a start that has failed left running: Ray forgets those processes.
+
+    Args:
+        folder: of Ray's files; the processes have it among their arguments.
+    """
+    left = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if any(folder in argument for argument in child.cmdline()):
+                child.kill()
+                left.append(child)
+    psutil.wait_procs(left, timeout=_END_SECONDS)
 
 
 @contextmanager
