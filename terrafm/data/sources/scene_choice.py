@@ -83,13 +83,13 @@ def choose(
     """The dates of a cell, the best first: one anchor each, with the nearest of other sensors.
 
     An anchor is a Level-2A scene, or a Level-1C one of another pass; radar where there is neither.
-    Preferred are anchors within the cloud limit, with a partner of every other sensor, that cover
-    the cell, with less cloud, nearer partners, and later ones.
+    Preferred are anchors within the cloud limit, with a partner of every other sensor within the
+    limit of days, with Level-1C of the same pass, that cover the cell, with less cloud, with nearer
+    partners, and later ones.
     """
-    anchors = _anchors(seen)
     wanted = [m for m in ANCHORS if m in seen]
     ranked = []
-    for anchor in anchors:
+    for anchor in _anchors(seen):
         partners = {
             modality: some
             for modality in wanted
@@ -97,16 +97,7 @@ def choose(
             and not (modality == "s2_l2a" and anchor.scene.modality == "s2_l1c")
             and (some := _nearest(anchor.scene, seen[modality]))
         }
-        gaps = [_days(anchor.scene.moment, some[0].scene.moment) for some in partners.values()]
-        cloud = anchor.scene.cloud_cover
-        over = request.max_cloud_cover is not None and (cloud or 0) > request.max_cloud_cover
-        moment = anchor.scene.moment
-        rank = (
-            over, len(wanted) - 1 - len(partners), -round(anchor.share, 2),
-            _FAR if cloud is None else cloud, round(max(gaps, default=0.0), 3),
-            -(moment.timestamp() if moment else 0.0), anchor.scene.product_id,
-        )  # fmt: skip
-        ranked.append((rank, anchor, partners))
+        ranked.append((_rank(anchor, partners, wanted, request), anchor, partners))
     chosen: list[tuple[Seen, dict[str, list[Seen]]]] = []
     for _, anchor, partners in sorted(ranked, key=lambda entry: entry[0]):
         # Two tiles of one pass are one date.
@@ -126,6 +117,31 @@ def choose(
         )
         for anchor, partners in chosen
     ]  # fmt: skip
+
+
+def _rank(
+    anchor: Seen,
+    partners: Mapping[str, Sequence[Seen]],
+    wanted: Sequence[str],
+    request: SceneRequest,
+) -> tuple[Any, ...]:
+    """The smaller, the better; see `choose`."""
+    scene = anchor.scene
+    gaps = {m: _days(scene.moment, some[0].scene.moment) for m, some in partners.items()}
+    limit = _FAR if request.max_gap_days is None else request.max_gap_days
+    near = [gap for gap in gaps.values() if gap <= limit]
+    level_1c = partners.get("s2_l1c")
+    cloud = scene.cloud_cover
+    return (
+        request.max_cloud_cover is not None and (cloud or 0) > request.max_cloud_cover,
+        len(wanted) - 1 - len(near),
+        level_1c is not None and not _same_pass(scene, level_1c[0].scene),
+        -round(anchor.share, 2),
+        _FAR if cloud is None else cloud,
+        round(max(gaps.values(), default=0.0), 3),
+        -(scene.moment.timestamp() if scene.moment else 0.0),
+        scene.product_id,
+    )
 
 
 def _meets(scene: Scene, area: BaseGeometry | None) -> bool:

@@ -364,4 +364,4 @@ def _scales(window: Window, target: Grid) -> dict[str, float]:
 
 
 def _moved(source: Grid, window: Window) -> Affine:
-    return Affine(*source.transform) * Affine.translation(window.col_off, window.row_off)
+    return Affine(*source.transform) @ Affine.translation(window.col_off, window.row_off)

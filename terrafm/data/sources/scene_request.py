@@ -44,7 +44,8 @@ class SceneRequest:
         start, end: when, [start, end); None for any time.
         tile_size: side of a tile, pixels of 10 m.
         dates_per_place: most dates of one cell.
-        max_cloud_cover, max_nodata: as in `IngestConfig`; they rank and thin out scenes.
+        max_cloud_cover, max_gap_days, max_nodata: as in `IngestConfig`; they rank scenes, and
+            leave out cells of which no tile can have enough pixels.
     """
 
     grid: str = MGRS
@@ -55,6 +56,7 @@ class SceneRequest:
     tile_size: int = 534
     dates_per_place: int = 1
     max_cloud_cover: float | None = None
+    max_gap_days: float | None = None
     max_nodata: float = 0.5
 
     @classmethod
@@ -86,7 +88,7 @@ class SceneRequest:
             )
         return cls(
             name, pixels, area, start, end, tile_size, config.dates_per_place,
-            config.max_cloud_cover, config.max_nodata,
+            config.max_cloud_cover, config.max_gap_days, config.max_nodata,
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:

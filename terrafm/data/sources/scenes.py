@@ -115,13 +115,14 @@ class SceneSource(ABC):
     def _listing(self) -> tuple[list[CellRef], Found]:
         found = self.find()
         request = self._request
-        if not found.scenes and not found.broken:
-            raise UsageError(f"{self._uri} holds no scene of {', '.join(self._modalities)}")
         kept = newest(filtered(found.scenes, request, found.counts), found.counts)
         if not kept and not found.broken:
+            outside = found.counts["outside_time"] + found.counts["outside_area"]
             raise UsageError(
-                f"none of the {len(found.scenes)} scenes in {self._uri} lies in the time and area "
-                "that --time, --bbox and --geometry ask for"
+                f"none of the {outside} scenes in {self._uri} lies in the time and area that "
+                "--time, --bbox and --geometry ask for"
+                if outside
+                else f"{self._uri} holds no scene of {', '.join(self._modalities)}"
             )
         counts = Counter(scene.modality for scene in kept)
         found.counts.update({f"{modality}_scenes": n for modality, n in counts.items()})
