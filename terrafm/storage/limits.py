@@ -46,3 +46,10 @@ XML_DEPTH = 40
 """Levels of elements in XML."""
 XML_ELEMENTS = 200_000
 """Elements in XML."""
+
+JPEG2000_TILE_PIXELS = 1 << 24
+"""Pixels of a tile of a JPEG 2000, all components: the codec keeps books on blocks of 16."""
+JPEG2000_TILES = 4096
+"""Tiles of a JPEG 2000; a band of Sentinel-2 has 121."""
+JPEG2000_COMPONENTS = 8
+"""Components of a JPEG 2000."""

@@ -18,6 +18,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOEr
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.windows import Window
 
+from terrafm.data.rasters.jpeg2000 import check_codestream
 from terrafm.storage import exists, file_size, is_local, open_file, resolve
 from terrafm.storage.claims import check_claim
 from terrafm.storage.limits import HARMLESS_BYTES, RASTER_BANDS, WINDOW_BYTES
@@ -64,6 +65,9 @@ def open_raster(
     if part is not None:
         path = f"/vsisubfile/{part[0]}_{part[1]},{path}"
     options = {}
+    if driver is Driver.JPEG_2000:
+        with open_file(uri) as file:
+            check_codestream(file, part[0] if part else 0)
     with warnings.catch_warnings(), rasterio.Env(**_ALONE):
         if driver is Driver.JPEG_2000:
             # The product's metadata say where it lies; GML inside could name an address.
