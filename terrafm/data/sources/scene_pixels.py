@@ -314,7 +314,7 @@ def _warped(image: _Image, layer: Layer, target: Grid, modality: str, unit: str)
         values, found, src_crs=image.grid.crs, dst_crs=target.crs, src_nodata=np.nan,
         dst_nodata=np.nan, src_transform=_moved(image.grid, window),
         dst_transform=Affine(*target.transform), resampling=Resampling.bilinear,
-        **_scales(window, target),
+        **_scales(image.grid, target),
     )  # fmt: skip
     if not integers or modality == "s1":
         return found.astype(np.float32)
@@ -331,36 +331,42 @@ def _measured(image: _Image, layer: Layer, window: Window, modality: str) -> NDA
     return band
 
 
-def _source_window(source: Grid, target: Grid) -> Window | None:
-    """Pixels of the source that those of the target are made of; None where there are none."""
+def _source_bounds(source: Grid, target: Grid) -> tuple[float, float, float, float] | None:
+    """The target in pixels of the source: left, upper, right, lower; None where it has no place."""
     rows, columns = target.shape
     bounds = array_bounds(rows, columns, Affine(*target.transform))
     left, bottom, right, top = transform_bounds(target.crs, source.crs, *bounds, densify_pts=21)
     if not np.isfinite((left, bottom, right, top)).all():
         return None
     a, _, c, _, e, f = source.transform
-    height, width = source.shape
-    first, last = max(floor((left - c) / a) - _MARGIN, 0), ceil((right - c) / a) + _MARGIN
-    upper, lower = max(floor((top - f) / e) - _MARGIN, 0), ceil((bottom - f) / e) + _MARGIN
-    last, lower = min(last, width), min(lower, height)
-    if first >= last or upper >= lower:
+    return (left - c) / a, (top - f) / e, (right - c) / a, (bottom - f) / e
+
+
+def _source_window(source: Grid, target: Grid) -> Window | None:
+    """Pixels of the source that those of the target are made of; None where there are none."""
+    found = _source_bounds(source, target)
+    if found is None:
         return None
-    return Window(first, upper, last - first, lower - upper)
+    left, upper, right, lower = found
+    height, width = source.shape
+    first, last = max(floor(left) - _MARGIN, 0), min(ceil(right) + _MARGIN, width)
+    top, bottom = max(floor(upper) - _MARGIN, 0), min(ceil(lower) + _MARGIN, height)
+    if first >= last or top >= bottom:
+        return None
+    return Window(first, top, last - first, bottom - top)
 
 
-def _scales(window: Window, target: Grid) -> dict[str, float]:
-    """Target pixels for each of the source, as GDAL wants them where they are not fewer.
+def _scales(source: Grid, target: Grid) -> dict[str, float]:
+    """Target pixels for each of the source, for GDAL's kernel: 1 where they are not fewer.
 
-    It takes them from the sizes of both windows, finds 0.99 for 1, and then averages with a kernel
-    that is a little wide: positions were off by up to 0.08 pixels (GDAL 3.10).
+    GDAL takes them from the sizes of both windows, finds 0.99 for 1, and then averages with a
+    kernel that is a little wide: positions were off by up to 0.08 pixels (3.10).
     """
     rows, columns = target.shape
-    across = columns / (window.width - 2 * _MARGIN) if window.width > 2 * _MARGIN else 1.0
-    down = rows / (window.height - 2 * _MARGIN) if window.height > 2 * _MARGIN else 1.0
-    # A rotated window is larger than the target.
-    return {
-        name: 1.0 for name, ratio in (("XSCALE", across), ("YSCALE", down)) if ratio > _NOT_FEWER
-    }
+    left, upper, right, lower = _source_bounds(source, target) or (0.0, 0.0, 1.0, 1.0)
+    # The window around a rotated target is larger than the target.
+    ratios = {"XSCALE": columns / (right - left), "YSCALE": rows / (lower - upper)}
+    return {name: 1.0 if ratio > _NOT_FEWER else ratio for name, ratio in ratios.items()}
 
 
 def _moved(source: Grid, window: Window) -> Affine:
