@@ -26,7 +26,10 @@ _BUILT_IN = {
     "ssl4eo-s12": "terrafm.data.sources.ssl4eo_s12:Ssl4eoS12",
     "bigearthnet": "terrafm.data.sources.bigearthnet:BigEarthNet",
 }
-_SCENES = {"safe": "terrafm.data.sources.safe:SafeArchive"}
+_SCENES = {
+    "safe": "terrafm.data.sources.safe:SafeArchive",
+    "stac": "terrafm.data.sources.stac:StacItems",
+}
 _SYNTHETIC = "synthetic"
 _METHODS = ("layout", "cells", "read")
 

@@ -5,7 +5,7 @@ A source lists its scenes (`SceneSource.find`); filters, cells, pairs, windows a
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -27,6 +27,7 @@ from terrafm.data.sources.grid import (
     shares,
     usual_shape,
 )
+from terrafm.data.sources.offsets import claimed_offset
 from terrafm.data.sources.raster import Grid
 from terrafm.data.sources.scene import Scene
 from terrafm.data.sources.scene_choice import CellScenes, Seen, choose, filtered, newest
@@ -204,7 +205,8 @@ class SceneSource(ABC):
                 hidden = _at_gsd(missing, gsds.get(band, 60))
                 if hidden.any():
                     values[hidden] = np.nan if values.dtype.kind == "f" else 0
-        if scene.quantification != 10_000 or scene.add:
+        claim = self._claim(scene, pixels)
+        if (scene.quantification != 10_000 or scene.add) and claim == scene.claim:
             pixels = {band: _reflectance(v, band, scene) for band, v in pixels.items()}
         cirrus = pixels.pop(CIRRUS, None)
         return Product(
@@ -216,7 +218,7 @@ class SceneSource(ABC):
             cloud_cover=cloud_cover,
             cirrus=cirrus,
             source=scene.source,
-            claim=scene.claim,
+            claim=claim,
         )
 
     def _unit(self, scene: Scene) -> str:
@@ -233,6 +235,14 @@ class SceneSource(ABC):
             is_amplitude = scene.unit == "amplitude" and unit == "linear"
             self._units[scene.source] = "amplitude" if is_amplitude else unit
         return self._units[scene.source]
+
+    def _claim(self, scene: Scene, pixels: Mapping[str, Any]) -> tuple[int, str] | None:
+        """The offset that the scene states, where its files do not state it themselves."""
+        headers = [self._layers.image(scene.layers[band]).header for band in pixels]
+        if any(any(header.offsets) for header in headers):
+            # It has been applied, with the scale beside it.
+            return claimed_offset({}, offset_tag=True)
+        return scene.claim or claimed_offset(headers[0].tags, offset_tag=False)
 
     def _classes(self, cell: GridCell, scene: Scene) -> tuple[float | None, NDArray[np.bool_]]:
         """Percent of cloud in what was measured of the cell, and what was not, both at 20 m."""
