@@ -5,7 +5,9 @@ are declared there and nowhere else. No metadata of a satellite product has one.
 """
 
 from dataclasses import dataclass, field
-from xml.parsers import expat  # nosec B406: a DOCTYPE is refused, and with it all entities
+
+# A DOCTYPE is refused, and with it every entity.
+from xml.parsers import expat  # nosec B406
 
 from terrafm.storage.limits import XML_BYTES, XML_DEPTH, XML_ELEMENTS
 

@@ -99,7 +99,7 @@ def test_cells_are_blocks_of_whole_tiles(tmp_path):
     (ref,) = opened.cells()
     cell = opened.read(ref)
     # 300 px are two tiles of 120, and as many as are usual lie in one cell.
-    assert (cell.shape, opened.layout().shape) == ((240, 240), (1080, 1080))
+    assert (cell.shape, opened.layout().shape) == ((240, 240), (240, 240))
     np.testing.assert_array_equal(cell.products["s2_l2a"].bands["B05"], pixels["B05"][:120, :120])
     with pytest.raises(UsageError, match="no cell of --grid mgrs with tiles of 534 px"):
         source(tmp_path, L2A, tile_size=534).cells()
@@ -535,3 +535,36 @@ def test_a_reader_gets_neither_the_listing_nor_open_files(l2a):
     np.testing.assert_array_equal(
         after.products["s2_l2a"].bands["B02"], before.products["s2_l2a"].bands["B02"]
     )
+
+
+def test_a_broken_product_of_another_level_costs_nothing_else(tmp_path, worldcover_tile):
+    """It is a row of the quarantine; what is there needs no Level-1C for it."""
+    write_safe(tmp_path / "in", Product(ground(1, bands=BANDS)))
+    (tmp_path / "in" / f"{Product({}, level='L1C').name}.zip").write_bytes(b"half a zip")
+    out = tmp_path / "out"
+    report = ingest(
+        "safe", str(tmp_path / "in"), str(out), tile_size=132,
+        worldcover=str(worldcover_tile("N45E015")),
+        config=IngestConfig(workers=0, ocean_drop=0.0),
+    )  # fmt: skip
+    assert report.tiles == 4
+    (row,) = faults_of(out)
+    assert row["modality"] == "s2_l1c"
+    assert row["what"].endswith(".zip")
+    shutil.rmtree(next((tmp_path / "in").glob("*.SAFE")))
+    with pytest.raises(UsageError, match="none of the 1 products in .* can be used; the first"):
+        source(tmp_path / "in").layout()
+
+
+def test_clouds_in_the_cell_break_the_limit(tmp_path, worldcover_tile):
+    """Three tiles of the product are clear, one is under cloud, though its name says 90%."""
+    scl = np.full((132, 132), 4, np.uint8)
+    scl[:66, :66] = 9
+    write_safe(tmp_path / "in", Product(ground(1, bands=BANDS), scl=scl, cloud=90.0))
+    limits = IngestConfig(workers=0, ocean_drop=0.0, max_cloud_cover=50.0)
+    options = {"tile_size": 132, "worldcover": str(worldcover_tile("N45E015")), "config": limits}
+    small = SceneWords(grid="utm:132")
+    report = ingest("safe", str(tmp_path / "in"), str(tmp_path / "a"), scenes=small, **options)
+    whole = ingest("safe", str(tmp_path / "in"), str(tmp_path / "b"), **options)
+    assert whole.tiles == 4
+    assert report.details["products_left_out"] == {"s2_l2a": {"clouds": 1}}

@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 import shapely
 from pyproj import Transformer
+from shapely import STRtree
 from shapely.geometry import Polygon, box
 from shapely.geometry.base import BaseGeometry
 
@@ -29,6 +30,8 @@ _ROWS = math.ceil(math.pi * _RADIUS / _CELL)
 # Cells of a MGRS tile hold as many tiles along a side as fit into so many pixels: a window that is
 # read decodes blocks of 1024.
 _USUAL_SIDE = 1100
+# Degrees by which the edge of a scene of 250 km may be bent.
+_BULGE = 0.05
 _SOUTHERN_ORIGIN = 10_000_000
 
 
@@ -58,15 +61,6 @@ class GridCell:
         )  # fmt: skip
 
 
-def usual_shape(request: SceneRequest) -> tuple[int, int]:
-    """Rows and columns of a usual cell."""
-    if request.grid == MGRS:
-        side = request.tile_size * max(1, _USUAL_SIDE // request.tile_size)
-    else:
-        side = request.pixels or _IMAGE // GSD
-    return side, side
-
-
 def cells_over(scene: Scene, request: SceneRequest) -> Iterator[GridCell]:
     """Cells of the grid that may share ground with a scene; of MGRS those of its own tile."""
     if request.grid == MGRS:
@@ -87,6 +81,21 @@ def shares(scene: Scene, cells: list[GridCell]) -> "np.ndarray[tuple[int], np.dt
     found[touched] = shapely.area(shapely.intersection(ground, boxes[touched]))
     covered: np.ndarray[tuple[int], np.dtype[np.float64]] = found / shapely.area(boxes)
     return covered
+
+
+class CellIndex:
+    """Finds the cells under scenes that made none, among many."""
+
+    def __init__(self, cells: list[GridCell]) -> None:
+        self._cells = cells
+        self._tree = STRtree([outline(cell) for cell in cells])
+
+    def near(self, scene: Scene) -> list[GridCell]:
+        """Cells that may share ground with a scene, in their order."""
+        ground = unwrapped(np.array(scene.footprint))
+        # Edges are straight in the scene's own projection, not in degrees.
+        near = self._tree.query(ground.buffer(_BULGE), predicate="intersects")
+        return [self._cells[number] for number in sorted(near)]
 
 
 def in_area(cells: list[GridCell], area: BaseGeometry | None) -> list[bool]:

@@ -20,12 +20,12 @@ from terrafm.data.rasters.units import is_missing, unit_of
 from terrafm.data.sources.folders import WORLDCOVER, find_folders
 from terrafm.data.sources.grid import (
     GSD,
+    CellIndex,
     GridCell,
     cells_over,
     centre,
     in_area,
     shares,
-    usual_shape,
 )
 from terrafm.data.sources.offsets import claimed_offset
 from terrafm.data.sources.raster import Grid
@@ -95,10 +95,16 @@ class SceneSource(ABC):
         """
         refs, found = self._listing
         present = {m for ref in refs for m in ref.modalities}
-        present |= {modality for _, modality, _ in found.broken}
+        if not present:
+            raise UsageError(
+                f"none of the {len(found.broken)} products in {self._uri} can be used; the first: "
+                f"{found.broken[0][2]}"
+            )
+        shapes = [(ref.location.cell.rows, ref.location.cell.columns) for ref in refs
+                  if ref.modalities]  # fmt: skip
         return Layout(
             gsd=GSD,
-            shape=usual_shape(self._request),
+            shape=Counter(shapes).most_common(1)[0][0],
             band_gsd={m: MODALITIES[m].gsd for m in self._modalities if m in present},
             worldcover=find_folders(self._uri).get(WORLDCOVER),
             notes={"scenes": dict(sorted(found.counts.items()))},
@@ -269,19 +275,16 @@ def _cells(
     optical = [scene for scene in scenes if scene.modality != "s1"]
     # Radar has no tiles of its own: it is looked for under the cells that others make.
     makers = optical if request.grid == MGRS else scenes
-    by_crs: dict[str, list[GridCell]] = {}
     for scene in makers:
         cells = list(cells_over(scene, request))
         fresh = [cell for cell in cells if cell not in inside]
         inside.update(zip(fresh, in_area(fresh, request.area), strict=True))
         _add(scene, [cell for cell in cells if inside[cell]], found, request)
     if request.grid == MGRS:
-        for cell in found:
-            by_crs.setdefault(cell.crs, []).append(cell)
+        index = CellIndex(list(found))
         for scene in scenes:
             if scene.modality == "s1":
-                for cells in by_crs.values():
-                    _add(scene, cells, found, request)
+                _add(scene, index.near(scene), found, request)
     return sorted(found.items(), key=lambda entry: (entry[0].name, entry[0].crs))
 
 
