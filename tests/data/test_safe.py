@@ -552,7 +552,7 @@ def test_a_broken_product_of_another_level_costs_nothing_else(tmp_path, worldcov
     assert row["modality"] == "s2_l1c"
     assert row["what"].endswith(".zip")
     shutil.rmtree(next((tmp_path / "in").glob("*.SAFE")))
-    with pytest.raises(UsageError, match="none of the 1 products in .* can be used; the first"):
+    with pytest.raises(UsageError, match=r"none of the 1 products in .* can be used; the first"):
         source(tmp_path / "in").layout()
 
 

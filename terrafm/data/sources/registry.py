@@ -11,11 +11,14 @@ import inspect
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from terrafm.data.archive import Source
-from terrafm.data.sources.scene_request import SceneRequest
 from terrafm.errors import UsageError
+
+if TYPE_CHECKING:
+    # The command line lists the sources before anything that takes time is loaded.
+    from terrafm.data.sources.scene_request import SceneRequest
 
 ENTRY_POINTS = "terrafm.sources"
 
@@ -56,7 +59,7 @@ def open_source(
     uri: str,
     modalities: tuple[str, ...],
     workspace: str,
-    request: SceneRequest | None = None,
+    request: "SceneRequest | None" = None,
 ) -> Source:
     """Opens an archive.
 

@@ -32,6 +32,7 @@ _LARGEST = 20_000
 # Published without the offset, and by anyone's own processor: older than all others.
 _TEST_BASELINE = 9999
 _STEPS = 10_000.0
+_METRES_PER_DEGREE, _SOUTHERN_ORIGIN, _NEAR_DEGREES = 111_000, 10_000_000, 3
 _USUAL_ADD = (0.0, -1000.0)
 
 
@@ -279,12 +280,12 @@ def _inside(
     footprint: tuple[tuple[float, float], ...] | None, grid: Grid
 ) -> tuple[tuple[float, float], ...]:
     """A footprint, but the tile's corners where there is none or it lies elsewhere."""
-    corners = _corners(grid)
     if footprint is None:
-        return corners
-    own, stated = np.array(corners), np.array(footprint)
-    near = np.abs(own.mean(axis=0)[1] - stated.mean(axis=0)[1]) < 2
-    return footprint if near else corners
+        return _corners(grid)
+    origin = _SOUTHERN_ORIGIN if grid.crs.startswith("EPSG:327") else 0
+    latitude = (grid.transform[5] - origin) / _METRES_PER_DEGREE
+    middle = float(np.mean([corner[1] for corner in footprint]))
+    return footprint if abs(latitude - middle) < _NEAR_DEGREES else _corners(grid)
 
 
 def _corners(grid: Grid) -> tuple[tuple[float, float], ...]:
