@@ -15,6 +15,7 @@ from safe_products import BANDS, CORNER, Product, ground, write_radar, write_saf
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.sources.safe import SafeArchive
 from terrafm.data.sources.scene_request import SceneRequest
+from terrafm.storage import upload
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,3 +107,26 @@ def test_memory_does_not_grow_with_scenes(tmp_path):
     # The first round fills the caches.
     assert max(levels[56:]) - max(levels[28:56]) < 8 << 20
     assert max(files) - files[0] <= 60
+
+
+def test_products_in_a_store_are_read_as_on_a_disk(s3_bucket, tmp_path):
+    """Bands of JPEG 2000 are copied one by one; of a zip only its members travel."""
+    product = Product(ground(1, size=132), time="20220706T085611")
+    level_1c = Product(ground(2, size=132), level="L1C", time="20220706T085611")
+    root = write_safe(tmp_path, product)
+    packed = write_zip(tmp_path, level_1c)
+    radar = np.random.default_rng(1).gamma(2, 0.05, (132, 132)).astype(np.float32)
+    name = "S1A_IW_20220706T165000_DVP_RTC10_G_gpuned_11F3_VV.tif"
+    written = write_radar(tmp_path / name, radar)
+    for file in [*root.rglob("*"), packed, written]:
+        if file.is_file():
+            upload(file, f"{s3_bucket}/safe/{file.relative_to(tmp_path)}")
+    request = SceneRequest(tile_size=132)
+    source = SafeArchive(f"{s3_bucket}/safe", ("s1", "s2_l1c", "s2_l2a"), request)
+    (ref,) = source.cells()
+    cell = source.read(ref)
+    for band in BANDS:
+        for modality, written in (("s2_l2a", product), ("s2_l1c", level_1c)):
+            read = cell.products[modality].bands[band]
+            np.testing.assert_array_equal(read, written.pixels[band])
+    np.testing.assert_array_equal(cell.products["s1"].bands["VV"], radar)
