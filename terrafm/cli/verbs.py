@@ -103,6 +103,19 @@ def ingest(
         int, typer.Option(help="Side of a tile on the finest grid, pixels.")
     ] = 534,
     modalities: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(MODALITIES),
+    grid: Annotated[
+        str | None,
+        typer.Option(help="Cells of scenes: mgrs (default), major-tom, or utm:PIXELS of 10 m."),
+    ] = None,
+    bbox: Annotated[
+        str | None, typer.Option(help="Of scenes: WEST,SOUTH,EAST,NORTH in degrees.")
+    ] = None,
+    geometry: Annotated[
+        str | None, typer.Option(help="Of scenes: GeoJSON file of polygons in degrees.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Of scenes: START/END, such as 2021-05-01/2021-09-30.")
+    ] = None,
     append: Annotated[
         bool, typer.Option("--append", help="Add the tiles to the complete dataset in --output.")
     ] = False,
@@ -112,6 +125,7 @@ def ingest(
     config = load_config(None, overrides or [])
     from terrafm.data.ingest.append import append as run_append
     from terrafm.data.ingest.job import ingest as run_ingest
+    from terrafm.data.sources.scene_request import SceneWords
 
     with progress_bar(console, "cells") as advance:
         run: Any = run_append if append else run_ingest
@@ -124,6 +138,7 @@ def ingest(
             climate=climate,
             tile_size=tile_size,
             modalities=tuple(m.strip() for m in modalities.split(",") if m.strip()),
+            scenes=SceneWords(grid, bbox, geometry, time),
             config=config.ingest,
             progress=advance,
         )

@@ -330,6 +330,9 @@ class IngestConfig(Section):
     max_cloud_cover: Annotated[Number, Field(ge=0.0, le=100.0)] | None = Field(
         None, description="most cloud of an optical product, percent; any by default"
     )
+    dates_per_place: Annotated[Integer, Field(ge=1, le=1000)] = Field(
+        1, description="most dates of one place; of sources of scenes, such as safe"
+    )
     max_tiles: Count | None = Field(None, description="most tiles of the dataset; all by default")
     spread: Annotated[tuple[Literal["land_cover", "climate", "region"], ...], Distinct] = Field(
         ("land_cover", "climate", "region"),

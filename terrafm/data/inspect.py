@@ -222,6 +222,10 @@ def _add_pairing(table: Table, archive: dict[str, Any]) -> None:
             if key.startswith("within_")
         ]
         table.add_row(f"{modality} pairs", f"{cells:,}: " + ", ".join(shares))
+    if scenes := archive.get("scenes", {}):
+        table.add_row(
+            "scenes", ", ".join(f"{n:,} {k.replace('_', ' ')}" for k, n in scenes.items())
+        )
     repeated = archive.get("repeated_cells", {})
     if any(repeated.values()):
         table.add_row("repeated cells", ", ".join(f"{m} {n:,}" for m, n in repeated.items()))

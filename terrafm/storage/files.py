@@ -318,6 +318,21 @@ def list_names(uri: str | os.PathLike[str]) -> list[str]:
     return sorted(name for e in entries if (name := e.rstrip("/").rpartition("/")[2]))
 
 
+def list_kinds(uri: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """Names directly under a folder: (folders, files), each sorted; empty where it is missing."""
+    filesystem, path = resolve(uri)
+    try:
+        entries = ask("read", uri, filesystem, lambda: filesystem.ls(path, detail=True))
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    kinds: dict[bool, list[str]] = {True: [], False: []}
+    for entry in entries:
+        name = entry["name"].rstrip("/").rpartition("/")[2]
+        if name and entry["name"].rstrip("/") != path:
+            kinds[entry["type"] == "directory"].append(name)
+    return sorted(kinds[True]), sorted(kinds[False])
+
+
 def remove(uri: str | os.PathLike[str]) -> None:
     """Removes a file, a link, or a folder with all it holds; nothing happens where none is.
 

@@ -37,3 +37,19 @@ PARQUET_FOOTER_BYTES = 16 << 20
 """Footer of a Parquet file, which is decoded before anything else of it."""
 PARQUET_CHUNKS = 1_000_000
 """Column chunks, of all columns and row groups of a Parquet file."""
+
+ZIP_DIRECTORY_BYTES = 8 << 20
+"""Directory of a zip: one of 10,000 files takes about 2 MiB."""
+XML_BYTES = 8 << 20
+"""Metadata of a product; the longest, of a tile with all its angles, takes about 1 MiB."""
+XML_DEPTH = 40
+"""Levels of elements in XML."""
+XML_ELEMENTS = 200_000
+"""Elements in XML."""
+
+JPEG2000_TILE_PIXELS = 1 << 24
+"""Pixels of a tile of a JPEG 2000, all components: the codec keeps books on blocks of 16."""
+JPEG2000_TILES = 4096
+"""Tiles of a JPEG 2000; a band of Sentinel-2 has 121."""
+JPEG2000_COMPONENTS = 8
+"""Components of a JPEG 2000."""

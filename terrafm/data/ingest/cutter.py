@@ -76,7 +76,7 @@ class Cutter:
                 )
             for modality, product in list(cell.products.items()):
                 if why := self._odd_band(product, cell.shape):
-                    cell.faults[modality] = BadCellError(ref.cell_id, why)
+                    cell.faults[modality] = BadCellError(product.source or ref.cell_id, why)
                     del cell.products[modality]
             cover = self._land_cover(cell, tally)
             places = self._places(cell)

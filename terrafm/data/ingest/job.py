@@ -35,6 +35,7 @@ from terrafm.data.sources.folders import misspelt_land_cover
 from terrafm.data.sources.offsets import survey_archive
 from terrafm.data.sources.pairing import count_pairs
 from terrafm.data.sources.registry import open_source
+from terrafm.data.sources.scene_request import SceneRequest, SceneWords, scene_request
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import (
@@ -53,7 +54,7 @@ from terrafm.storage.lease import lease
 logger = logging.getLogger(__name__)
 
 # Settings that change how an ingest runs or ends, but not the tiles it makes.
-_NOT_CONTENT = {"workers", "max_bad_fraction"}
+_NOT_CONTENT = {"workers", "max_bad_fraction", "dates_per_place"}
 _OCEAN_DROP = {"geotiff": 0.0}
 _DEFAULT_OCEAN_DROP = 0.98
 # Small archives are still divided among several readers.
@@ -72,6 +73,7 @@ def ingest(
     climate: str | None = None,
     tile_size: int = 534,
     modalities: tuple[str, ...] = tuple(MODALITIES),
+    scenes: SceneWords | None = None,
     config: IngestConfig | None = None,
     progress: Progress | None = None,
 ) -> IngestReport:
@@ -87,6 +89,7 @@ def ingest(
         climate: raster of climate zones in EPSG:4326, for the index and for `ingest.spread`.
         tile_size: side of a tile, pixels of the finest grid.
         modalities: those to take.
+        scenes: grid, area and time, of sources of scenes alone.
         config: settings; the defaults where None.
         progress: called with (cells done, cells in all) as the work proceeds.
 
@@ -98,11 +101,12 @@ def ingest(
     """
     config = config or IngestConfig()
     modalities = _check_modalities(modalities)
+    request = scene_request(source, scenes, tile_size, config)
     output_uri = absolute(output_uri)
     with lease(output_uri, "terrafm ingest"):
         return _ingest(
             source, input_uri, output_uri, worldcover, legend_uri, climate, tile_size, modalities,
-            config, progress,
+            request, config, progress,
         )  # fmt: skip
 
 
@@ -115,6 +119,7 @@ def _ingest(
     climate: str | None,
     tile_size: int,
     modalities: tuple[str, ...],
+    request: SceneRequest | None,
     config: IngestConfig,
     progress: Progress | None,
 ) -> IngestReport:
@@ -133,12 +138,14 @@ def _ingest(
         "modalities": list(modalities),
         "ingest": config.model_dump(mode="json", exclude=_NOT_CONTENT),
     }
+    if request is not None:
+        settings["scenes"] = request.to_json()
     # What is recorded, and compared with what was: a signature may be another each time.
     settings = recorded(settings)
     previous = _previous(output_uri, settings)
     if previous is None:
         check_folder(output_uri)
-    archive = open_source(source, input_uri, modalities, join(output_uri, ARCHIVE))
+    archive = open_source(source, input_uri, modalities, join(output_uri, ARCHIVE), request)
     layout, refs = archive.layout(), archive.cells()
     settings["archive"] = _digest(
         [[ref.cell_id, without_secrets(repr(ref.location))] for ref in refs]

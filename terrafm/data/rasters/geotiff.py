@@ -278,7 +278,7 @@ class OpenGeotiff:
             looked_at = (windows_a_side * _WINDOW) ** 2 * self.header.count
             if windows_a_side > _LOOKS[0] and looked_at > _MOST_LOOKED_AT:
                 break
-            found = [self.read(w) for w in _spread(height, width, windows_a_side)]
+            found = [self.read(w) for w in spread_windows(height, width, windows_a_side)]
             pixels = np.concatenate([part.pixels for part in found], axis=2)
             missing = np.concatenate([part.missing for part in found], axis=2)
             whole = Stored(pixels, missing, self.header)
@@ -293,7 +293,8 @@ class OpenGeotiff:
             self._mask.close()
 
 
-def _spread(height: int, width: int, a_side: int) -> Iterator[Window]:
+def spread_windows(height: int, width: int, a_side: int) -> Iterator[Window]:
+    """Small windows from all over an image, so many along each side."""
     side = min(_WINDOW, height, width)
     for top in np.linspace(0, height - side, a_side).astype(int):
         for left in np.linspace(0, width - side, a_side).astype(int):

@@ -1,13 +1,15 @@
-"""The one place where rasters are opened: GeoTIFFs, alone, and no larger than they can be.
+"""The one place where rasters are opened: by a named driver, alone, no larger than they can be.
 
-GDAL would go by the content, and a file that is a VRT points at any other file of the machine or
-at an address. What a file claims is held against its bytes before memory is taken for it.
+A driver is GeoTIFF's or, for the bands of SAFE products, JPEG 2000's. GDAL would go by the
+content, and a file that is a VRT points at any other file of the machine or at an address. What a
+file claims is held against its bytes before memory is taken for it.
 """
 
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOEr
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.windows import Window
 
+from terrafm.data.rasters.jpeg2000 import check_codestream
 from terrafm.storage import exists, file_size, is_local, open_file, resolve
 from terrafm.storage.claims import check_claim
 from terrafm.storage.limits import HARMLESS_BYTES, RASTER_BANDS, WINDOW_BYTES
@@ -28,22 +31,50 @@ _ALONE = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 _PIXEL_BYTES = 9
 
 
-def open_raster(uri: str) -> DatasetReader:
-    """Opens a GeoTIFF where it lies; of one in a store only what is asked for is read.
+class Driver(StrEnum):
+    """Formats that are read, by GDAL's names of their drivers."""
+
+    GEOTIFF = "GTiff"
+    JPEG_2000 = "JP2OpenJPEG"
+
+
+def open_raster(
+    uri: str, driver: Driver = Driver.GEOTIFF, part: tuple[int, int] | None = None
+) -> DatasetReader:
+    """Opens a raster where it lies; of a GeoTIFF in a store only what is asked for is read.
+
+    Args:
+        uri: the file.
+        driver: its format.
+        part: first byte and length of the raster in a file on a disk, which may be a zip.
 
     Raises:
         RasterioError, OSError, ValueError: it cannot be read, has too many bands, or the blocks
-            it is decoded by are larger than its bytes can hold.
+            it is decoded by are larger than its bytes can hold; or it is JPEG 2000, or a part of
+            a file, in a store.
     """
     path = resolve(uri)[1]
     if path.startswith("/vsi"):
         raise ValueError("GDAL would look for it elsewhere")
     if not is_local(uri):
+        if driver is not Driver.GEOTIFF or part is not None:
+            # rasterio 1.4 hands JP2OpenJPEG other bytes than Python reads: noise, and no error.
+            raise ValueError("it lies in a store: copy it to a disk first")
         return open_raster_through(uri, lambda: open_file(uri), lambda: file_size(uri) or 0)
     check_regular(path)
-    with rasterio.Env(**_ALONE):
-        image = rasterio.open(path, driver="GTiff")
-    return _checked(image, lambda: file_size(uri) or 0)
+    if part is not None:
+        path = f"/vsisubfile/{part[0]}_{part[1]},{path}"
+    options = {}
+    if driver is Driver.JPEG_2000:
+        with open_file(uri) as file:
+            check_codestream(file, part[0] if part else 0)
+    with warnings.catch_warnings(), rasterio.Env(**_ALONE):
+        if driver is Driver.JPEG_2000:
+            # The product's metadata say where it lies; GML inside could name an address.
+            options["GEOREF_SOURCES"] = "NONE"
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        image = rasterio.open(path, driver=driver.value, **options)
+    return _checked(image, lambda: part[1] if part else file_size(uri) or 0)
 
 
 @contextmanager
@@ -155,6 +186,11 @@ def _checked(image: DatasetReader, stored: Callable[[], int]) -> DatasetReader:
         if image.count > RASTER_BANDS:
             raise ValueError(f"it has {image.count:,} bands, more than the {RASTER_BANDS} that are "
                              "read")  # fmt: skip
+        if image.driver == Driver.JPEG_2000:
+            # Its blocks are GDAL's choice: the codec keeps books on tiles of any size. A band of
+            # Sentinel-2 is harmless as a whole.
+            size = np.dtype(image.dtypes[0]).itemsize
+            _check_claim(int(image.width) * int(image.height) * int(image.count) * size, stored)
         _check_claim(_block_bytes(image), stored)
     except BaseException:
         image.close()
