@@ -45,6 +45,11 @@ def test_help_lists_every_verb_and_every_key(run):
     assert code == 0
     for key in ("train.zero_stage", "data.resample_exponent", "loss.alpha", "model.init"):
         assert key in out
+    # And none that it takes no notice of.
+    assert "ingest.workers" not in out
+    _, out, _ = run("ingest", "--help")
+    assert "ingest.workers" in out
+    assert "train.steps" not in out
 
 
 @pytest.mark.parametrize(

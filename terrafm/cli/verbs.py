@@ -49,14 +49,18 @@ app.add_typer(cluster_app, name="cluster")
 app.add_typer(jobs_app, name="jobs")
 
 
-def _settings_help() -> str:
-    """Every configuration key, for --help."""
+def _settings_help(*without: str) -> str:
+    """The configuration keys of a verb, for --help: those of all sections but some."""
     # The backspace keeps click from refilling the lines.
     rows = [
         f"  {key} ({kind}) = {json.dumps(default)}\n      {description}"
         for key, kind, default, description in settings()
+        if key.partition(".")[0] not in without
     ]
     return "\b\nKeys of --set and YAML, with their defaults:\n" + "\n".join(rows)
+
+
+_TRAINING = ("model", "head", "optim", "train", "validation", "tune")
 
 
 SetOption = Annotated[
@@ -82,7 +86,7 @@ def demo(
     run_demo(output, console)
 
 
-@app.command(epilog=_settings_help())
+@app.command(epilog=_settings_help(*_TRAINING, "loss", "data"))
 def ingest(
     source: Annotated[
         str,
@@ -145,7 +149,7 @@ def ingest(
     console.print(outcome.render())
 
 
-@app.command(epilog=_settings_help())
+@app.command(epilog=_settings_help(*_TRAINING, "ingest"))
 def inspect(
     uri: Annotated[str, typer.Argument(help="URI of a dataset made by ingest.")],
     as_json: JsonOption = False,
@@ -189,7 +193,7 @@ def tile(
         console.print(f"wrote {written}", soft_wrap=True, highlight=False)
 
 
-@app.command(epilog=_settings_help())
+@app.command(epilog=_settings_help("ingest", "tune"))
 def pretrain(
     config: ConfigOption,
     data: DataOption,
@@ -273,7 +277,7 @@ def export(
 
 app.command()(embed)
 app.command()(search)
-app.command("report", epilog=_settings_help())(write_report)
+app.command("report", epilog=_settings_help(*_TRAINING, "ingest"))(write_report)
 app.command()(doctor)
 # What it does not know is the other verb's.
 app.command(context_settings={"ignore_unknown_options": True})(submit)
@@ -282,7 +286,7 @@ app.command(context_settings={"ignore_unknown_options": True})(submit)
 def _add_outer_verbs() -> None:
     """Verbs of packages beside the library, by the entry points they are installed with."""
     for verb in entry_points(group="terrafm.verbs"):
-        app.command(verb.name, epilog=_settings_help())(verb.load())
+        app.command(verb.name, epilog=_settings_help("ingest"))(verb.load())
 
 
 _add_outer_verbs()
