@@ -119,7 +119,7 @@ def test_population_based_training_stays_within_the_space(sweep):
     tree = {
         "loss.alpha": "{uniform: [0.5, 1]}",
         "optim.base_lr": "{loguniform: [1e-3, 1e-2]}",
-        "data.global_scale": "{choice: [[0.2, 1.0], [0.25, 1.0]]}",
+        "loss.high_frequency_classes": "{choice: [[10, 20], [10, 30]]}",
         "loss.center_momentum": "{choice: [0.8, 0.9, 0.99]}",
         "model.drop_path": "{quantised: [0, 0.3, 0.1]}",
         "data.keep_probability": "{integer: [0, 1]}",
@@ -139,7 +139,7 @@ def test_population_based_training_stays_within_the_space(sweep):
         )
         assert 0.5 <= point["loss.alpha"] <= 1
         assert 1e-3 <= point["optim.base_lr"] <= 1e-2
-        assert point["data.global_scale"] in ((0.2, 1.0), (0.25, 1.0))
+        assert point["loss.high_frequency_classes"] in ((10, 20), (10, 30))
         assert point["loss.center_momentum"] in (0.8, 0.9, 0.99)
         assert point["model.drop_path"] in (0, 0.1, 0.2, pytest.approx(0.3))
         assert point["data.keep_probability"] in (0, 1)

@@ -161,5 +161,5 @@ def test_tensors_of_another_model_than_the_settings(checkpoint, small_dataset):
     state = load_checkpoint(checkpoint)
     state.engine.student.pop("encoder.cls_token")
     setup = TrainingSetup.open(build_config(state.record["config"]), small_dataset)
-    with pytest.raises(UsageError, match=r"checkpoint's student .*cls_token"):
+    with pytest.raises(UsageError, match=r"is not of the model in its settings: .*cls_token"):
         setup.distillation(lambda student: None, state, torch.device("cpu"))

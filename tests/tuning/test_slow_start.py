@@ -78,7 +78,9 @@ def supervised(monkeypatch, tmp_path):
         def seconds_silent(self):
             return 0.0
 
-    monkeypatch.setattr(supervisor, "Watch", Silent)
+    monkeypatch.setattr(supervisor, "WorkerMonitor", Silent)
+    monkeypatch.setattr(supervisor.ray, "cluster_resources", dict)
+    monkeypatch.setattr(supervisor, "group_facts", lambda *_: {})
 
     def run(*errors):
         coming = iter(errors)
@@ -96,7 +98,8 @@ def supervised(monkeypatch, tmp_path):
         found._setup, found._train, found._output = Setup, config.train, str(tmp_path)
         found._cancelled, found._validator = supervisor.threading.Event(), None
         found._events = supervisor.EventLog(str(tmp_path))
-        found._limits, found._interrupted_at = None, None
+        found._limits = supervisor.GroupLimits({"CPU": 1.0}, {}, 2, 0.0, 1.0)
+        found._gpu, found._interrupted_at = False, None
         found._tell_of_failure = lambda ending, step: None
         found._coordinator = type("Nobody", (), {"cancel_resource_request": lambda self: None})()
         found._choose_checkpoint = lambda: supervisor.Checkpoint(None, 0)
