@@ -21,8 +21,8 @@ _SCHEME = r"[a-zA-Z][a-zA-Z0-9+.-]*://"
 # Not a port, no address of IPv6, and no ARN of an access point of S3: those have colons as well.
 _NO_USER = r"(?!\[|arn:|[^\s/:@\"'<>]*:\d{1,5}(?:[/?#]|$))"
 # People forget to encode slashes: a secret key of AWS holds them.
-_PASSWORD = r"(?:[^\s/\"'<>]*@|[^\s@\"'<>]*@)"
-_USER_AND_PASSWORD = re.compile(rf"({_SCHEME}){_NO_USER}[^\s/:@\"'<>]*:{_PASSWORD}")
+_UP_TO_AT = r"(?:[^\s/\"'<>]*@|[^\s@\"'<>]*@)"
+_USER_AND_PASSWORD = re.compile(rf"({_SCHEME}){_NO_USER}[^\s/:@\"'<>]*:{_UP_TO_AT}")
 # A token may stand alone. In `abfs://container@account` it is part of the place.
 _USER = re.compile(r"(https?://)[^\s/:@\"'<>?#]+@", re.IGNORECASE)
 _SIGNATURE = re.compile(
