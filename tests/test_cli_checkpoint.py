@@ -169,6 +169,17 @@ def test_an_average_becomes_weights(run, small_dataset, tmp_path):
     assert code == 0
     assert f"terrafm export --checkpoint {output}" in out
     assert "the mean of 3 checkpoints (steps 10, 20, 30)" in out
+    # As after a kill: what was left in the making goes, and what is whole is not made again.
+    (tmp_path / ".staging-killed").mkdir()
+    (tmp_path / ".staging-killed" / "state.json").touch()
+    before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    again = run("checkpoint", "average", *folders, "--output", output)
+    assert again[:2] == (0, out)
+    assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
+    code, _, errors = run("checkpoint", "average", *folders[:2], "--output", output)
+    assert (code, "is not empty" in errors) == (2, True)
+    assert run("checkpoint", "average", *folders, "--output", tmp_path / "other")[0] == 0
+    assert not (tmp_path / ".staging-killed").exists()
     expected = torch.tensor([0.1, 0.2, 0.9]).double().mean().float()
     for name, factor in (("student", 1), ("teacher", 2)):
         tensors = load_network(str(output), name)

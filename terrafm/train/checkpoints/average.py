@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from terrafm.config.yaml_text import shortened
-from terrafm.errors import UsageError
+from terrafm.errors import TerraFMError, UsageError
 from terrafm.shell import command_line
 from terrafm.storage import is_local, list_names, resolve
+from terrafm.storage.addresses import recorded
 from terrafm.storage.lease import lease
 from terrafm.storage.lease_record import LEASE_FILE
+from terrafm.train.checkpoints.staging import remove_abandoned
 from terrafm.train.checkpoints.store import (
     HEAD,
     contract_of,
@@ -38,7 +40,8 @@ def average_checkpoints(uris: Sequence[str], output: str) -> dict[str, Any]:
 
     Args:
         uris: two or more checkpoints of one model, whose input is normalised alike.
-        output: URI of the folder to write; empty or absent, and not named as a run's checkpoint.
+        output: URI of the folder to write; empty, absent, or what the same call has left before,
+            and not named as a run's checkpoint.
 
     Returns:
         JSON-able: uri, averaged (uri and step of each), parameters of one network.
@@ -61,20 +64,33 @@ def average_checkpoints(uris: Sequence[str], output: str) -> dict[str, Any]:
 
 
 def _average(uris: Sequence[str], output: str) -> dict[str, Any]:
-    if [name for name in list_names(output) if name != LEASE_FILE]:
-        raise UsageError(f"--output {output} is not empty: choose another folder")
     records = [read_record(uri) for uri in uris]
+    averaged = [{"uri": u, "step": r["step"]} for u, r in zip(uris, records, strict=True)]
+    if [name for name in list_names(output) if name != LEASE_FILE]:
+        # A command that was killed when all was done is given again.
+        if not _holds(output, averaged):
+            raise UsageError(f"--output {output} is not empty: choose another folder")
+        parameters = sum(tensor.numel() for tensor in load_network(output, "teacher").values())
+        return {"uri": output, "averaged": averaged, "parameters": parameters}
     for uri, record in zip(uris[1:], records[1:], strict=True):
         _check_same_model(uris[0], records[0], uri, record)
     networks = {name: _mean(uris, name) for name in NETWORKS}
     newest = max(records, key=lambda record: int(record["step"]))
-    averaged = [{"uri": u, "step": r["step"]} for u, r in zip(uris, records, strict=True)]
     kept = {key: value for key, value in newest.items() if key not in HEAD}
     document = {"step": newest["step"], "metrics": {}, **kept, "averaged": averaged}
     scratch = Path(resolve(output)[1]).parent if is_local(output) else None
+    remove_abandoned(scratch)
     write_checkpoint(output, networks, document, scratch)
     parameters = sum(tensor.numel() for tensor in networks["teacher"].values())
     return {"uri": output, "averaged": averaged, "parameters": parameters}
+
+
+def _holds(output: str, averaged: list[dict[str, Any]]) -> bool:
+    """Whether a folder is the average of these checkpoints, whole."""
+    try:
+        return bool(read_record(output).get("averaged") == recorded(averaged))
+    except TerraFMError:
+        return False
 
 
 def describe(result: dict[str, Any]) -> str:

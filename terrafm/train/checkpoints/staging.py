@@ -10,7 +10,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from terrafm.storage import is_local, resolve
@@ -36,8 +36,10 @@ def staging_folder(scratch: Path | None) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     try:
-        # A run's own folder has one writer, and may lie on a disk that knows no such locks.
-        with _locked(staging) if scratch is None else nullcontext():
+        with ExitStack() as held:
+            # A run's own folder has one writer, and may lie on a disk that knows no such locks.
+            with nullcontext() if scratch is None else suppress(OSError):
+                held.enter_context(_locked(staging))
             yield staging
     finally:
         _clear(staging)
@@ -77,8 +79,17 @@ def remove_staging(run_folder: str) -> None:
         for path in Path(resolve(run_folder)[1]).glob(f"{_PREFIX}*"):
             _clear(path)
         return
-    for path in own_folder(_TEMPORARY).glob(f"{_PREFIX}*"):
-        # Other runs of this machine write there too.
+    remove_abandoned(None)
+
+
+def remove_abandoned(scratch: Path | None) -> None:
+    """Clears what killed writers left behind where others may be at work.
+
+    Args:
+        scratch: the parent; None for the temporary files of this machine.
+    """
+    parent = own_folder(_TEMPORARY) if scratch is None else scratch
+    for path in parent.glob(f"{_PREFIX}*"):
         with suppress(OSError), _locked(path):
             _clear(path)
 
