@@ -284,6 +284,8 @@ class _Soak:
                 raise SystemExit(f"{verb} alone ended with {code}: {command.printed()[-2000:]}")
             trees.append(ask(scenes.tree, place, environment=scenes.environment))
             scenes.clear(place)
+            # Or what tells the time would seem to be constant.
+            time.sleep(1.1)
         changes = scenes.changes(command)
         names = {n for n in trees[0] if trees[0][n] == trees[1].get(n)}
         self._alone[key] = {
