@@ -5,14 +5,19 @@ No import beyond the standard library: it also runs where the others may be miss
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 # Variables of a job: what it was submitted with, and that it is one.
 VERSIONS_VARIABLE = "TERRAFM_CLIENT_VERSIONS"
 JOB_VARIABLE = "TERRAFM_JOB"
 
 _LIBRARIES = ("ray", "deepspeed", "torch", "timm", "numpy", "pyarrow", "pydantic", "optuna")
+_PACKAGE = Path(__file__).resolve().parents[1]
+_GIT_SECONDS = 5.0
 
 
 def own_versions() -> dict[str, str]:
@@ -28,6 +33,26 @@ def own_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@cache
+def source_commit() -> str | None:
+    """The git commit that this package runs from; None where it is installed.
+
+    `-dirty` follows where files were changed since.
+    """
+    root = _PACKAGE.parent
+    # An installed package may lie inside of a checkout of something else.
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(
+            git, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
 
 
 def differences(client: dict[str, str], cluster: dict[str, str]) -> str | None:

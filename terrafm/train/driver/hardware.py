@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import terrafm
-from terrafm.clusters.versions import own_versions
+from terrafm.clusters.versions import own_versions, source_commit
 
 _ACCELERATOR = "accelerator_type:"
-_GIT_SECONDS = 5.0
 
 
 def group_facts(
@@ -43,22 +39,5 @@ def group_facts(
             ),
         },
         "versions": {"terrafm": terrafm.__version__} | own_versions(),
-        "commit": _commit(),
+        "commit": source_commit(),
     }
-
-
-@cache
-def _commit() -> str | None:
-    """Commit of the checkout that this code lies in."""
-    package = Path(__file__).resolve().parents[1]
-    # An installed package may lie inside of a checkout of something else.
-    if not (package.parent / ".git").exists():
-        return None
-    command = ["git", "-C", str(package.parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_GIT_SECONDS, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None

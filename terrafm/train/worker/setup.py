@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from terrafm.clusters.versions import source_commit
 from terrafm.config import Config, build_config, resume_policies
 from terrafm.data.samples.loader import RankLayout
 from terrafm.data.samples.masks import PatchMasking
@@ -267,17 +266,6 @@ class TrainingSetup:
             )
         told = [key for key in changed if policies[key] == "told"]
         return [_differences(saved, ours, [key]) for key in told]
-
-
-@cache
-def source_commit() -> str | None:
-    """The git commit of the source this package runs from; None where it is installed."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    git = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    found = subprocess.run(git, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
 
 
 def _restore(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
