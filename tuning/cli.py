@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from terrafm.cli import early
+from terrafm.cli.options import ConfigOption, DataOption, OutputOption, SetOption
 from terrafm.config import load_config
 from terrafm.report.blocks import Section
 from terrafm.report.kinds import Kind, Target, Wanted, register
@@ -30,18 +31,13 @@ register(Kind("sweep", "sweeps", _is_sweep, _sections))
 
 
 def sweep(
-    config: Annotated[str, typer.Option("--config", help="Recipe or YAML file.")],
-    data: Annotated[str, typer.Option("--data", help="URI of a dataset made by ingest.")],
-    output: Annotated[str, typer.Option("--output", help="URI of the folder to write.")],
+    config: ConfigOption,
+    data: DataOption,
+    output: OutputOption,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the sweep that lies in --output.")
     ] = False,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable."
-        ),
-    ] = None,
+    overrides: SetOption = None,
 ) -> None:
     """Pretrain with many settings, and compare what the encoders are worth (docs/sweeps.md)."""
     tree = load_config(config, overrides or [])

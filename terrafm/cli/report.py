@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from terrafm.cli import early
+from terrafm.cli.options import SetOption
 from terrafm.config import load_config
 from terrafm.terminal import console, errors
 from terrafm.units import human_bytes
@@ -33,12 +34,7 @@ def report(
         str | None,
         typer.Option("--data", help="URI of the tiles, where they no longer lie where they did."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable."
-        ),
-    ] = None,
+    overrides: SetOption = None,
 ) -> None:
     """Write a page about runs, datasets, embeddings or sweeps (docs/report.md)."""
     config = load_config(None, overrides or [])

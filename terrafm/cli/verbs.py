@@ -18,9 +18,10 @@ from terrafm.cli.embed import embed
 from terrafm.cli.ending import TerminatedError, ends_by_sigterm
 from terrafm.cli.evaluate import evaluate_app
 from terrafm.cli.jobs import jobs_app, submit
+from terrafm.cli.options import ConfigOption, DataOption, OutputOption, SetOption
 from terrafm.cli.report import report as write_report
 from terrafm.cli.search import search
-from terrafm.config import load_config, recipe_names, settings
+from terrafm.config import load_config, settings
 from terrafm.data.sources.registry import source_names
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.export.request import ExportFormat, ExportOptions, Network
@@ -61,17 +62,6 @@ def _settings_help(*without: str) -> str:
 
 
 _TRAINING = ("model", "head", "optim", "train", "validation", "tune")
-
-
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable."),
-]
-ConfigOption = Annotated[
-    str, typer.Option("--config", help=f"Recipe ({', '.join(recipe_names())}) or YAML file.")
-]
-DataOption = Annotated[str, typer.Option("--data", help="URI of a dataset made by ingest.")]
-OutputOption = Annotated[str, typer.Option("--output", help="URI of the folder to write.")]
 
 
 @app.command()
@@ -129,7 +119,7 @@ def ingest(
     config = load_config(None, overrides or [])
     from terrafm.data.ingest.append import append as run_append
     from terrafm.data.ingest.job import ingest as run_ingest
-    from terrafm.data.sources.scene_request import SceneWords
+    from terrafm.data.sources.scenes.request import SceneWords
 
     with progress_bar(console, "cells") as advance:
         run: Any = run_append if append else run_ingest

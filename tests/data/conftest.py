@@ -218,3 +218,22 @@ def local_ray():
     ensure_ray(2)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def l2a(tmp_path_factory):
+    """A Level-2A SAFE product of 264 px and its pixels; not to be changed."""
+    from safe_products import BANDS, Product, ground, write_safe
+
+    product = Product(ground(1, bands=BANDS), scl=np.full((132, 132), 4, np.uint8))
+    folder = tmp_path_factory.mktemp("l2a")
+    write_safe(folder, product)
+    return folder, product
+
+
+@pytest.fixture
+def own_l2a(l2a, tmp_path):
+    """A copy of it that may be changed."""
+    folder, product = l2a
+    shutil.copytree(folder, tmp_path / "own")
+    return tmp_path / "own", product

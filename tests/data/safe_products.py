@@ -138,49 +138,38 @@ def write_zip(folder, product, method=zipfile.ZIP_STORED):
 
 
 def write_jp2(path, pixels, gsd, product):
-    stack = pixels if pixels.ndim == 3 else pixels[None]
-    with rasterio.open(
-        path,
-        "w",
-        driver="JP2OpenJPEG",
-        dtype=stack.dtype.name,
-        count=len(stack),
-        height=stack.shape[1],
-        width=stack.shape[2],
-        crs=f"EPSG:{product.epsg}",
-        transform=rasterio.Affine(gsd, 0, product.corner[0], 0, -gsd, product.corner[1]),
-        QUALITY="100",
-        REVERSIBLE="YES",
-        **product.profile,
-    ) as file:
-        file.write(stack)
+    lossless = {"QUALITY": "100", "REVERSIBLE": "YES"}
+    options = {"driver": "JP2OpenJPEG", **lossless, **product.profile}
+    _write(path, pixels, product.epsg, product.corner, gsd, **options).close()
 
 
 def write_radar(path, pixels, epsg=32633, corner=CORNER, gsd=10, nodata=None, names=None, **tags):
     """(C, H, W) or (H, W) floats as a GeoTIFF."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    blocks = {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
+    with _write(path, pixels, epsg, corner, gsd, driver="GTiff", nodata=nodata, **blocks) as file:
+        for number, name in enumerate(names or (), start=1):
+            file.set_band_description(number, name)
+    return path
+
+
+def _write(path, pixels, epsg, corner, gsd, **options):
+    """The open file, with its pixels."""
     stack = pixels if pixels.ndim == 3 else pixels[None]
-    with rasterio.open(
+    file = rasterio.open(
         path,
         "w",
-        driver="GTiff",
         dtype=stack.dtype.name,
         count=len(stack),
         height=stack.shape[1],
         width=stack.shape[2],
         crs=f"EPSG:{epsg}",
         transform=rasterio.Affine(gsd, 0, corner[0], 0, -gsd, corner[1]),
-        nodata=nodata,
-        tiled=True,
-        blockxsize=256,
-        blockysize=256,
-        compress="deflate",
-    ) as file:
-        file.write(stack)
-        for number, name in enumerate(names or (), start=1):
-            file.set_band_description(number, name)
-    return path
+        **options,
+    )
+    file.write(stack)
+    return file
 
 
 def _granule(product):
@@ -206,7 +195,7 @@ def _metadata(product, level):
             f'<{key}_ADD_OFFSET band_id="{i}">{offset}</{key}_ADD_OFFSET>' for i in range(13)
         )
         offsets = f"<Offset_List>{entries}</Offset_List>"
-    corners = product.footprint or _corners(product)
+    corners = product.footprint or footprint_of(product)
     positions = " ".join(f"{lat} {lon}" for lon, lat in [*corners, corners[0]])
     date = product.time
     iso = f"{date[:4]}-{date[4:6]}-{date[6:11]}:{date[11:13]}:{date[13:]}.024Z"
@@ -234,7 +223,7 @@ def _metadata(product, level):
 """
 
 
-def _corners(product):
+def footprint_of(product):
     rows, columns = product.shape
     left, top = product.corner
     right, bottom = left + 10 * columns, top - 10 * rows

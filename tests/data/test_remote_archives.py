@@ -2,13 +2,13 @@
 
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
+from range_server import serving
 
 from terrafm.data.archive import BadCellError
 from terrafm.data.sources.major_tom import MajorTom
@@ -61,55 +61,17 @@ def archive(major_tom_archive, product_bands, geotiff_bytes):
     )
 
 
-class _Ranges(BaseHTTPRequestHandler):
-    """Files with ranges and without listings, as a plain web server or the Hub's resolver."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self):
-        self._answer(body=False)
-
-    def do_GET(self):
-        self._answer(body=True)
-
-    def _answer(self, body):
-        path = self.server.root / self.path.lstrip("/")
-        if self.server.fault or not path.is_file():
-            self.send_response(self.server.fault or 404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        content = path.read_bytes()
-        wanted = self.headers.get("Range")
-        self.send_response(206 if wanted else 200)
-        if wanted:
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
-            start, stop = int(first), min(int(last), len(content) - 1)
-            self.send_header("Content-Range", f"bytes {start}-{stop}/{len(content)}")
-            content = content[start : stop + 1]
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.server.sent.append((self.path, len(content)))
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        """Quiet."""
+@pytest.fixture
+def server(archive):
+    """The archive behind a server of files, as a plain one or the Hub's resolver."""
+    with serving(archive) as running:
+        yield running
 
 
 @pytest.fixture
-def served(archive):
+def served(server):
     """(URI of the archive, list that grows by (path, bytes) with every answer)."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Ranges)
-    server.root, server.sent, server.fault = archive, [], None
-    _Ranges.running = server
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", server.sent
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    return server.address, server.sent
 
 
 def cells_of(uri, modalities=ALL):
@@ -182,10 +144,10 @@ def test_over_http_a_file_that_is_gone_is_a_fault(archive, served):
 
 
 @pytest.mark.parametrize("status", [403, 503])
-def test_over_http_a_store_that_refuses_ends_the_ingest(served, status, monkeypatch):
+def test_over_http_a_store_that_refuses_ends_the_ingest(served, status, monkeypatch, server):
     monkeypatch.setattr(faults, "RETRY_SECONDS", 0.5)
     source, refs = cells_of(served[0], ("s1",))
-    _Ranges.running.fault = status
+    server.fault = status
     message = r"cannot read http://.*part_00001.parquet row 0"
     with pytest.raises(TerraFMError, match=message) as caught:
         source.read(refs[0])
@@ -197,10 +159,10 @@ def test_over_http_a_store_that_refuses_ends_the_ingest(served, status, monkeypa
         MajorTom(served[0], ("s1",)).cells()
 
 
-def test_over_http_a_passing_fault_is_overcome(served):
+def test_over_http_a_passing_fault_is_overcome(served, server):
     source, refs = cells_of(served[0], ("s1",))
-    _Ranges.running.fault = 503
-    threading.Timer(1.0, setattr, (_Ranges.running, "fault", None)).start()
+    server.fault = 503
+    threading.Timer(1.0, setattr, (server, "fault", None)).start()
     assert set(source.read(refs[0]).products) == {"s1"}
 
 

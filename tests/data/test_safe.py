@@ -7,59 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from folders import faults_of
-from safe_products import BANDS, CORNER, Product, ground, write_radar, write_safe, write_zip
+from safe_products import BANDS, CORNER, Product, ground, write_safe, write_zip
+from safe_sources import ALL, L1C, L2A, hyp3, only_cell, power, source
 
 from terrafm.config import IngestConfig
 from terrafm.data.archive import BadCellError
 from terrafm.data.ingest.job import ingest
 from terrafm.data.shards.dataset import Dataset
-from terrafm.data.sources.safe import SafeArchive
-from terrafm.data.sources.scene_request import SceneRequest, SceneWords
+from terrafm.data.sources.scenes.request import SceneWords
 from terrafm.errors import UsageError
-
-ALL = ("s1", "s2_l1c", "s2_l2a")
-L2A, L1C = ("s2_l2a",), ("s2_l1c",)
-HYP3 = "S1A_IW_{}_DVP_RTC10_G_g{}uned_11F3_{}.tif"
-
-
-def request(tile_size=132, config=None, **words):
-    return SceneRequest.parse(SceneWords(**words), tile_size, config)
-
-
-def source(folder, modalities=ALL, tile_size=132, config=None, **words):
-    return SafeArchive(str(folder), modalities, request(tile_size, config, **words))
-
-
-def only_cell(folder, modalities=ALL, **options):
-    opened = source(folder, modalities, **options)
-    (ref,) = opened.cells()
-    return opened.read(ref)
-
-
-def power(seed, size=264, mean=0.1):
-    return np.random.default_rng(seed).gamma(2, mean / 2, (size, size)).astype(np.float32)
-
-
-def hyp3(folder, time, vv, vh=None, kind="p", **where):
-    write_radar(folder / HYP3.format(time, kind, "VV"), vv, **where)
-    write_radar(folder / HYP3.format(time, kind, "VH"), vv if vh is None else vh, **where)
-
-
-@pytest.fixture(scope="module")
-def l2a(tmp_path_factory):
-    """A Level-2A product of 264 px and its pixels; not to be changed."""
-    product = Product(ground(1, bands=BANDS), scl=np.full((132, 132), 4, np.uint8))
-    folder = tmp_path_factory.mktemp("l2a")
-    write_safe(folder, product)
-    return folder, product
-
-
-@pytest.fixture
-def own_l2a(l2a, tmp_path):
-    """A copy of it that may be changed."""
-    folder, product = l2a
-    shutil.copytree(folder, tmp_path / "own")
-    return tmp_path / "own", product
 
 
 @pytest.mark.parametrize("form", ["folder", "stored", "deflated", "flat", "old", "one product"])
@@ -103,107 +59,6 @@ def test_cells_are_blocks_of_whole_tiles(tmp_path):
     np.testing.assert_array_equal(cell.products["s2_l2a"].bands["B05"], pixels["B05"][:120, :120])
     with pytest.raises(UsageError, match="no cell of --grid mgrs with tiles of 534 px"):
         source(tmp_path, L2A, tile_size=534).cells()
-
-
-def test_radar_on_the_same_grid_is_copied_and_on_another_warped(l2a, tmp_path):
-    folder, _ = l2a
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    vv = power(0, 300)
-    hyp3(tmp_path / "radar", "20220705T165000", vv, corner=(CORNER[0] - 200, CORNER[1] + 100))
-    cell = only_cell(tmp_path)
-    np.testing.assert_array_equal(cell.products["s1"].bands["VV"], vv[10:274, 20:284])
-    assert cell.products["s1"].time == "2022-07-05T16:50:00+00:00"
-    # Half a pixel beside the grid: the mean of four.
-    shutil.rmtree(tmp_path / "radar")
-    hyp3(tmp_path / "radar", "20220705T165000", vv, corner=(CORNER[0] - 205, CORNER[1] + 105))
-    warped = only_cell(tmp_path).products["s1"].bands["VV"]
-    at = vv[10:276, 20:286]
-    mean = (at[:264, :264] + at[1:265, :264] + at[:264, 1:265] + at[1:265, 1:265]) / 4
-    np.testing.assert_allclose(warped, mean, rtol=2e-5)
-
-
-@pytest.mark.parametrize("kind", ["p", "a", "d"])
-def test_radar_in_power_amplitude_and_db_is_warped_as_power(kind, l2a, tmp_path):
-    folder, _ = l2a
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    vv = power(1, 300)
-    stored = {"p": vv, "a": np.sqrt(vv), "d": 10 * np.log10(vv)}[kind]
-    hyp3(tmp_path, "20220705T165000", stored, kind=kind, corner=(CORNER[0] - 205, CORNER[1] + 105))
-    warped = only_cell(tmp_path).products["s1"].bands["VV"]
-    at = vv[10:276, 20:286]
-    mean = (at[:264, :264] + at[1:265, :264] + at[:264, 1:265] + at[1:265, 1:265]) / 4
-    np.testing.assert_allclose(warped, mean, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("names", "bands"),
-    [
-        (["S1A_IW_GRDH_1SDV_20220705T165000_20220705T165025_043973_rtc/measurement/iw-vv.rtc.tiff",
-          "S1A_IW_GRDH_1SDV_20220705T165000_20220705T165025_043973_rtc/measurement/iw-vh.rtc.tiff"],
-         None),
-        (["OPERA_L2_RTC-S1_T069-147170-IW1_20220705T165000Z_20220706T001122Z_S1A_30_v1.0_VV.tif",
-          "OPERA_L2_RTC-S1_T069-147170-IW1_20220705T165000Z_20220706T001122Z_S1A_30_v1.0_VH.tif"],
-         None),
-        (["S1A_IW_GRDH_1SDV_20220705T165000_20220705T165025_043973_NR_Cal_TF_TC.tif"], None),
-        (["S1A_IW_GRDH_1SDV_20220705T165000_20220705T165025_043973_NR_Cal_TF_TC.tif"],
-         ["Gamma0_VH", "Gamma0_VV"]),
-    ],
-    ids=["planetary computer", "opera", "snap", "snap named"],
-)  # fmt: skip
-def test_radar_is_known_by_the_names_its_makers_give(names, bands, l2a, tmp_path):
-    folder, _ = l2a
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    both = np.stack([power(2), power(3, mean=0.02)])
-    for number, name in enumerate(names):
-        write_radar(tmp_path / name, both if len(names) == 1 else both[number], names=bands)
-        if name.endswith("VV.tif"):
-            write_radar(tmp_path / name.replace("VV.tif", "ls_map_VV.tif"), both)
-    read = only_cell(tmp_path).products["s1"]
-    assert read.time == "2022-07-05T16:50:00+00:00"
-    order = ["VH", "VV"] if bands else ["VV", "VH"]
-    for band, pixels in zip(order, both, strict=True):
-        np.testing.assert_array_equal(read.bands[band], pixels)
-
-
-def test_ascending_and_descending_radar_are_never_mixed(l2a, tmp_path):
-    """The pass nearest in time is taken whole; one that measured nothing of the cell is not."""
-    folder, _ = l2a
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    descending, ascending, empty = power(4), power(5), np.full((264, 264), np.nan, np.float32)
-    hyp3(tmp_path, "20220705T052000", descending)
-    hyp3(tmp_path, "20220707T165000", ascending)
-    hyp3(tmp_path, "20220706T165000", empty)
-    read = only_cell(tmp_path).products["s1"]
-    np.testing.assert_array_equal(read.bands["VV"], descending)
-    assert read.time == "2022-07-05T05:20:00+00:00"
-
-
-@pytest.mark.parametrize("nodata", [0, np.nan, -32768])
-def test_what_radar_did_not_measure_is_missing_and_never_spread(nodata, l2a, tmp_path):
-    folder, _ = l2a
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    vv = power(6, 300)
-    vv[:, :150] = nodata
-    hyp3(tmp_path, "20220705T165000", vv, corner=(CORNER[0] - 205, CORNER[1] + 105),
-         nodata=nodata)  # fmt: skip
-    read = only_cell(tmp_path).products["s1"].bands["VV"]
-    assert np.isnan(read[:, :128]).all()
-    assert np.isfinite(read[:, 131:]).all()
-    assert (read[:, 131:] > 0).all()
-    assert np.nanmax(read) < 2
-
-
-def test_raw_radar_is_refused_with_what_to_run_first(l2a, tmp_path, refused):
-    folder, _ = l2a
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    raw = tmp_path / "S1A_IW_GRDH_1SDV_20220705T165000_20220705T165025_043973_053FDE_1A2B.SAFE"
-    (raw / "measurement").mkdir(parents=True)
-    out = tmp_path.parent / f"{tmp_path.name}-out"
-    command = ("ingest", "--source", "safe", "--input", tmp_path, "--output", out)
-    line = refused(*command, "--tile-size", 132, "--set", "ingest.workers=0")
-    assert "raw Sentinel-1 GRDH product" in line
-    assert "gpt with Apply-Orbit-File" in line
-    assert source(tmp_path, L2A).cells()
 
 
 def test_a_scene_that_ends_inside_a_cell_is_missing_there(tmp_path):
@@ -476,7 +331,7 @@ def test_a_member_whose_bytes_changed_is_a_fault(tmp_path):
 def test_ten_thousand_scenes_would_be_listed_fast(l2a, tmp_path, monkeypatch):
     """No band is opened, and two files of metadata are read of each product."""
     from terrafm.data.rasters import opening
-    from terrafm.data.sources import product_files
+    from terrafm.data.sources.scenes import product_files
 
     folder, product = l2a
     root = next(folder.glob("*.SAFE"))

@@ -14,7 +14,7 @@ from safe_products import BANDS, CORNER, Product, ground, write_radar, write_saf
 
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.sources.safe import SafeArchive
-from terrafm.data.sources.scene_request import SceneRequest
+from terrafm.data.sources.scenes.request import SceneRequest
 from terrafm.storage import upload
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from terrafm.data.archive import Product as Pixels
 from terrafm.data.ingest.job import ingest
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.sources.safe import SafeArchive
-from terrafm.data.sources.scene_request import SceneRequest
+from terrafm.data.sources.scenes.request import SceneRequest
 from terrafm.modalities import MODALITIES
 
 CITIES = {"paris": (448260, 5411980 // 60 * 60), "dubai": (300000, 2800020)}

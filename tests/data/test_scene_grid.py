@@ -8,9 +8,9 @@ from safe_products import BANDS, Product, ground, write_safe
 from scipy.ndimage import binary_erosion
 
 from terrafm.config import IngestConfig
-from terrafm.data.sources.grid import centre, outline
 from terrafm.data.sources.safe import SafeArchive
-from terrafm.data.sources.scene_request import SceneRequest, SceneWords
+from terrafm.data.sources.scenes.grid import centre, outline
+from terrafm.data.sources.scenes.request import SceneRequest, SceneWords
 from terrafm.data.synthetic.globe import footprint
 from terrafm.modalities import MODALITIES
 

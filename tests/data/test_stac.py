@@ -1,19 +1,18 @@
 """STAC items of one-band GeoTIFFs give the pixels of their assets, wherever they lie."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import rasterio
-from safe_products import BANDS, CORNER, GSD, Product, _corners, ground
+from range_server import serving
+from safe_products import BANDS, CORNER, GSD, Product, footprint_of, ground
 
 from terrafm.config import IngestConfig
 from terrafm.data.ingest.job import ingest
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.sources.offsets import decide
-from terrafm.data.sources.scene_request import SceneRequest
+from terrafm.data.sources.scenes.request import SceneRequest
 from terrafm.data.sources.stac import StacItems
 from terrafm.errors import UsageError
 
@@ -67,7 +66,7 @@ def item(folder, product, names="earth search", href="{}", stated=True, offset=N
             asset["raster:bands"] = [{"scale": 0.0001, "offset": offset, "nodata": 0}]
         assets[keys[band]] = asset
     date = product.time
-    ring = [*_corners(product), _corners(product)[0]]
+    ring = [*footprint_of(product), footprint_of(product)[0]]
     return {
         "type": "Feature", "stac_version": "1.0.0", "id": product.name, "bbox": [16, 45, 17, 46],
         "collection": "sentinel-2-l2a",
@@ -191,51 +190,10 @@ def test_radar_of_planetary_computer(tmp_path):
     assert cell.products["s1"].time == "2022-07-05T16:50:12+00:00"
 
 
-class _Ranges(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self):
-        self._answer(body=False)
-
-    def do_GET(self):
-        self._answer(body=True)
-
-    def _answer(self, body):
-        path = self.server.root / self.path.lstrip("/")
-        if not path.is_file():
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        content = path.read_bytes()
-        wanted = self.headers.get("Range")
-        self.send_response(206 if wanted else 200)
-        if wanted:
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
-            start, stop = int(first), min(int(last or len(content)), len(content) - 1)
-            self.send_header("Content-Range", f"bytes {start}-{stop}/{len(content)}")
-            content = content[start : stop + 1]
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.server.sent.append((self.path, len(content)))
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        """Quiet."""
-
-
 @pytest.fixture
 def served(tmp_path):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Ranges)
-    server.root, server.sent = tmp_path, []
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", server.sent
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(tmp_path) as server:
+        yield server.address, server.sent
 
 
 def test_over_http_only_the_blocks_of_a_cell_travel(served, tmp_path):

@@ -17,7 +17,7 @@ from safe_products import BANDS, Product, ground, write_safe, write_zip
 from terrafm.data.archive import BadCellError
 from terrafm.data.rasters.opening import Driver, open_raster
 from terrafm.data.sources.safe import SafeArchive
-from terrafm.data.sources.scene_request import SceneRequest
+from terrafm.data.sources.scenes.request import SceneRequest
 from terrafm.storage import zip_members
 from terrafm.storage.limits import XML_BYTES, XML_DEPTH, XML_ELEMENTS, ZIP_DIRECTORY_BYTES
 from terrafm.storage.xml_text import BadXmlError, parse_xml

@@ -35,7 +35,7 @@ from terrafm.data.sources.folders import misspelt_land_cover
 from terrafm.data.sources.offsets import survey_archive
 from terrafm.data.sources.pairing import count_pairs
 from terrafm.data.sources.registry import open_source
-from terrafm.data.sources.scene_request import SceneRequest, SceneWords, scene_request
+from terrafm.data.sources.scenes.request import SceneRequest, SceneWords, scene_request
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import (

@@ -18,7 +18,7 @@ from terrafm.errors import UsageError
 
 if TYPE_CHECKING:
     # The command line lists the sources before anything that takes time is loaded.
-    from terrafm.data.sources.scene_request import SceneRequest
+    from terrafm.data.sources.scenes.request import SceneRequest
 
 ENTRY_POINTS = "terrafm.sources"
 

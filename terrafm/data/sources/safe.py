@@ -18,17 +18,17 @@ from dataclasses import dataclass, field
 
 from terrafm.data.archive import BadCellError
 from terrafm.data.sources.folders import for_all
-from terrafm.data.sources.product_files import ProductFiles, open_zip
-from terrafm.data.sources.radar_scenes import (
+from terrafm.data.sources.safe_metadata import SafeName, parse_name, scenes_of
+from terrafm.data.sources.scenes.engine import Found, SceneSource
+from terrafm.data.sources.scenes.product_files import ProductFiles, open_zip
+from terrafm.data.sources.scenes.radar import (
     RadarFile,
     how_to_correct,
     radar_file,
     radar_scenes,
     raw_product,
 )
-from terrafm.data.sources.safe_metadata import SafeName, parse_name, scenes_of
-from terrafm.data.sources.scene import Scene
-from terrafm.data.sources.scenes import Found, SceneSource
+from terrafm.data.sources.scenes.scene import Scene
 from terrafm.errors import UsageError
 from terrafm.storage import exists, join, list_kinds
 from terrafm.storage.clutter import is_clutter

@@ -12,9 +12,9 @@ from terrafm.data.archive import BadCellError
 from terrafm.data.land.selection import parse_time
 from terrafm.data.rasters.bands import CIRRUS, L1C_ORDER
 from terrafm.data.sources.offsets import claimed_offset
-from terrafm.data.sources.product_files import ProductFiles
 from terrafm.data.sources.raster import Grid
-from terrafm.data.sources.scene import Layer, Scene
+from terrafm.data.sources.scenes.product_files import ProductFiles
+from terrafm.data.sources.scenes.scene import Layer, Scene
 from terrafm.modalities import MODALITIES
 from terrafm.storage.xml_text import BadXmlError, Element, parse_xml
 

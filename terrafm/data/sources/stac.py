@@ -23,9 +23,9 @@ from terrafm.data.rasters.bands import CIRRUS, canonical
 from terrafm.data.sources.folders import for_all, read_json
 from terrafm.data.sources.offsets import claimed_offset
 from terrafm.data.sources.raster import Grid
-from terrafm.data.sources.scene import Layer, Scene
-from terrafm.data.sources.scene_pixels import read_header
-from terrafm.data.sources.scenes import Found, SceneSource
+from terrafm.data.sources.scenes.engine import Found, SceneSource
+from terrafm.data.sources.scenes.pixels import read_header
+from terrafm.data.sources.scenes.scene import Layer, Scene
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, is_local

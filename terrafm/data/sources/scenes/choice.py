@@ -10,9 +10,9 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from terrafm.data.land.selection import ANCHORS
-from terrafm.data.sources.grid import GridCell, unwrapped
-from terrafm.data.sources.scene import Scene
-from terrafm.data.sources.scene_request import SceneRequest
+from terrafm.data.sources.scenes.grid import GridCell, unwrapped
+from terrafm.data.sources.scenes.request import SceneRequest
+from terrafm.data.sources.scenes.scene import Scene
 
 _SAME_PASS_SECONDS = 600
 # Of radar, whose rasters are wider than what was measured, so many stand by for a cell.

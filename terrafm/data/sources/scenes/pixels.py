@@ -24,7 +24,7 @@ from terrafm.data.archive import BadCellError
 from terrafm.data.rasters.geotiff import Header, read_stored, spread_windows
 from terrafm.data.rasters.opening import Driver, check_window, open_raster
 from terrafm.data.sources.raster import Grid, why_no_place
-from terrafm.data.sources.scene import Layer
+from terrafm.data.sources.scenes.scene import Layer
 from terrafm.errors import PixelError
 from terrafm.storage import download, is_local
 from terrafm.storage.zip_members import BadZipError, member_offset, unpack_member

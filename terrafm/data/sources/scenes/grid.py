@@ -16,8 +16,8 @@ from shapely import STRtree
 from shapely.geometry import Polygon, box
 from shapely.geometry.base import BaseGeometry
 
-from terrafm.data.sources.scene import Scene
-from terrafm.data.sources.scene_request import MGRS, SceneRequest
+from terrafm.data.sources.scenes.request import MGRS, SceneRequest
+from terrafm.data.sources.scenes.scene import Scene
 
 GSD = 10
 LATTICE = 60

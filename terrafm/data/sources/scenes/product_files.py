@@ -7,7 +7,7 @@ from functools import cached_property
 from terrafm.data.archive import BadCellError
 from terrafm.data.rasters.opening import Driver
 from terrafm.data.sources.raster import Grid
-from terrafm.data.sources.scene import Layer
+from terrafm.data.sources.scenes.scene import Layer
 from terrafm.storage import join, list_names, read_bytes, read_range
 from terrafm.storage.clutter import is_clutter
 from terrafm.storage.limits import XML_BYTES

@@ -18,7 +18,10 @@ from terrafm.data.land.selection import ANCHORS
 from terrafm.data.rasters.bands import CIRRUS
 from terrafm.data.rasters.units import is_missing, unit_of
 from terrafm.data.sources.folders import WORLDCOVER, find_folders
-from terrafm.data.sources.grid import (
+from terrafm.data.sources.offsets import claimed_offset
+from terrafm.data.sources.raster import Grid
+from terrafm.data.sources.scenes.choice import CellScenes, Seen, choose, filtered, newest
+from terrafm.data.sources.scenes.grid import (
     GSD,
     CellIndex,
     GridCell,
@@ -27,12 +30,9 @@ from terrafm.data.sources.grid import (
     in_area,
     shares,
 )
-from terrafm.data.sources.offsets import claimed_offset
-from terrafm.data.sources.raster import Grid
-from terrafm.data.sources.scene import Scene
-from terrafm.data.sources.scene_choice import CellScenes, Seen, choose, filtered, newest
-from terrafm.data.sources.scene_pixels import OpenLayers, read_classes, read_layer, sample_layer
-from terrafm.data.sources.scene_request import MGRS, SceneRequest
+from terrafm.data.sources.scenes.pixels import OpenLayers, read_classes, read_layer, sample_layer
+from terrafm.data.sources.scenes.request import MGRS, SceneRequest
+from terrafm.data.sources.scenes.scene import Scene
 from terrafm.errors import PixelError, UsageError
 from terrafm.modalities import MODALITIES
 

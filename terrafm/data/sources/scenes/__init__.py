@@ -1,0 +1,1 @@
+"""Scenes to cells: grids, which scenes are taken, their pixels in windows of a cell."""
