@@ -19,10 +19,8 @@ from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import absolute, exists, join, list_names, read_bytes, read_json_lines
 from terrafm.storage.lease_record import LEASE_FILE, Holder
 from terrafm.storage.records import Count, Finite, StepLine, load_record, open_keys
-from terrafm.train.run_folder import RunFolder
+from terrafm.train.run_folder import RunFolder, read_failure
 
-# The constants of these stand in modules that load torch.
-_BEST_FILE = "best.json"
 # Of a run on another machine, whose process cannot be asked.
 _SILENT_SECONDS, _SILENT_LINES = 600.0, 20.0
 # Of years that have four digits.
@@ -76,11 +74,6 @@ class _Best(TypedDict):
     step: Count
     metric: str
     value: Finite
-
-
-@open_keys
-class _Failure(TypedDict):
-    message: str
 
 
 @dataclass(frozen=True)
@@ -225,8 +218,7 @@ def read_run(uri: str, name: str) -> RunRecord:
     uri = absolute(uri)
     config, command = _read_config(uri)
     run = RunFolder(uri)
-    checkpoints = run.checkpoints
-    names = [n for n in list_names(checkpoints) if n.startswith("step_")]
+    names = [n for n in list_names(run.checkpoints) if n.startswith("step_")]
     return RunRecord(
         uri=uri,
         name=name,
@@ -236,11 +228,11 @@ def read_run(uri: str, name: str) -> RunRecord:
         events=read_json_lines(run.events, kind=_Event),
         scores=read_json_lines(run.validation, kind=_Score),
         dataset=_small(run.dataset, _DatasetOf) or {},
-        best=_small(join(checkpoints, _BEST_FILE), _Best),
+        best=_small(run.best, _Best),
         checkpoints=tuple(names),
         nonfinite=read_json_lines(run.nonfinite, kind=StepLine),
         quarantined=read_json_lines(run.quarantine),
-        failure=(_small(run.failure, _Failure) or {}).get("message", ""),
+        failure=_failure(uri),
         holder=_holder(uri),
         now=time.time(),
     )
@@ -271,6 +263,13 @@ def _small(uri: str, kind: Any) -> dict[str, Any] | None:
     except TerraFMError:
         return None
     return None if found is None else dict(found)
+
+
+def _failure(uri: str) -> str:
+    try:
+        return str(read_failure(uri) or "")
+    except TerraFMError:
+        return ""
 
 
 def _holder(uri: str) -> Holder | None:

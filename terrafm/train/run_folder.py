@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import exists, join, list_names, load_record, to_json, write_bytes
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, BEST_FILE = "checkpoints", "best.json"
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,11 @@ class RunFolder:
     def checkpoints(self) -> str:
         """The folder of all checkpoints."""
         return join(self.uri, CHECKPOINTS)
+
+    @property
+    def best(self) -> str:
+        """Which checkpoint is the best."""
+        return join(self.checkpoints, BEST_FILE)
 
     def checkpoint(self, step: int) -> str:
         """The folder of one."""

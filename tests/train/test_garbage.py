@@ -36,12 +36,3 @@ def test_cycles_go_at_the_chosen_steps_only():
     control.stop()
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
-
-
-def test_zero_leaves_everything_to_python():
-    control = GarbageControl(0)
-    control.start()
-    assert gc.isenabled()
-    assert gc.get_freeze_count() == 0
-    control.step_done(1)
-    control.stop()

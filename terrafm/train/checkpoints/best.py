@@ -18,10 +18,9 @@ from terrafm.errors import UsageError
 from terrafm.storage import exists, join, load_record, remove, write_bytes
 from terrafm.storage.records import Count, Finite
 from terrafm.train.checkpoints.files import MARKER
-from terrafm.train.run_folder import step_name
+from terrafm.train.run_folder import BEST_FILE, step_name
 
 BEST = "best"
-BEST_FILE = "best.json"
 HELD_FILE = "held.json"
 
 

@@ -13,7 +13,7 @@ class GarbageControl:
     frozen: it stays, and looking through it is most of what a collection costs.
 
     Args:
-        every: steps between collections; 0 leaves everything to Python.
+        every: steps between collections.
     """
 
     def __init__(self, every: int = 50) -> None:
@@ -21,18 +21,16 @@ class GarbageControl:
 
     def start(self) -> None:
         """Takes over from Python; call it once everything that lasts is made."""
-        if self._every:
-            gc.collect()
-            gc.freeze()
-            gc.disable()
+        gc.collect()
+        gc.freeze()
+        gc.disable()
 
     def step_done(self, done: int) -> None:
         """Collects where `done` finished steps are a multiple of `every`."""
-        if self._every and done % self._every == 0:
+        if done % self._every == 0:
             gc.collect()
 
     def stop(self) -> None:
         """Gives everything back to Python."""
-        if self._every:
-            gc.unfreeze()
-            gc.enable()
+        gc.unfreeze()
+        gc.enable()

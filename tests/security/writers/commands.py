@@ -37,7 +37,7 @@ class Command:
         gate: both ends of a pipe; it begins once the write end is closed.
         delay: seconds from then to its begin.
         dies: number of the change of a file at which it kills itself; None where it does not.
-        under: changes count below this path only.
+        under: changes count below this path only; of a store all requests that change something.
     """
 
     def __init__(self, arguments, log, environment, gate=(), delay=0.0, dies=None, under=None):

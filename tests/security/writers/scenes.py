@@ -151,11 +151,6 @@ class Scenes:
         return self._folder / "logs" / f"{number}-{which}"
 
     @staticmethod
-    def changes_under(place):
-        """The path below which changes count; of a store all requests that change something."""
-        return place
-
-    @staticmethod
     def changes(command):
         """How many changes a command has made that ran to its end."""
         return int(Path(f"{command.log}.changes").read_text())

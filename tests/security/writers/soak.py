@@ -224,9 +224,7 @@ class _Soak:
         words = scenes.words(verb, 0, place)
         if by_change:
             at = self._rng.randrange(alone["changes"])
-            command = Command(
-                words, log, scenes.environment, dies=at, under=scenes.changes_under(place)
-            )
+            command = Command(words, log, scenes.environment, dies=at, under=place)
             code, moment = command.wait(), f"change {at}"
         else:
             after = self._rng.uniform(0.05, alone["seconds"])
@@ -276,7 +274,7 @@ class _Soak:
             place = scenes.place(self._number, start)
             command = Command(
                 scenes.words(verb, which, place), scenes.log(self._number, 0), scenes.environment,
-                dies=10**9, under=scenes.changes_under(place),
+                dies=10**9, under=place,
             )  # fmt: skip
             code = command.wait()
             seconds = time.monotonic() - command.began
