@@ -8,16 +8,12 @@ from pathlib import Path
 
 import pytest
 import typer
+from pages import code_blocks
 
 from terrafm.cli import app
 from terrafm.config import load_config, settings
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def blocks(page, language):
-    """Of one kind: "python", or "python onnx" where they need what may not be installed."""
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
 
 
 def test_the_configuration_page_lists_every_key_with_its_default():
@@ -41,7 +37,7 @@ def test_every_link_to_a_file_leads_somewhere():
 
 
 def test_the_python_of_the_readme_runs(tmp_path):
-    (code,) = blocks("README.md", "python")
+    (code,) = code_blocks("README.md", "python")
     prepare = "import torch; pixels = l2a = l1c = torch.zeros(1, 12, 96, 96); s1 = pixels[:, :2]\n"
     check = "assert embedding.shape == fused.shape == (1, 768) and maps[0].shape == (1, 768, 6, 6)"
     subprocess.run([sys.executable, "-c", prepare + code + check], check=True, cwd=tmp_path)
@@ -50,7 +46,7 @@ def test_the_python_of_the_readme_runs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_first_real_run_of_the_readme_runs(tmp_path, shared_folder):
-    (script,) = blocks("README.md", "bash")
+    (script,) = code_blocks("README.md", "bash")
     real = shared_folder / "realdata"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
         "ARCHIVE": str(real / "colocated"),
@@ -86,10 +82,10 @@ def run_pages_shell(script, folder, **environment):
 @pytest.mark.timeout(1200)
 def test_the_code_of_the_validation_page_runs(small_dataset, tmp_path):
     page = "docs/validation.md"
-    (script,) = blocks(page, "bash")
+    (script,) = code_blocks(page, "bash")
     run_pages_shell(script, tmp_path, TILES=small_dataset)
     assert (tmp_path / "weights" / "terrafm_tiny.safetensors").exists()
-    (code,) = blocks(page, "python")
+    (code,) = code_blocks(page, "python")
     (tmp_path / "python").mkdir()
     given = f"tiles = {small_dataset!r}\n"
     done = subprocess.run(
@@ -112,9 +108,9 @@ def test_the_code_of_the_export_page_runs(part, checkpoint, tmp_path):
     kind = "" if part == "plain" else f" {part}"
     page = "docs/export.md"
     # TerraTorch's lines read what the plain ones wrote.
-    scripts = blocks(page, "bash" if part == "terratorch" else f"bash{kind}")
+    scripts = code_blocks(page, "bash" if part == "terratorch" else f"bash{kind}")
     run_pages_shell("\n".join(scripts), tmp_path, CHECKPOINT=checkpoint)
-    codes = blocks(page, f"python{kind}")
+    codes = code_blocks(page, f"python{kind}")
     assert codes
     for code in codes:
         subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
@@ -155,7 +151,7 @@ def test_every_page_is_in_the_index():
 
 @pytest.mark.parametrize("page", ["elastic", "sweeps"])
 def test_the_configurations_of_the_pages_are_ones(tmp_path, page):
-    texts = blocks(f"docs/{page}.md", "yaml")
+    texts = code_blocks(f"docs/{page}.md", "yaml")
     assert texts
     for text in texts:
         (tmp_path / "page.yaml").write_text(text)
@@ -178,8 +174,8 @@ ROAD = ("datasets", "pretraining", "checkpoints", "sweeps")
 def test_the_code_of_the_road_runs(tmp_path, no_cluster):
     for name in ROAD:
         page = f"docs/{name}.md"
-        run_pages_shell("\n".join(blocks(page, "bash")), tmp_path)
-        for code in blocks(page, "python"):
+        run_pages_shell("\n".join(code_blocks(page, "bash")), tmp_path)
+        for code in code_blocks(page, "python"):
             subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     assert len(list((tmp_path / "geotiffs").glob("*.tif"))) == 7
     assert (tmp_path / "average" / "complete.json").exists()
@@ -191,7 +187,7 @@ def test_the_code_of_the_road_runs(tmp_path, no_cluster):
 def test_the_code_of_the_jobs_page_runs(tmp_path, no_cluster):
     private = {"HOME": str(tmp_path / "home"), "TERRAFM_CLUSTER_DIR": str(tmp_path / "cluster")}
     (tmp_path / "home").mkdir()
-    script = "\n".join(blocks("docs/jobs.md", "bash"))
+    script = "\n".join(code_blocks("docs/jobs.md", "bash"))
     # Whatever fails, the cluster ends.
     run_pages_shell(f"trap 'terrafm cluster down || true' ERR\n{script}", tmp_path, **private)
     assert (tmp_path / "run" / "checkpoints" / "step_00000020").exists()
@@ -201,6 +197,6 @@ def test_the_code_of_the_jobs_page_runs(tmp_path, no_cluster):
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_code_of_the_demo_page_runs(tmp_path, no_cluster):
-    run_pages_shell(*blocks("docs/demo.md", "bash"), tmp_path)
+    run_pages_shell(*code_blocks("docs/demo.md", "bash"), tmp_path)
     for name in re.findall(r"^\| `([^`]+?)/?`[ ,]", (ROOT / "docs/demo.md").read_text(), re.M):
         assert (tmp_path / "demo" / name).exists(), name

@@ -67,6 +67,7 @@ def list_members(uri: str) -> list[Member]:
         try:
             with zipfile.ZipFile(cast(IO[bytes], _Bounded(file))) as opened:
                 infos = opened.infolist()
+        # NotImplementedError: members of a later version of the format than zipfile knows.
         except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
             raise BadZipError(f"not a readable zip (cut short?): {error}") from None
     members = []

@@ -1,7 +1,6 @@
 """The section about SAFE products does what it says; a killed ingest goes on; memory stays flat."""
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 from folders import files_of, rendered
+from pages import code_block
 from safe_products import BANDS, CORNER, Product, ground, write_radar, write_safe, write_zip
 
 from terrafm.data.shards.dataset import Dataset
@@ -38,8 +38,7 @@ def environment(**more):
 
 
 def test_the_commands_of_the_section_run(tmp_path, worldcover_tile):
-    page = (ROOT / "docs/datasets.md").read_text()
-    (script,) = re.findall(r"^```bash safe\n(.*?)^```", page, re.M | re.S)
+    script = code_block("docs/datasets.md", "bash safe")
     archive(tmp_path / "safe")
     cover = np.full((2500, 3500), 10, np.uint8)
     where = {"SAFE": str(tmp_path / "safe"), "WORLDCOVER": str(

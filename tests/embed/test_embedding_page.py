@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import rasterio
+from pages import code_block
 
 from terrafm.embed.schema import (
     BBOX_SIDES,
@@ -19,11 +20,6 @@ from terrafm.embed.schema import (
 )
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "embedding.md"
-
-
-def block(language):
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.M | re.S)
-    return found
 
 
 @pytest.mark.slow
@@ -37,7 +33,7 @@ def test_the_commands_run(small_dataset, tiny_weights, write_scene, tmp_path):
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block("bash")],
+        ["bash", "-euo", "pipefail", "-c", code_block("docs/embedding.md", "bash")],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -49,7 +45,7 @@ def test_the_commands_run(small_dataset, tiny_weights, write_scene, tmp_path):
 def test_the_python_runs(small_dataset, tiny_weights, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"tiles": small_dataset, "weights": tiny_weights}
-    exec(compile(block("python"), str(PAGE), "exec"), names)
+    exec(compile(code_block("docs/embedding.md", "python"), str(PAGE), "exec"), names)
     assert capsys.readouterr().out.startswith("11 96\nOGC:CRS84")
     best, *others = names["nearest"]
     assert best == ("tile_00", pytest.approx(1, abs=1e-6))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -10,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from pages import code_blocks
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "evaluation.md"
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    return code_blocks("docs/evaluation.md", language)
 
 
 def block_with(words):

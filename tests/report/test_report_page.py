@@ -1,13 +1,13 @@
 """The code of docs/report.md runs."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pages import code_block
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "report.md"
 
@@ -21,20 +21,17 @@ def here(run_folder, small_dataset, tmp_path):
     return tmp_path
 
 
-def block(language):
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.M | re.S)
-    return found
-
-
 @pytest.mark.slow
 def test_the_commands_run(here):
     words = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = ["bash", "-euo", "pipefail", "-c", block("bash")]
+    command = ["bash", "-euo", "pipefail", "-c", code_block("docs/report.md", "bash")]
     subprocess.run(command, cwd=here, env=os.environ | words, check=True)
     assert len(list(here.glob("*.html"))) == 5
 
 
 @pytest.mark.slow
 def test_the_python_runs(here):
-    subprocess.run([sys.executable, "-c", block("python")], cwd=here, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code_block("docs/report.md", "python")], cwd=here, check=True
+    )
     assert "<h1>Run run</h1>" in (here / "run.html").read_text()

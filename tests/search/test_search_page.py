@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pages import code_block
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "search.md"
 
@@ -18,11 +19,6 @@ def here(embeddings, tmp_path):
     """A folder with what the page has."""
     shutil.copytree(embeddings, tmp_path / "embedded")
     return tmp_path
-
-
-def block(language):
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), re.M | re.S)
-    return found
 
 
 @pytest.mark.slow
@@ -36,7 +32,7 @@ def test_the_commands_run(here):
         }
     )
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block("bash")],
+        ["bash", "-euo", "pipefail", "-c", code_block("docs/search.md", "bash")],
         cwd=here, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -46,7 +42,7 @@ def test_the_commands_run(here):
 
 def test_the_python_runs(here, monkeypatch, capsys):
     monkeypatch.chdir(here)
-    exec(compile(block("python"), str(PAGE), "exec"), {})
+    exec(compile(code_block("docs/search.md", "python"), str(PAGE), "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
