@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 
 # The servers and helpers beside the tests; tests are not a package.
-for folder in ("s3", "helpers"):
-    sys.path.insert(0, str(Path(__file__).parent / folder))
+sys.path.insert(0, str(Path(__file__).parent / "s3"))
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 from s3_servers import moto_server, proxied, real_bucket, real_server, s3_bucket  # noqa: F401
 

@@ -223,11 +223,13 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
 
 
 def test_commit_clears_what_killed_writers_left(tmp_path):
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "shards" / ".part-00000.parquet.0123456789abcdef0123456789abcdef").write_bytes(
-        b"half"
-    )
+    number = "0123456789abcdef" * 2
+    for name in ("shards/.part-00000.parquet", "entries/.part-00000.arrow"):
+        half = tmp_path / f"{name}.{number}"
+        half.parent.mkdir()
+        half.write_bytes(b"half")
     build(str(tmp_path))
+    assert not list((tmp_path / "entries").glob(".*"))
     assert sorted(p.name for p in (tmp_path / "shards").iterdir()) == [
         "part-00000.parquet",
         "part-00003.parquet",

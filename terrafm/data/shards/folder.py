@@ -72,9 +72,9 @@ def remove_entries(uri: str, kept: set[str], prefix: str) -> None:
 
 
 def remove_halves(uri: str) -> None:
-    """Removes what killed writers left among the shards; no reader ever opens it."""
-    folder = join(uri, SHARDS)
-    remove_files(folder, [name for name in list_names(folder) if _is_half(name)])
+    """Removes what killed writers left among shards and entries; no reader ever opens it."""
+    for folder in (join(uri, SHARDS), join(uri, ENTRIES)):
+        remove_files(folder, [name for name in list_names(folder) if _is_half(name)])
 
 
 def remove_staged(uri: str) -> None:
