@@ -160,15 +160,15 @@ def test_of_processes_that_come_at_once_one_wins(shared, hold):
     assert all(f"process {winners[0].pid}," in line for line in refused), lines
 
 
-def test_one_that_was_killed_is_followed_at_once(shared, hold):
+def test_one_that_was_killed_is_followed_at_once(shared, hold, monkeypatch, caplog):
     first = hold(shared)
     assert first.stdout.readline() == "held\n"
     first.send_signal(signal.SIGKILL)
     first.wait()
-    began = time.monotonic()
+    # On the same machine nothing has to lapse.
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 3600.0)
     with lease(shared, "x"):
-        # On the same machine nothing has to lapse.
-        assert time.monotonic() - began < 1.5
+        assert "waiting up to" not in caplog.text
 
 
 def test_one_that_stands_still_is_not_followed_on_its_own_machine(shared, hold):
@@ -218,6 +218,15 @@ def test_another_machine_that_renews_keeps_the_lease(place):
         thread.join()
 
 
+def test_a_renewal_that_is_seen_halfway_is_still_its_holder_s(tmp_path):
+    place = f"memory://{tmp_path.name}/run"
+    held_by_another(place)
+    whole = read_bytes(f"{place}/{LEASE_FILE}")
+    threading.Timer(0.8, write_bytes, (f"{place}/{LEASE_FILE}", whole + b"}")).start()
+    with pytest.raises(UsageError, match="terrafm pretrain on far"), lease(place, "x"):
+        pass
+
+
 @pytest.mark.parametrize("content", [None, b"", b'{"what": "terr', b"[]", b"\xff\xfe"])
 def test_another_machine_that_does_not_renew_is_followed_after_its_term(place, content, caplog):
     held_by_another(place)
@@ -227,7 +236,8 @@ def test_another_machine_that_does_not_renew_is_followed_after_its_term(place, c
     with lease(place, "x"):
         waited = time.monotonic() - began
     empty_on_a_disk = content == b"" and "://" not in place
-    assert waited < 0.5 if empty_on_a_disk else 2.9 < waited < 6
+    assert empty_on_a_disk or waited > 2.9
+    assert empty_on_a_disk != ("waiting up to" in caplog.text)
     if content is None:
         assert "was left by terrafm pretrain on far" in caplog.text
     assert list_names(place) == []

@@ -114,7 +114,7 @@ def test_missing_credentials_are_one_line(s3_bucket, monkeypatch, tmp_path):
     start = time.monotonic()
     with pytest.raises(UsageError, match="check credentials"):
         write_bytes(join(s3_bucket, "file"), b"1")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60
 
 
 def test_a_range_beyond_the_end_is_short_and_a_missing_file_is_missing(s3_bucket, tmp_path):

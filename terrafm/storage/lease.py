@@ -133,11 +133,13 @@ def _take(record: Record, place: str, mine: Holder) -> Any:
         UsageError: another writer is at work.
     """
     seen, since = b"", time.monotonic()
-    told = False
+    told, known = False, None
     while True:
         found = record.read()
         content, tag = found or (b"", None)
         holder = Holder.read(content)
+        # A renewal that is seen halfway names nobody.
+        known = holder or known
         if holder is not None and holder.key == mine.key:
             # A request was repeated whose answer had been lost.
             return tag
@@ -146,7 +148,7 @@ def _take(record: Record, place: str, mine: Holder) -> Any:
             raise _held(place, holder)
         if gone is None:
             if seen and content != seen:
-                raise _held(place, holder)
+                raise _held(place, known)
             seen, waited = content, time.monotonic() - since
             if waited < LEASE_SECONDS:
                 if not told:

