@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from fault_proxy import Every, FaultProxy, Faults
@@ -226,3 +227,18 @@ def test_other_names_are_appended_as_they_are(name, tmp_path):
 def test_a_chain_of_file_systems_is_refused_before_it_is_opened(uri):
     with pytest.raises(UsageError, match="chained"):
         resolve(uri)
+
+
+def test_a_file_and_its_new_name_reach_the_disk_in_this_order(tmp_path, monkeypatch):
+    """After a power cut the old file is there or the new one, whole."""
+    happened, real = [], os.fsync
+
+    def fsync(number):
+        name = Path(os.readlink(f"/proc/self/fd/{number}")).name
+        happened.append(("folder" if name == tmp_path.name else "file", target.exists()))
+        real(number)
+
+    target = tmp_path / "name"
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_bytes(str(target), b"content")
+    assert happened == [("file", False), ("folder", True)]

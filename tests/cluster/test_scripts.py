@@ -194,3 +194,42 @@ def test_the_environment_of_a_node_keeps_what_is_set(tmp_path):
     assert "RAY_AUTH_MODE=token" in printed
     assert "RAY_AUTH_TOKEN_PATH=/secret/t" in printed
     assert f"PATH={tmp_path}/venv/bin:{os.environ['PATH']}" in printed
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Environment of a Slurm job; `srun` notes Ray's token settings and what it is to start."""
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    for name, line in {
+        "scontrol": "echo first",
+        "srun": 'printf "%s\\n" "$RAY_AUTH_MODE" "$RAY_AUTH_TOKEN_PATH" "$@"',
+    }.items():
+        (programs / name).write_text(f"#!/bin/bash\n{line}\n")
+        (programs / name).chmod(0o755)
+    return {
+        "HOME": str(tmp_path), "TERRAFM_VENV": str(programs.parent), "PATH": os.environ["PATH"],
+        "SLURM_SUBMIT_DIR": str(CLUSTER.parent), "SLURM_JOB_NODELIST": "first,second",
+        "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "96",
+        "TERRAFM_DATA": "/data", "TERRAFM_OUTPUT": "/run",
+    }  # fmt: skip
+
+
+def test_a_slurm_job_starts_ray_with_a_token_of_its_user_alone(slurm, tmp_path):
+    refused = script("slurm.sbatch", env=slurm)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "make a token first" in refused.stderr
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("secret")
+    for mode in (0o640, 0o604):
+        token.chmod(mode)
+        refused = script("slurm.sbatch", env=slurm)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert "others can read" in refused.stderr
+    token.chmod(0o600)
+    started = script("slurm.sbatch", env=slurm)
+    assert started.returncode == 0, started.stderr
+    assert started.stdout.splitlines()[:2] == ["token", str(token)]
+    assert "--dashboard-host=127.0.0.1" in started.stdout
+    assert "secret" not in started.stdout

@@ -1,8 +1,12 @@
 """Small files that claim to be huge are one line: no gigabytes, no traceback, no endless work."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import rasterio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from terrafm.data.archive import BadCellError
 from terrafm.data.rasters.geotiff import read_whole
@@ -10,6 +14,13 @@ from terrafm.data.rasters.opening import open_raster
 from terrafm.data.sources.raster import decode_geotiff, read_patch
 from terrafm.errors import UsageError
 from terrafm.storage.claims import check_claim
+from terrafm.storage.limits import (
+    HARMLESS_BYTES,
+    MOST_TIMES,
+    SUSPICIOUS_BYTES,
+    TABLE_TIMES,
+    USUAL_TIMES,
+)
 
 READERS = {
     "ingest": lambda path: decode_geotiff(path.read_bytes(), str(path)),
@@ -80,3 +91,12 @@ def test_a_constant_image_is_no_bomb(compress, tmp_path):
 def test_pixels_of_any_type_are_counted(dtype, tmp_path):
     path = geotiff(tmp_path / "image.tif", dtype=dtype)
     assert read_whole(str(path)).pixels.shape == (1, 8, 8)
+
+
+@given(st.integers(0, 1 << 40), st.integers(0, 1 << 36), st.sampled_from([USUAL_TIMES, TABLE_TIMES]))
+def test_padding_a_file_buys_no_more_memory_than_its_own_length_many_times(claimed, stored, usual):
+    """What is padded has to be stored and sent: past 1 GiB a byte buys 16, in a table 64."""
+    with suppress(ValueError):
+        check_claim(claimed, stored, usual=usual)
+        assert claimed <= max(SUSPICIOUS_BYTES, usual * stored)
+        assert claimed <= max(HARMLESS_BYTES, MOST_TIMES * stored)
