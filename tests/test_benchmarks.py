@@ -49,6 +49,7 @@ def test_every_figure_has_its_file():
         "checkpoint_stall",
         "crops",
         "decode",
+        "earth",
         "embed_memory",
         "gpu_smoke",
         "learning",
