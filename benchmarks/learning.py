@@ -7,7 +7,8 @@ Sentinel-1 VV), beside SimCLR's contrastive loss on the same crops, batches and 
 cities that no training saw: is the ground of a tile found again at its other date, or by its other
 sensor? The two sides are cut from different, overlapping parts of a tile. Against the best of five
 fresh encoders, the mean spectrum, and the mean with the deviation of the bands; intervals by
-bootstrap over places, paired.
+bootstrap over places, paired. An embedding is the mean and deviation of the patch tokens, unless
+--readout says another.
 
 FOLDER holds cities laid out as `oscd`; by default five of its own, which are never trained on.
 Cities without radar at both dates are left out, of trainings and of scores.
@@ -100,7 +101,12 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--peers-python", help="interpreter that has lightly")
     options.add_argument("--ablation", action="store_true", help="also the method's parts")
     options.add_argument(
-        "--readout", type=Readout, default=Readout.CLS, choices=list(Readout), help="(%(default)s)"
+        # Chosen on the cities on which the recipe was chosen, not on these.
+        "--readout",
+        type=Readout,
+        default=Readout.MEAN_STD,
+        choices=list(Readout),
+        help="(%(default)s)",
     )
     return options
 
