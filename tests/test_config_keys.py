@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -180,3 +181,19 @@ def test_a_file_and_the_command_line_take_the_same_values(tmp_path):
         for value in (*values, "1e3", "010", "none", "yes", "null", "1", "true", "0.5", "[16, 32]"):
             file.write_text(f"{section}:\n  {name}: {value}\n")
             assert told(str(file), []) == told(None, [f"{key}={value}"]), (key, value)
+
+
+def test_pages_name_keys_that_there_are():
+    root = Path(__file__).resolve().parents[1]
+    sections = "|".join({key.partition(".")[0] for key in BAD})
+    # And names of files.
+    named = re.compile(rf"`(?:--set )?((?:{sections})\.[a-z_]+)(?:=[^`]*)?`")
+    known = set(BAD) | {"validation.jsonl", "validation.png", "validation.py", "model.safetensors"}
+    pages = [page for page in (root / "docs").glob("*.md") if page.name != "log.md"]
+    found = {
+        (page.name, key)
+        for page in [*pages, root / "README.md", root / "CONTRIBUTING.md"]
+        for key in named.findall(page.read_text())
+    }
+    assert len(found) > 100
+    assert not {(page, key) for page, key in found if key not in known}
