@@ -22,7 +22,7 @@ from common import Figure, alternate, parse, parser, report
 from harness.tiles import prepare
 from harness.workload import BATCH, Workload
 
-from terrafm.data.samples.batch import assemble
+from terrafm.data.samples.batch import SampleInfo, assemble
 from terrafm.data.samples.builder import BatchRows
 from terrafm.data.samples.device_crops import assemble_tiles
 
@@ -43,13 +43,13 @@ def measure(work: Workload, device: str, rows: int, rounds: int) -> list[Figure]
             if here
         ]
     )
-    fields = {
-        "high_frequency": np.zeros(rows, bool),
-        "sample_weight": np.ones(rows, np.float32),
-        "tile_id": instructions["tile_id"].to_pylist(),
-        "epoch": np.zeros(rows, np.int64),
-        "position": np.arange(rows),
-    }
+    samples = SampleInfo(
+        tile_id=instructions["tile_id"].to_pylist(),
+        epoch=np.zeros(rows, np.int64),
+        position=np.arange(rows),
+        weight=torch.ones(rows),
+    )
+    fields = {"high_frequency": np.zeros(rows, bool), "samples": samples}
 
     def by_workers() -> None:
         for row, pixels in enumerate(tiles):

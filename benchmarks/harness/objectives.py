@@ -171,4 +171,4 @@ def _pixels(
     batch = host_batch.to("cpu")
     for crops in filter(None, (batch.global_crops, batch.local_crops)):
         shown = normalise(crops.pixels[modality], *statistics[modality], modality)
-        yield from shown.split(len(batch.sample_weight))
+        yield from shown.split(len(batch.samples))

@@ -44,7 +44,7 @@ def stream(work: Workload, ordered: bool = True) -> dict[str, Any]:
     )
     with contextlib.closing(batches):
         # Closed before Ray ends: a stream that still asks for tasks would start another.
-        result = rate((len(batch.tile_id) for batch in batches), work)
+        result = rate((len(batch.samples) for batch in batches), work)
     ray.shutdown()
     return result
 

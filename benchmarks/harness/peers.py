@@ -141,4 +141,4 @@ def mosaicml(work: Workload) -> dict[str, Any]:
 def _sizes(loader: Iterable[HostBatch]) -> Iterator[int]:
     while True:
         for batch in loader:
-            yield len(batch.tile_id)
+            yield len(batch.samples)

@@ -107,7 +107,7 @@ def _groups(model: Dino) -> list[dict[str, Any]]:
 
 def _views(batch: Batch) -> list[Tensor]:
     """Normalised pixels (B, C, S, S) of every view, the global ones first."""
-    rows = len(batch.sample_weight)
+    rows = len(batch.samples)
     crops = [batch.global_crops] + ([batch.local_crops] if batch.local_crops else [])
     return [view for sizes in crops for view in _normalised(sizes).split(rows)]
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from terrafm.config import Config, load_config
-from terrafm.data.samples.batch import Batch, Crops, HostBatch
+from terrafm.data.samples.batch import Batch, Crops, HostBatch, SampleInfo
 from terrafm.modalities import MODALITIES
 from terrafm.train.step.distillation import (
     Network,
@@ -103,10 +103,12 @@ def synthetic_batch(config: Config, rows: int, seed: int) -> Batch:
         local_crops=crops[1] if data.local_crops else None,
         drop_path_key=torch.from_numpy(generator.integers(0, 2**62, (n_views, rows))),
         high_frequency=torch.from_numpy(generator.random(rows) < 0.5),
-        sample_weight=torch.ones(rows),
-        tile_id=[f"synthetic_{seed}_{row}" for row in range(rows)],
-        epoch=np.zeros(rows, dtype=np.int64),
-        position=np.arange(rows),
+        samples=SampleInfo(
+            tile_id=[f"synthetic_{seed}_{row}" for row in range(rows)],
+            epoch=np.zeros(rows, dtype=np.int64),
+            position=np.arange(rows),
+            weight=torch.ones(rows),
+        ),
     )
 
 

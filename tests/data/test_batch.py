@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from terrafm.config import DataConfig
-from terrafm.data.samples.batch import assemble, normalise
+from terrafm.data.samples.batch import SampleInfo, assemble, normalise
 from terrafm.data.samples.builder import BatchRows
 from terrafm.data.samples.crops import draw_views
 from terrafm.modalities import MODALITIES
@@ -40,10 +40,12 @@ def numbered_batch(rows, config=CONFIG, available=None, division=None):
         views,
         parts,
         high_frequency=np.arange(rows) % 2 == 0,
-        sample_weight=np.ones(rows, dtype=np.float32),
-        tile_id=[f"t{i}" for i in range(rows)],
-        epoch=np.zeros(rows, dtype=np.int64),
-        position=np.arange(rows),
+        samples=SampleInfo(
+            tile_id=[f"t{i}" for i in range(rows)],
+            epoch=np.zeros(rows, dtype=np.int64),
+            position=np.arange(rows),
+            weight=torch.ones(rows),
+        ),
     )
     return views, batch
 
@@ -96,9 +98,9 @@ def test_moving_keeps_everything():
     assert moved.local_crops.image["s1"].device.type == "meta"
     # How many are drawn decides shapes: it stays where it can be asked without waiting.
     assert moved.local_crops.student["s1"].device.type == "cpu"
-    assert moved.sample_weight.device.type == "meta"
-    assert moved.tile_id == batch.tile_id
-    assert batch.sample_weight.device.type == "cpu"
+    assert moved.samples.weight.device.type == "meta"
+    assert moved.samples.tile_id == batch.samples.tile_id
+    assert batch.samples.weight.device.type == "cpu"
 
 
 @pytest.mark.parametrize("name", MODALITIES)

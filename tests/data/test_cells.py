@@ -314,16 +314,16 @@ def test_a_quarantined_sample_takes_no_part(small_dataset, tmp_path, crop_on):
         batches(uri, crop_on=crop_on)
     whole = batches(small_dataset, crop_on=crop_on)
     found = batches(uri, crop_on=crop_on, on_damage="quarantine")
-    named = [record for batch in found for record in batch.damage]
+    named = [record for batch in found for record in batch.samples.damage]
     assert named
     assert {(r["tile"], r["cell"], r["shard"]) for r in named} == {("tile_06", "s1_10m", shard)}
     for first, second in zip(whole, found, strict=True):
-        assert first.damage == []
-        assert first.tile_id == second.tile_id
-        out = second.sample_weight == 0
-        assert int(out.sum()) == len(second.damage)
-        assert {second.tile_id[row] for row in np.flatnonzero(out)} <= {"tile_06"}
-        rows = len(second.tile_id)
+        assert first.samples.damage == []
+        assert first.samples.tile_id == second.samples.tile_id
+        out = second.samples.weight == 0
+        assert int(out.sum()) == len(second.samples.damage)
+        assert {second.samples.tile_id[row] for row in np.flatnonzero(out)} <= {"tile_06"}
+        rows = len(second.samples)
         first, second = first.to("cpu"), second.to("cpu")
         pairs = (
             (first.global_crops, second.global_crops),
@@ -364,16 +364,16 @@ def test_a_quarantined_sample_changes_nothing_but_its_own_absence(small_dataset,
         return batch, statistics.means() | {"norm": norm}, state
 
     def as_it_is(batch):
-        assert (batch.sample_weight == 0).any()
+        assert (batch.samples.weight == 0).any()
 
     def left_out(batch):
-        assert (batch.sample_weight == 1).all()
-        batch.sample_weight[[tile == "tile_06" for tile in batch.tile_id]] = 0
+        assert (batch.samples.weight == 1).all()
+        batch.samples.weight[[tile == "tile_06" for tile in batch.samples.tile_id]] = 0
 
     damaged, means, state = run(uri, as_it_is)
     sound, expected, other = run(small_dataset, left_out)
     # The same samples take part; the pixels of the one left out differ.
-    assert torch.equal(damaged.sample_weight, sound.sample_weight)
+    assert torch.equal(damaged.samples.weight, sound.samples.weight)
     assert any(
         not torch.equal(damaged.global_crops.pixels[m].view(torch.int16),
                         sound.global_crops.pixels[m].view(torch.int16))
@@ -399,7 +399,7 @@ def test_a_step_whose_samples_are_all_left_out_moves_nothing(small_dataset, tmp_
     setup = TrainingSetup.open(load_config("demo", overrides), uri)
     distillation = setup.plain_distillation()
     (batch,) = itertools.islice(make_batches(**setup.stream_options(setup.layout(0, 1), 0)), 1)
-    assert len(batch.damage) == 4
+    assert len(batch.samples.damage) == 4
     step = setup.schedules.at(0)
     before = setup.state(0, distillation.engine.state(), distillation)
     centers = {name: tensor.clone() for name, tensor in before.centers.items()}

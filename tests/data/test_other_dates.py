@@ -160,7 +160,7 @@ def test_a_damaged_tile_of_either_date_is_named_or_left_out(small_dataset, damag
         read = (views.other_date == bool(prefix)).any(axis=1)
         assert sorted(part.damage) == np.flatnonzero(read).tolist()
         batch = builder.batch(rows, [part])
-        np.testing.assert_array_equal(batch.sample_weight.numpy() == 0, read)
+        np.testing.assert_array_equal(batch.samples.weight.numpy() == 0, read)
 
 
 def test_on_the_device_it_is_refused_and_says_what_to_do():

@@ -66,10 +66,10 @@ def assert_equal(first, second):
 
 def rows_of(batch):
     """Row -> everything that the batch holds about it, whatever row it is."""
-    rows = len(batch.tile_id)
+    samples, rows = batch.samples, len(batch.samples)
     for b in range(rows):
-        key = (int(batch.epoch[b]), int(batch.position[b]), float(batch.sample_weight[b]))
-        crops = [batch.drop_path_key[:, b].tolist(), batch.tile_id[b]]
+        key = (int(samples.epoch[b]), int(samples.position[b]), float(samples.weight[b]))
+        crops = [batch.drop_path_key[:, b].tolist(), samples.tile_id[b]]
         for part in (batch.global_crops, batch.local_crops):
             for name, image in part.image.items():
                 mine = image % rows == b
@@ -100,11 +100,15 @@ def test_batches_follow_the_plan(small_dataset):
     setup = options(small_dataset, layout, start_step=1)
     batches = list(make_batches(**setup))
     assert len(batches) == 2 * 3
-    weights = torch.cat([b.sample_weight for b in batches]).bool().numpy()
+    weights = torch.cat([b.samples.weight for b in batches]).bool().numpy()
     epochs, positions, rows = setup["plan"].samples(16, 48)
-    np.testing.assert_array_equal(np.concatenate([b.epoch for b in batches])[weights], epochs)
-    np.testing.assert_array_equal(np.concatenate([b.position for b in batches])[weights], positions)
-    ids = np.concatenate([b.tile_id for b in batches])[weights]
+    np.testing.assert_array_equal(
+        np.concatenate([b.samples.epoch for b in batches])[weights], epochs
+    )
+    np.testing.assert_array_equal(
+        np.concatenate([b.samples.position for b in batches])[weights], positions
+    )
+    ids = np.concatenate([b.samples.tile_id for b in batches])[weights]
     np.testing.assert_array_equal(ids, setup["dataset"].tile_ids[rows])
     high = torch.cat([b.high_frequency for b in batches]).numpy()[weights]
     np.testing.assert_array_equal(high, setup["dataset"].land_cover[rows] == 10)
@@ -264,7 +268,7 @@ def test_a_damaged_cell_is_one_clear_error(cluster, small_dataset, tmp_path):
 
     def drain():
         for batch in stream_batches(**setup, cpus=2):
-            arrived.append(batch.tile_id)
+            arrived.append(batch.samples.tile_id)
 
     # In its place in the order, in one line, without Ray's wrapping.
     with pytest.raises(

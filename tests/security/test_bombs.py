@@ -93,7 +93,9 @@ def test_pixels_of_any_type_are_counted(dtype, tmp_path):
     assert read_whole(str(path)).pixels.shape == (1, 8, 8)
 
 
-@given(st.integers(0, 1 << 40), st.integers(0, 1 << 36), st.sampled_from([USUAL_TIMES, TABLE_TIMES]))
+@given(
+    st.integers(0, 1 << 40), st.integers(0, 1 << 36), st.sampled_from([USUAL_TIMES, TABLE_TIMES])
+)
 def test_padding_a_file_buys_no_more_memory_than_its_own_length_many_times(claimed, stored, usual):
     """What is padded has to be stored and sent: past 1 GiB a byte buys 16, in a table 64."""
     with suppress(ValueError):

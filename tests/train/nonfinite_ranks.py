@@ -103,7 +103,7 @@ def train(setup, stage, kind, rank, world_size):
             distributed.all_gather_object(gathered, record)
             records = nonfinite_samples(gathered)
     tiles = [None] * world_size
-    distributed.all_gather_object(tiles, [t for batch in steps[1] for t in batch.tile_id])
+    distributed.all_gather_object(tiles, [t for batch in steps[1] for t in batch.samples.tile_id])
     return {"applied": outcomes, "states": states, "records": records, "tiles": tiles}
 
 

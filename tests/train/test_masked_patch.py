@@ -83,12 +83,12 @@ def test_the_term_is_that_of_each_crop_alone_in_float64(small_dataset, weights):
     student.mask_token.normal_()
     center = distillation.criterion.masked_patch.center.normal_(std=0.1).double()
     (batch,) = batches_of(setup, 0)
-    batch.sample_weight = torch.tensor(weights, dtype=torch.float32)
+    batch.samples.weight = torch.tensor(weights, dtype=torch.float32)
     settings = setup.schedules.at(0)
     with torch.enable_grad():
         found = distillation.forward_backward([batch], settings).means()["masked_patch"]
     student, teacher = student.double(), teacher.double()
-    masks = setup.masking.draw(batch.epoch, batch.position, 2, 4)
+    masks = setup.masking.draw(batch.samples.epoch, batch.samples.position, 2, 4)
     seen = images_of(batch, setup, batch.global_crops.teacher)
     shown = images_of(batch, setup, batch.global_crops.student)
     assert sum(set(a) != set(b) for a, b in zip(seen, shown, strict=True)) >= 4

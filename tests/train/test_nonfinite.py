@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
 
+from terrafm.data.samples.batch import SampleInfo
 from terrafm.errors import TerraFMError
 from terrafm.train.metrics.samples import append_nonfinite
 from terrafm.train.worker.faulty_steps import SkipLimit, nonfinite_record, nonfinite_samples
@@ -70,18 +72,10 @@ def test_where_only_a_gradient_is_bad_every_tile_of_the_step_is_named(results, w
         assert [t["tile"] for t in record["tiles"]] == tiles
 
 
-class Rows:
-    """What a record needs of a micro-batch."""
-
-    def __init__(self, names, weights):
-        self.tile_id = names
-        self.sample_weight = torch.tensor(weights)
-        self.epoch = np.zeros(len(names), np.int64)
-        self.position = np.arange(len(names), dtype=np.int64)
-
-
 def test_padding_is_never_named():
-    batch = Rows(["a", "b", "pad"], [1.0, 1.0, 0.0])
+    names = ["a", "b", "pad"]
+    samples = SampleInfo(names, np.zeros(3, np.int64), np.arange(3), torch.tensor([1.0, 1.0, 0.0]))
+    batch = SimpleNamespace(samples=samples)
     record = nonfinite_record(
         3, 0, float("nan"), [batch], [torch.tensor([1.0, torch.nan, torch.nan])]
     )

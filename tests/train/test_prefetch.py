@@ -43,18 +43,10 @@ def test_a_batch_in_flight_is_waited_for_once(batches, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
     batch = batches[0]
-    flying = InFlight(
-        batch,
-        "arrived",
-        sample_weight=batch.sample_weight,
-        tile_id=batch.tile_id,
-        epoch=batch.epoch,
-        position=batch.position,
-        damage=batch.damage,
-    )
+    flying = InFlight(batch, "arrived", batch.samples)
     assert flying.to("cpu") is batch
     assert waited == ["arrived"]
-    assert flying.tile_id == batch.tile_id
+    assert flying.samples.tile_id == batch.samples.tile_id
     with pytest.raises(AssertionError):
         flying.to("cpu")
 
@@ -65,7 +57,7 @@ def test_all_tensors_of_a_batch_are_found(batches, monkeypatch):
     crops = [batches[0].global_crops, batches[0].local_crops]
     pixels = [t for c in crops for t in itertools.chain(c.pixels.values(), c.image.values())]
     assert {id(t) for t in pixels} <= {id(t) for t in found}
-    assert any(t is batches[0].sample_weight for t in found)
+    assert any(t is batches[0].samples.weight for t in found)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="copies beside computation need a GPU")

@@ -65,8 +65,8 @@ def test_with_a_checkpoint(data, tmp_path):
     # Both are one sequence, step by step.
     options = [some.stream_options(some.layout(0, 1), 2) for some in (first, setup)]
     for expected, found in zip(*(make_batches(**o) for o in options), strict=True):
-        assert found.tile_id == expected.tile_id
-        np.testing.assert_array_equal(found.position, expected.position)
+        assert found.samples.tile_id == expected.samples.tile_id
+        np.testing.assert_array_equal(found.samples.position, expected.samples.position)
     # Row numbers have moved in the new version: the old one's plan would mean other tiles.
     assert Dataset.open(data).tile_ids[0] == "a_new_tile"
     fresh = open_setup(config, data, str(tmp_path / "another"))

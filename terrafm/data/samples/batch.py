@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,17 +47,44 @@ class Crops:
     teacher: dict[str, Tensor] | None
 
 
-class HostBatch(Protocol):
-    """A micro-batch as the stream hands it over: `Batch`, or tiles that are still to be cropped.
+@dataclass
+class SampleInfo:
+    """Which samples the B rows of a micro-batch are, and which of them count.
 
-    Attributes as in `Batch`.
+    Attributes:
+        tile_id: of each row.
+        epoch: (B,) of each row.
+        position: (B,) in the epoch.
+        weight: (B,) float32; 0 for rows that only pad the micro-batch, and for those whose tile is
+            damaged.
+        damage: one record (tile, shard, cell, reason) per row whose tile is damaged.
     """
 
-    sample_weight: Tensor
     tile_id: list[str]
     epoch: NDArray[np.int64]
     position: NDArray[np.int64]
-    damage: list[dict[str, str]]
+    weight: Tensor
+    damage: list[dict[str, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.tile_id)
+
+    def counted(self) -> Iterator[tuple[int, str, int, int]]:
+        """Row, tile, epoch and position of the samples that count."""
+        rows = zip(self.tile_id, self.epoch.tolist(), self.position.tolist(), strict=True)
+        for row, (weight, sample) in enumerate(zip(self.weight.tolist(), rows, strict=True)):
+            if weight:
+                yield row, *sample
+
+
+class HostBatch(Protocol):
+    """A micro-batch as the stream hands it over: `Batch`, or tiles that are still to be cropped.
+
+    Attributes:
+        samples: of its rows, on the CPU.
+    """
+
+    samples: SampleInfo
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on the device that trains on it."""
@@ -73,23 +100,14 @@ class Batch:
         local_crops: crops that only the student sees; None where none are configured.
         drop_path_key: (V, B) int64, the global crops first.
         high_frequency: (B,) bool, the tile's class is a high-frequency class.
-        sample_weight: (B,) float32; 0 for rows that only pad the micro-batch, and for those whose
-            tile is damaged.
-        tile_id: of each row.
-        epoch: (B,) of each row.
-        position: (B,) in the epoch.
-        damage: one record (tile, shard, cell, reason) per row whose tile is damaged.
+        samples: of the rows; their weights lie where the batch does.
     """
 
     global_crops: Crops
     local_crops: Crops | None
     drop_path_key: Tensor
     high_frequency: Tensor
-    sample_weight: Tensor
-    tile_id: list[str]
-    epoch: NDArray[np.int64]
-    position: NDArray[np.int64]
-    damage: list[dict[str, str]] = field(default_factory=list)
+    samples: SampleInfo
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on a device; copies from pinned memory do not block."""
@@ -132,10 +150,7 @@ def assemble(
     parts: Sequence[BatchRows],
     *,
     high_frequency: NDArray[np.bool_],
-    sample_weight: NDArray[np.float32],
-    tile_id: list[str],
-    epoch: NDArray[np.int64],
-    position: NDArray[np.int64],
+    samples: SampleInfo,
 ) -> Batch:
     """Gathers the crops of B samples into a batch.
 
@@ -146,10 +161,7 @@ def assemble(
         views: of the B samples.
         parts: of the B samples, in order.
         high_frequency: (B,).
-        sample_weight: (B,).
-        tile_id: of each row.
-        epoch: (B,).
-        position: (B,).
+        samples: of the B rows.
     """
     n_global = views.teacher.shape[1]
     n_views = len(views.sizes)
@@ -161,10 +173,7 @@ def assemble(
         ),
         drop_path_key=torch.from_numpy(np.ascontiguousarray(views.drop_path_key.T)),
         high_frequency=torch.from_numpy(high_frequency),
-        sample_weight=torch.from_numpy(sample_weight),
-        tile_id=tile_id,
-        epoch=epoch,
-        position=position,
+        samples=samples,
     )
 
 

@@ -8,14 +8,14 @@ batch of them.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from terrafm.data.samples.batch import Batch, Crops, pin
+from terrafm.data.samples.batch import Batch, Crops, SampleInfo, pin
 from terrafm.data.samples.builder import BatchRows
 from terrafm.data.samples.crops import Cropper, Views
 from terrafm.data.shards.manifest import CellGroup
@@ -35,11 +35,7 @@ class TileBatch:
         tiles: cell group name -> (n, bands, h, w) storage integers of the rows that need it.
         slots: modality -> (B,) place of each row in `tiles`, -1 where the row has no need of it.
         high_frequency: (B,) bool, see `Batch`.
-        sample_weight: (B,) float32, see `Batch`.
-        tile_id: of each row.
-        epoch: (B,) of each row.
-        position: (B,) in the epoch.
-        damage: of each row whose tile is damaged, see `Batch`.
+        samples: of the rows.
     """
 
     cropper: Cropper
@@ -47,11 +43,7 @@ class TileBatch:
     tiles: dict[str, Tensor]
     slots: dict[str, NDArray[np.int64]]
     high_frequency: Tensor
-    sample_weight: Tensor
-    tile_id: list[str]
-    epoch: NDArray[np.int64]
-    position: NDArray[np.int64]
-    damage: list[dict[str, str]] = field(default_factory=list)
+    samples: SampleInfo
 
     def to(self, device: torch.device | str) -> Batch:
         """Copies the tiles to a device and cuts the crops there."""
@@ -69,16 +61,13 @@ class TileBatch:
                 device
             ),
             high_frequency=self.high_frequency.to(device),
-            sample_weight=self.sample_weight.to(device),
-            tile_id=self.tile_id,
-            epoch=self.epoch,
-            position=self.position,
+            samples=replace(self.samples, weight=self.samples.weight.to(device)),
         )
 
     def _crops(
         self, tiles: dict[str, Tensor], crops: range, taught: bool, device: torch.device
     ) -> Crops:
-        batch, size = len(self.tile_id), int(self.views.sizes[crops.start])
+        batch, size = len(self.samples), int(self.views.sizes[crops.start])
         made = Crops(batch * len(crops), {}, {}, {}, {} if taught else None)
         for m, name in enumerate(self.views.modalities):
             crop, row = np.nonzero(self.views.drawn[:, crops.start : crops.stop, m].T)
@@ -211,10 +200,7 @@ def assemble_tiles(
     parts: Sequence[BatchRows],
     *,
     high_frequency: NDArray[np.bool_],
-    sample_weight: NDArray[np.float32],
-    tile_id: list[str],
-    epoch: NDArray[np.int64],
-    position: NDArray[np.int64],
+    samples: SampleInfo,
 ) -> TileBatch:
     """Gathers the tiles of B samples; `terrafm.data.samples.batch.assemble` does so with crops.
 
@@ -223,10 +209,7 @@ def assemble_tiles(
         views: of the B samples.
         parts: of the B samples, in order.
         high_frequency: (B,).
-        sample_weight: (B,).
-        tile_id: of each row.
-        epoch: (B,).
-        position: (B,).
+        samples: of the B rows.
     """
     needed = cropper.needed(views)
     bounds = np.cumsum([0, *(part.rows for part in parts)])
@@ -250,10 +233,7 @@ def assemble_tiles(
         tiles=tiles,
         slots=slots,
         high_frequency=torch.from_numpy(high_frequency),
-        sample_weight=torch.from_numpy(sample_weight),
-        tile_id=tile_id,
-        epoch=epoch,
-        position=position,
+        samples=samples,
     )
 
 

@@ -7,14 +7,14 @@ so that all ranks see equal shapes.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from terrafm.config import DataConfig
-from terrafm.data.samples.batch import HostBatch, assemble
+from terrafm.data.samples.batch import HostBatch, SampleInfo, assemble
 from terrafm.data.samples.builder import OTHER_DATE, BatchRows, SampleBuilder
 from terrafm.data.samples.crops import Cropper
 from terrafm.data.samples.dates import OtherDates
@@ -151,20 +151,19 @@ class BatchBuilder:
             weight[[first + row for row in part.damage]] = 0.0
             damage += part.damage.values()
             first += part.rows
-        rows: dict[str, Any] = {
-            "high_frequency": instructions["high_frequency"].to_numpy().copy(),
-            "sample_weight": weight,
-            "tile_id": instructions["tile_id"].to_pylist(),
-            "epoch": instructions["epoch"].to_numpy().copy(),
-            "position": instructions["position"].to_numpy().copy(),
-        }
-        batch: HostBatch
+        samples = SampleInfo(
+            tile_id=instructions["tile_id"].to_pylist(),
+            epoch=instructions["epoch"].to_numpy().copy(),
+            position=instructions["position"].to_numpy().copy(),
+            weight=torch.from_numpy(weight),
+            damage=damage,
+        )
+        high_frequency = instructions["high_frequency"].to_numpy().copy()
         if self.samples.whole_tiles:
-            batch = assemble_tiles(self.samples.cropper, views, parts, **rows)
-        else:
-            batch = assemble(views, parts, **rows)
-        batch.damage = damage
-        return batch
+            return assemble_tiles(
+                self.samples.cropper, views, parts, high_frequency=high_frequency, samples=samples
+            )
+        return assemble(views, parts, high_frequency=high_frequency, samples=samples)
 
 
 def make_batches(

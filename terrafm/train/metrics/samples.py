@@ -47,17 +47,10 @@ class SampleAudit:
         self._rows: list[SampleRow] = []
 
     def add(self, step: int, batches: Sequence[HostBatch]) -> None:
-        """Records a step's micro-batches; padding rows carry weight 0 and do not count."""
+        """Records a step's micro-batches."""
         for batch in batches:
-            for weight, tile, epoch, position in zip(
-                batch.sample_weight.tolist(),
-                batch.tile_id,
-                batch.epoch.tolist(),
-                batch.position.tolist(),
-                strict=True,
-            ):
-                if weight:
-                    self._rows.append((step, self._rank, tile, epoch, position))
+            for _, tile, epoch, position in batch.samples.counted():
+                self._rows.append((step, self._rank, tile, epoch, position))
 
     def take(self) -> list[SampleRow]:
         """The rows since the last call."""
@@ -74,7 +67,7 @@ class DamageLog:
 
     def add(self, batches: Sequence[HostBatch]) -> None:
         """Records the damage that a step's micro-batches report."""
-        for record in (record for batch in batches for record in batch.damage):
+        for record in (record for batch in batches for record in batch.samples.damage):
             key = record["tile"], record["cell"]
             if key not in self._known:
                 self._known.add(key)

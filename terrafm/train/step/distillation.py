@@ -156,7 +156,7 @@ class _Prepared:
 
     @property
     def weight(self) -> Tensor:
-        return self.batch.sample_weight
+        return self.batch.samples.weight
 
     @property
     def rows(self) -> int:
@@ -308,8 +308,9 @@ class SelfDistillation:
             return None
         crops = batch.global_crops
         side = next(iter(crops.pixels.values())).shape[-1] // PATCH_SIZE
-        count = crops.size // len(batch.epoch)
-        masks = self._masking.draw(batch.epoch, batch.position, count, side)
+        samples = batch.samples
+        count = crops.size // len(samples)
+        masks = self._masking.draw(samples.epoch, samples.position, count, side)
         return MaskedPatches.of(masks, self._device)
 
     def _teach(self, prepared: _Prepared, phases: Phases) -> _Taught:

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from terrafm.data.samples.batch import Batch, HostBatch
+from terrafm.data.samples.batch import Batch, HostBatch, SampleInfo
 
 
 @dataclass
@@ -24,11 +22,7 @@ class InFlight:
 
     batch: Batch | None
     arrived: torch.cuda.Event
-    sample_weight: Tensor
-    tile_id: list[str]
-    epoch: NDArray[np.int64]
-    position: NDArray[np.int64]
-    damage: list[dict[str, str]]
+    samples: SampleInfo
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch, for work that is given to the current stream from now on."""
@@ -68,15 +62,7 @@ class Transfer:
         with torch.cuda.stream(self._stream):
             moved = batch.to(self._device)
             arrived = self._stream.record_event()
-        return InFlight(
-            moved,
-            arrived,
-            sample_weight=batch.sample_weight,
-            tile_id=batch.tile_id,
-            epoch=batch.epoch,
-            position=batch.position,
-            damage=batch.damage,
-        )
+        return InFlight(moved, arrived, batch.samples)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -64,19 +64,11 @@ def nonfinite_record(
     """
     everyone, bad = [], []
     for batch, loss in zip(batches, losses, strict=True):
-        rows = zip(
-            batch.sample_weight.tolist(),
-            loss.isfinite().tolist(),
-            batch.tile_id,
-            batch.epoch.tolist(),
-            batch.position.tolist(),
-            strict=True,
-        )
-        for weight, finite, tile, epoch, position in rows:
-            if weight:  # Padding and damaged tiles have none.
-                everyone.append({"tile": tile, "epoch": epoch, "position": position})
-                if not finite:
-                    bad.append(everyone[-1])
+        finite = loss.isfinite().tolist()
+        for row, tile, epoch, position in batch.samples.counted():
+            everyone.append({"tile": tile, "epoch": epoch, "position": position})
+            if not finite[row]:
+                bad.append(everyone[-1])
     return {
         "step": step,
         "rank": rank,
