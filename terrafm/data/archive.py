@@ -107,6 +107,7 @@ class Product:
         cirrus: B10 of Level-1C where the archive has it: evidence for the radiometric offset.
         source: the file or row it was read from, for messages.
         claim: DN that are still to be subtracted and which of the file's tags says so, or None.
+        origin: where it comes from, plain values for the index, or None where its name tells it.
     """
 
     modality: str
@@ -119,6 +120,7 @@ class Product:
     cirrus: NDArray[Any] | None = None
     source: str = ""
     claim: tuple[int, str] | None = None
+    origin: dict[str, Any] | None = None
 
     @property
     def missing_bands(self) -> tuple[str, ...]:

@@ -15,6 +15,9 @@ JSON_CONTAINERS = 2_000_000
 JSON_VALUES = 16_000_000
 """Values of any kind in a JSON text."""
 
+STAC_ITEMS = 100_000
+"""Items of a search or file of STAC: a scene with its bands takes about 10 kB of memory."""
+
 HARMLESS_BYTES = 256 << 20
 """A claim up to this is met, whatever the file: it costs a moment at worst."""
 MOST_TIMES = 5000

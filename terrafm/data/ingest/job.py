@@ -472,7 +472,7 @@ def _check_modalities(modalities: tuple[str, ...]) -> tuple[str, ...]:
 
 def canonical_input(uri: str) -> str:
     """The one name of an archive, which may be no place but a specification."""
-    return uri if uri.startswith("synthetic:") else canonical(uri)
+    return uri if uri.startswith(("synthetic:", "stac+")) else canonical(uri)
 
 
 def _digest(value: Any) -> str:
