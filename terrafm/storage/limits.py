@@ -50,6 +50,15 @@ XML_DEPTH = 40
 XML_ELEMENTS = 200_000
 """Elements in XML."""
 
+TAR_MEMBERS = 1_000_000
+"""Members of a tar; a shard of TerraMesh has up to 10,240."""
+SAMPLE_BYTES = 64 << 20
+"""A sample in a tar, which is read whole; one of 13 bands and four dates takes about 8 MiB."""
+ZARR_DIMENSIONS = 8
+"""Dimensions of a Zarr array."""
+ZARR_CHUNKS = 100_000
+"""Chunks of a Zarr array."""
+
 JPEG2000_TILE_PIXELS = 1 << 24
 """Pixels of a tile of a JPEG 2000, all components: the codec keeps books on blocks of 16."""
 JPEG2000_TILES = 4096

@@ -147,6 +147,8 @@ def _ingest(
         check_folder(output_uri)
     archive = open_source(source, input_uri, modalities, join(output_uri, ARCHIVE), request)
     layout, refs = archive.layout(), archive.cells()
+    if mapping is None and layout.legend_codes:
+        mapping = Legend(f"of --source {source}", layout.legend_codes, layout.legend_names)
     settings["archive"] = _digest(
         [[ref.cell_id, without_secrets(repr(ref.location))] for ref in refs]
     )
