@@ -110,6 +110,10 @@ def ingest(
     time: Annotated[
         str | None, typer.Option(help="Of scenes: START/END, such as 2021-05-01/2021-09-30.")
     ] = None,
+    sign: Annotated[
+        str | None,
+        typer.Option(help="Who signs addresses of STAC: planetary-computer, or an https:// URL."),
+    ] = None,
     append: Annotated[
         bool, typer.Option("--append", help="Add the tiles to the complete dataset in --output.")
     ] = False,
@@ -132,7 +136,7 @@ def ingest(
             climate=climate,
             tile_size=tile_size,
             modalities=tuple(m.strip() for m in modalities.split(",") if m.strip()),
-            scenes=SceneWords(grid, bbox, geometry, time),
+            scenes=SceneWords(grid, bbox, geometry, time, sign),
             config=config.ingest,
             progress=advance,
         )

@@ -78,6 +78,9 @@ class Layout:
         band_gsd: modality -> ground sampling distance of each band in model order.
         land_cover: whether every cell brings a land-cover raster aligned with its grid.
         worldcover: URI of ESA WorldCover tiles that the archive brings, or None.
+        legend_codes: raw code of the land-cover rasters -> code of the dataset, unless the user
+            gives a legend; empty where they have the dataset's own.
+        legend_names: code of the dataset -> name, where WorldCover has none or another.
         notes: decisions and counts of the listing for the report, ready for JSON.
     """
 
@@ -86,6 +89,8 @@ class Layout:
     band_gsd: dict[str, tuple[int, ...]]
     land_cover: bool = False
     worldcover: str | None = None
+    legend_codes: dict[int, int] = field(default_factory=dict)
+    legend_names: dict[int, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -107,6 +112,7 @@ class Product:
         cirrus: B10 of Level-1C where the archive has it: evidence for the radiometric offset.
         source: the file or row it was read from, for messages.
         claim: DN that are still to be subtracted and which of the file's tags says so, or None.
+        origin: where it comes from, plain values for the index, or None where its name tells it.
     """
 
     modality: str
@@ -119,6 +125,7 @@ class Product:
     cirrus: NDArray[Any] | None = None
     source: str = ""
     claim: tuple[int, str] | None = None
+    origin: dict[str, Any] | None = None
 
     @property
     def missing_bands(self) -> tuple[str, ...]:

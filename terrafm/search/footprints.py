@@ -1,26 +1,19 @@
 """Where footprints lie on the globe: centres, distances, what covers a point."""
 
-import struct
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import shapely
 from numpy.typing import NDArray
 from pyproj import Geod
 
 from terrafm.storage.faults import one_line
+from terrafm.storage.geometries import check_polygons
 
 _EARTH = Geod(ellps="WGS84")
 # Wider than this in degrees is no tile, but one that lies on both sides of 180 degrees.
 _HALF_TURN, _FULL_TURN = 180.0, 360.0
-# Well-known binary begins with the order of bytes and the kind.
-_ORDERS = (">", "<")
-_HEAD = struct.Struct("<BI")
-_POLYGONS, _SEVERAL = (
-    [struct.pack(f"{order}BI", byte, kind) for byte, order in enumerate(_ORDERS)] for kind in (3, 6)
-)
 
 
 class Footprints:
@@ -34,7 +27,7 @@ class Footprints:
     """
 
     def __init__(self, geometry: pa.Array) -> None:
-        _check_kinds(geometry)
+        check_polygons(geometry)
         try:
             shapes = shapely.from_wkb(geometry.to_numpy(zero_copy_only=False))
             shapely.centroid(shapes)
@@ -85,39 +78,6 @@ def distances(
     here = np.full((len(places), 2), (longitude, latitude))
     metres: Any = _EARTH.inv(here[:, 0], here[:, 1], places[:, 0], places[:, 1])[2]
     return np.asarray(metres, dtype=np.float64) / 1000
-
-
-def _check_kinds(geometry: pa.Array) -> None:
-    """Lets through what a library reads without going deeper: Polygons, also several of them.
-
-    GEOS reads a collection by calling itself for what lies in it: one in a hundred thousand others
-    ends the process.
-    """
-    heads = pc.binary_slice(geometry, 0, _HEAD.size)
-    kinds = pc.index_in(heads, pa.array(_POLYGONS + _SEVERAL, pa.binary()))
-    if kinds.null_count:
-        raise ValueError("a geometry is neither a Polygon nor a MultiPolygon")
-    for row in np.flatnonzero(kinds.to_numpy() >= len(_POLYGONS)).tolist():
-        _check_polygons(geometry[row].as_py())
-
-
-def _check_polygons(content: bytes) -> None:
-    """Walks over the members of a MultiPolygon, each of which has to be a Polygon."""
-    try:
-        order = _ORDERS[content[0]]
-        (members,) = struct.unpack_from(f"{order}I", content, _HEAD.size)
-        at = _HEAD.size + 4
-        for _ in range(members):
-            if content[at : at + _HEAD.size] not in _POLYGONS:
-                raise ValueError("a MultiPolygon holds something else than Polygons")
-            order = _ORDERS[content[at]]
-            (rings,) = struct.unpack_from(f"{order}I", content, at + _HEAD.size)
-            at += _HEAD.size + 4
-            for _ in range(rings):
-                (points,) = struct.unpack_from(f"{order}I", content, at)
-                at += 4 + 16 * points
-    except struct.error:
-        raise ValueError("a geometry is cut short") from None
 
 
 def _eastwards(corners: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,7 +9,9 @@ lasting one (credentials, a missing bucket, a full disk) is never repeated.
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import tenacity
@@ -42,6 +44,7 @@ _PASSING = {
     "fsspec.exceptions.FSTimeoutError",
     "http.client.IncompleteRead",
     "httpx.TransportError",
+    "requests.exceptions.ChunkedEncodingError",
     "requests.exceptions.ConnectionError",
     "requests.exceptions.Timeout",
 }
@@ -85,6 +88,9 @@ def is_full(error: BaseException) -> bool:
 def patiently(call: Callable[[], Answer], where: str, seconds: float | None = None) -> Answer:
     """Makes a request until it succeeds, fails for good, or has failed for too long.
 
+    A server that says when to come again (`Retry-After`) is left alone until then, as far as that
+    is within the patience.
+
     Args:
         call: the request; may be made any number of times.
         where: URI, for the warning that something takes long.
@@ -101,9 +107,15 @@ def patiently(call: Callable[[], Answer], where: str, seconds: float | None = No
             fault = one_line(state.outcome.exception() or "no answer")
             logger.warning("%s: %s; trying again for %g s", where, fault, patience)
 
+    backoff = tenacity.wait_random_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT)
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        fault = state.outcome.exception() if state.outcome is not None else None
+        return max(backoff(state), min(_asked_to_wait(fault), patience))
+
     attempts = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_passing),
-        wait=tenacity.wait_random_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT),
+        wait=wait,
         stop=tenacity.stop_after_delay(patience),
         before_sleep=warn,
         reraise=True,
@@ -155,6 +167,25 @@ def one_line(error: BaseException | str) -> str:
     """The first line of what an error says, of bounded length, without secrets in addresses."""
     text = str(error).strip() or type(error).__name__
     return without_secrets(text.splitlines()[0])[:300]
+
+
+def _asked_to_wait(error: BaseException | None) -> float:
+    """Seconds that a server asks to be left alone for; 0 where it does not say."""
+    for cause in _chain(error):
+        response: Any = getattr(cause, "response", cause)
+        headers = getattr(response, "headers", None)
+        if isinstance(response, dict):
+            headers = response.get("ResponseMetadata", {}).get("HTTPHeaders")
+        pairs = dict(headers).items() if isinstance(headers, Mapping) else ()
+        said = next((str(value) for key, value in pairs if key.lower() == "retry-after"), "")
+        if said.strip().isdigit():
+            return float(said)
+        try:
+            moment = parsedate_to_datetime(said)
+            return max(0.0, moment.timestamp() - time.time())
+        except (ValueError, OverflowError):
+            continue
+    return 0.0
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

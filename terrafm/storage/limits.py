@@ -15,6 +15,9 @@ JSON_CONTAINERS = 2_000_000
 JSON_VALUES = 16_000_000
 """Values of any kind in a JSON text."""
 
+STAC_ITEMS = 100_000
+"""Items of a search or file of STAC: a scene with its bands takes about 10 kB of memory."""
+
 HARMLESS_BYTES = 256 << 20
 """A claim up to this is met, whatever the file: it costs a moment at worst."""
 MOST_TIMES = 5000
@@ -46,6 +49,15 @@ XML_DEPTH = 40
 """Levels of elements in XML."""
 XML_ELEMENTS = 200_000
 """Elements in XML."""
+
+TAR_MEMBERS = 1_000_000
+"""Members of a tar; a shard of TerraMesh has up to 10,240."""
+SAMPLE_BYTES = 64 << 20
+"""A sample in a tar, which is read whole; one of 13 bands and four dates takes about 8 MiB."""
+ZARR_DIMENSIONS = 8
+"""Dimensions of a Zarr array."""
+ZARR_CHUNKS = 100_000
+"""Chunks of a Zarr array."""
 
 JPEG2000_TILE_PIXELS = 1 << 24
 """Pixels of a tile of a JPEG 2000, all components: the codec keeps books on blocks of 16."""

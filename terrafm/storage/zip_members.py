@@ -64,12 +64,21 @@ def list_members(uri: str) -> list[Member]:
         StoreRefusedError, StoreFailedError: the store does not answer.
     """
     with open_file(uri) as file:
-        try:
-            with zipfile.ZipFile(cast(IO[bytes], _Bounded(file))) as opened:
-                infos = opened.infolist()
-        # NotImplementedError: members of a later version of the format than zipfile knows.
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
-            raise BadZipError(f"not a readable zip (cut short?): {error}") from None
+        return list_members_of(file)
+
+
+def list_members_of(file: Any) -> list[Member]:
+    """As `list_members`, of a zip that is open to read and seek.
+
+    Raises:
+        BadZipError: as there.
+    """
+    try:
+        with zipfile.ZipFile(cast(IO[bytes], _Bounded(file))) as opened:
+            infos = opened.infolist()
+    # NotImplementedError: members of a later version of the format than zipfile knows.
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
+        raise BadZipError(f"not a readable zip (cut short?): {error}") from None
     members = []
     for info in infos:
         if info.is_dir():
@@ -110,10 +119,20 @@ def read_member(uri: str, member: Member, most: int = DOCUMENT_BYTES) -> bytes:
         BadZipError: it is larger, damaged, or packed in another way than deflate.
         OSError: the zip cannot be opened.
     """
+    with open_file(uri) as file:
+        return read_member_of(file, member, most)
+
+
+def read_member_of(file: Any, member: Member, most: int = DOCUMENT_BYTES) -> bytes:
+    """As `read_member`, of a zip that is open to read and seek.
+
+    Raises:
+        BadZipError: as there.
+    """
     if member.size > most:
         raise BadZipError(f"{member.name} has more than the {most:,} bytes that are read of it")
     target = io.BytesIO()
-    _unpack(uri, member, target)
+    _unpack(file, member, target)
     return target.getvalue()
 
 
@@ -131,37 +150,36 @@ def unpack_member(uri: str, member: Member, path: str) -> None:
         check_claim(member.size, member.packed, "data")
     except ValueError as error:
         raise BadZipError(f"{member.name}: {error}") from None
-    with open(path, "wb") as target:
-        _unpack(uri, member, target)
+    with open_file(uri) as file, open(path, "wb") as target:
+        _unpack(file, member, target)
 
 
-def _unpack(uri: str, member: Member, target: IO[bytes]) -> None:
+def _unpack(file: Any, member: Member, target: IO[bytes]) -> None:
     """Writes at most the bytes that the directory claims, and compares the checksum."""
     if member.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise BadZipError(f"{member.name} is packed by method {member.method}: only stored and "
                           "deflated members are read")  # fmt: skip
-    with open_file(uri) as file:
-        file.seek(_data_offset(file, member))
-        unpacker = None if member.stored else zlib.decompressobj(-zlib.MAX_WBITS)
-        left, written, checksum = member.packed, 0, 0
-        try:
-            while left and written <= member.size:
-                packed = file.read(min(left, _CHUNK))
-                if not packed:
-                    raise BadZipError(f"{member.name} is cut short")
-                left -= len(packed)
-                while packed:
-                    # Never more at once than is claimed, and one byte that tells of more.
-                    room = member.size - written + 1
-                    content = unpacker.decompress(packed, room) if unpacker else packed
-                    packed = unpacker.unconsumed_tail if unpacker else b""
-                    written += len(content)
-                    if written > member.size:
-                        break
-                    checksum = zlib.crc32(content, checksum)
-                    target.write(content)
-        except zlib.error as error:
-            raise BadZipError(f"{member.name} is damaged: {error}") from None
+    file.seek(_data_offset(file, member))
+    unpacker = None if member.stored else zlib.decompressobj(-zlib.MAX_WBITS)
+    left, written, checksum = member.packed, 0, 0
+    try:
+        while left and written <= member.size:
+            packed = file.read(min(left, _CHUNK))
+            if not packed:
+                raise BadZipError(f"{member.name} is cut short")
+            left -= len(packed)
+            while packed:
+                # Never more at once than is claimed, and one byte that tells of more.
+                room = member.size - written + 1
+                content = unpacker.decompress(packed, room) if unpacker else packed
+                packed = unpacker.unconsumed_tail if unpacker else b""
+                written += len(content)
+                if written > member.size:
+                    break
+                checksum = zlib.crc32(content, checksum)
+                target.write(content)
+    except zlib.error as error:
+        raise BadZipError(f"{member.name} is damaged: {error}") from None
     if written != member.size or checksum != member.checksum:
         raise BadZipError(f"{member.name} is damaged: its content is not what the zip states")
 

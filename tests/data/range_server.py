@@ -13,9 +13,7 @@ def serving(folder):
         The server: `address`; `sent`, a list that grows by (path, bytes) with every answer; and
         `fault`, the status that every request gets while it is set.
     """
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Ranges)
-    server.root, server.sent, server.fault = folder, [], None
-    server.address = f"http://127.0.0.1:{server.server_address[1]}"
+    server = range_server(folder, RangeHandler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -26,10 +24,20 @@ def serving(folder):
         server.server_close()
 
 
-class _Ranges(BaseHTTPRequestHandler):
+def range_server(folder, handler):
+    """A server that does not serve yet."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.root, server.sent, server.fault = folder, [], None
+    server.address = f"http://127.0.0.1:{server.server_address[1]}"
+    return server
+
+
+class RangeHandler(BaseHTTPRequestHandler):
     """Files with ranges and without listings, as a plain web server or the Hub's resolver."""
 
     protocol_version = "HTTP/1.1"
+    # Head and body go separately: else the second waits 40 ms for the first to be acknowledged.
+    disable_nagle_algorithm = True
 
     def do_HEAD(self):
         self._answer(body=False)

@@ -20,6 +20,7 @@ from terrafm.data.shards.manifest import LARGEST_TILE, CellGroup, side_of
 from terrafm.data.sources.offsets import Survey, decide, unclear
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
+from terrafm.storage.addresses import recorded
 
 
 @dataclass(frozen=True)
@@ -409,6 +410,8 @@ def _notes(
             "offset_reason": decisions[name].reason,
             "input_unit": decisions[name].unit,
         }
+        if product.origin is not None:
+            notes[name]["origin"] = recorded(product.origin)
         if product.missing_bands:
             notes[name]["missing_bands"] = list(product.missing_bands)
         if product.cloud_cover is not None:

@@ -147,6 +147,8 @@ def _ingest(
         check_folder(output_uri)
     archive = open_source(source, input_uri, modalities, join(output_uri, ARCHIVE), request)
     layout, refs = archive.layout(), archive.cells()
+    if mapping is None and layout.legend_codes:
+        mapping = Legend(f"of --source {source}", layout.legend_codes, layout.legend_names)
     settings["archive"] = _digest(
         [[ref.cell_id, without_secrets(repr(ref.location))] for ref in refs]
     )
@@ -472,7 +474,7 @@ def _check_modalities(modalities: tuple[str, ...]) -> tuple[str, ...]:
 
 def canonical_input(uri: str) -> str:
     """The one name of an archive, which may be no place but a specification."""
-    return uri if uri.startswith("synthetic:") else canonical(uri)
+    return uri if uri.startswith(("synthetic:", "stac+")) else canonical(uri)
 
 
 def _digest(value: Any) -> str:

@@ -60,7 +60,12 @@ def open_raster(
         if driver is not Driver.GEOTIFF or part is not None:
             # rasterio 1.4 hands JP2OpenJPEG other bytes than Python reads: noise, and no error.
             raise ValueError("it lies in a store: copy it to a disk first")
-        return open_raster_through(uri, lambda: open_file(uri), lambda: file_size(uri) or 0)
+        # Opened here first: what is raised inside of GDAL's call is lost, and a file that is not
+        # there would be called damaged.
+        opened = [open_file(uri)]
+        return open_raster_through(
+            uri, lambda: opened.pop() if opened else open_file(uri), lambda: file_size(uri) or 0
+        )
     check_regular(path)
     if part is not None:
         path = f"/vsisubfile/{part[0]}_{part[1]},{path}"

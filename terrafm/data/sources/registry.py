@@ -27,6 +27,7 @@ _BUILT_IN = {
     "geotiff": "terrafm.data.sources.geotiff_folder:GeotiffFolder",
     "major-tom": "terrafm.data.sources.major_tom:MajorTom",
     "ssl4eo-s12": "terrafm.data.sources.ssl4eo_s12:Ssl4eoS12",
+    "terramesh": "terrafm.data.sources.terramesh:TerraMesh",
     "bigearthnet": "terrafm.data.sources.bigearthnet:BigEarthNet",
 }
 _SCENES = {

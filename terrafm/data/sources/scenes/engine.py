@@ -33,6 +33,7 @@ from terrafm.data.sources.scenes.grid import (
 from terrafm.data.sources.scenes.pixels import OpenLayers, read_classes, read_layer, sample_layer
 from terrafm.data.sources.scenes.request import MGRS, SceneRequest
 from terrafm.data.sources.scenes.scene import Scene
+from terrafm.data.sources.scenes.signing import Signer
 from terrafm.errors import PixelError, UsageError
 from terrafm.modalities import MODALITIES
 
@@ -68,7 +69,8 @@ class SceneSource(ABC):
         self._uri = uri
         self._modalities = modalities
         self._request = request or SceneRequest()
-        self._layers = OpenLayers()
+        self._sign = Signer(self._request.sign) if self._request.sign else None
+        self._layers = OpenLayers(self._sign)
         self._units: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -77,7 +79,7 @@ class SceneSource(ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._layers = OpenLayers()
+        self._layers = OpenLayers(self._sign)
 
     @abstractmethod
     def find(self) -> Found:
@@ -86,6 +88,10 @@ class SceneSource(ABC):
         Raises:
             UsageError: it does not exist, or holds nothing of this layout.
         """
+
+    def _worldcover(self) -> str | None:
+        """ESA's tiles among the files of the archive."""
+        return find_folders(self._uri).get(WORLDCOVER)
 
     def layout(self) -> Layout:
         """10 m, all bands at their own resolutions, cells of the grid that is asked for.
@@ -106,7 +112,7 @@ class SceneSource(ABC):
             gsd=GSD,
             shape=Counter(shapes).most_common(1)[0][0],
             band_gsd={m: MODALITIES[m].gsd for m in self._modalities if m in present},
-            worldcover=find_folders(self._uri).get(WORLDCOVER),
+            worldcover=self._worldcover(),
             notes={"scenes": dict(sorted(found.counts.items()))},
         )
 
@@ -225,6 +231,7 @@ class SceneSource(ABC):
             cirrus=cirrus,
             source=scene.source,
             claim=claim,
+            origin=scene.origin,
         )
 
     def _unit(self, scene: Scene) -> str:

@@ -6,9 +6,10 @@ reflectance as it is, radar as linear power.
 """
 
 import tempfile
+import time
 from collections import OrderedDict
-from dataclasses import dataclass
-from math import ceil, floor
+from dataclasses import dataclass, replace
+from math import ceil, floor, inf
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from terrafm.data.rasters.geotiff import Header, read_stored, spread_windows
 from terrafm.data.rasters.opening import Driver, check_window, open_raster
 from terrafm.data.sources.raster import Grid, why_no_place
 from terrafm.data.sources.scenes.scene import Layer
+from terrafm.data.sources.scenes.signing import Signer
 from terrafm.errors import PixelError
 from terrafm.storage import download, is_local
 from terrafm.storage.zip_members import BadZipError, member_offset, unpack_member
@@ -45,6 +47,7 @@ class _Image:
     header: Header
     grid: Grid
     file: Any = None
+    good_until: float = inf
 
     def close(self) -> None:
         self.dataset.close()
@@ -55,7 +58,8 @@ class _Image:
 class OpenLayers:
     """Rasters that stay open while cells of the same scenes are read; the oldest are closed."""
 
-    def __init__(self, most: int = _OPEN) -> None:
+    def __init__(self, sign: Signer | None = None, most: int = _OPEN) -> None:
+        self._sign = sign
         self._images: OrderedDict[Layer, _Image] = OrderedDict()
         self._most = most
 
@@ -65,10 +69,12 @@ class OpenLayers:
         Raises:
             BadCellError: it is missing, damaged, or not what its metadata say.
         """
+        if layer in self._images and self._images[layer].good_until < time.time():
+            self.forget(layer)
         if layer in self._images:
             self._images.move_to_end(layer)
             return self._images[layer]
-        image = _open(layer)
+        image = _open(layer, self._sign)
         self._images[layer] = image
         while len(self._images) > self._most:
             self._images.popitem(last=False)[1].close()
@@ -173,13 +179,17 @@ def sample_layer(layers: OpenLayers, layer: Layer, modality: str) -> NDArray[Any
     return pixels
 
 
-def read_header(layer: Layer) -> tuple[Grid, Header]:
+def read_header(layer: Layer, sign: Signer | None = None) -> tuple[Grid, Header]:
     """Where the pixels of a raster lie, and what it says of its bands, without reading them.
+
+    Args:
+        layer: it.
+        sign: signs its address, where that needs it.
 
     Raises:
         BadCellError: it cannot be opened, or lies nowhere.
     """
-    image = _open(layer)
+    image = _open(layer, sign)
     image.close()
     return image.grid, image.header
 
@@ -200,16 +210,17 @@ def linear_power(pixels: NDArray[Any], unit: str) -> NDArray[np.float64]:
     return values * values if unit == "amplitude" else values
 
 
-def _open(layer: Layer) -> _Image:
+def _open(layer: Layer, sign: Signer | None = None) -> _Image:
     file = None
     try:
-        dataset, file = _open_where_it_lies(layer)
+        signed, good_until = sign(layer.uri) if sign else (layer.uri, inf)
+        dataset, file = _open_where_it_lies(replace(layer, uri=signed))
         grid = layer.grid or _grid_of(dataset, layer.where)
         if grid.shape != dataset.shape:
             rows, columns = dataset.shape
             dataset.close()
             raise BadCellError(layer.where, f"{rows} x {columns} px, but its metadata say {grid}")
-        return _Image(dataset, Header.of(dataset), grid, file)
+        return _Image(dataset, Header.of(dataset), grid, file, good_until)
     except BadCellError:
         _drop(file)
         raise

@@ -17,6 +17,8 @@ from terrafm.errors import UsageError
 from terrafm.storage import parse_json, read_bytes
 
 MGRS, MAJOR_TOM = "mgrs", "major-tom"
+SIGNERS = {"planetary-computer": "https://planetarycomputer.microsoft.com/api/sas/v1"}
+"""Interfaces that sign addresses, by name."""
 _UTM = re.compile(r"utm:(\d{1,5})")
 # Pixels of 60 m must not be split.
 _STEP = 6
@@ -31,6 +33,7 @@ class SceneWords:
     bbox: str | None = None
     geometry: str | None = None
     time: str | None = None
+    sign: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class SceneRequest:
         start, end: when, [start, end); None for any time.
         tile_size: side of a tile, pixels of 10 m.
         dates_per_place: most dates of one cell.
+        sign: address of the interface that signs addresses of pixels, or "".
         max_cloud_cover, max_gap_days, max_nodata: as in `IngestConfig`; they rank scenes, and
             leave out cells of which no tile can have enough pixels.
     """
@@ -58,6 +62,7 @@ class SceneRequest:
     max_cloud_cover: float | None = None
     max_gap_days: float | None = None
     max_nodata: float = 0.5
+    sign: str = ""
 
     @classmethod
     def parse(
@@ -69,7 +74,8 @@ class SceneRequest:
             words: `grid` "mgrs", "major-tom" or "utm:PIXELS"; `bbox` "WEST,SOUTH,EAST,NORTH" in
                 degrees, across the antimeridian where west is the larger; `geometry` URI of a
                 GeoJSON file of polygons in degrees; `time` "START/END", dates or times of ISO
-                8601, of which an end that is a date is included, and one may be "..".
+                8601, of which an end that is a date is included, and one may be ".."; `sign`
+                "planetary-computer", or the address of an interface like its own.
             tile_size: side of a tile, pixels of 10 m.
             config: settings.
 
@@ -89,6 +95,7 @@ class SceneRequest:
         return cls(
             name, pixels, area, start, end, tile_size, config.dates_per_place,
             config.max_cloud_cover, config.max_gap_days, config.max_nodata,
+            SIGNERS.get(words.sign or "", words.sign or ""),
         )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
@@ -120,6 +127,8 @@ def scene_request(
 
     words = words or SceneWords()
     if reads_scenes(source):
+        if words.sign is not None and source != "stac":
+            raise UsageError(f"--sign: --source {source} has no addresses to sign; stac has")
         return SceneRequest.parse(words, tile_size, config)
     given = [f"--{name}" for name, value in asdict(words).items() if value is not None]
     given += ["ingest.dates_per_place"] if config.dates_per_place != 1 else []

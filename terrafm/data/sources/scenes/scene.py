@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from terrafm.data.land.selection import parse_time
 from terrafm.data.rasters.opening import Driver
@@ -53,6 +54,7 @@ class Scene:
         mask: raster of classes, and the kind of its classes: "scl" or "classi".
         unit: of radar where its name tells: "linear", "dB" or "amplitude"; else "".
         age: the larger, the newer the processing.
+        origin: see `Product.origin`.
     """
 
     modality: str
@@ -70,6 +72,7 @@ class Scene:
     mask: tuple[Layer, str] | None = None
     unit: str = ""
     age: tuple[int, str] = (0, "")
+    origin: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         """What tells it from others: this is in the fingerprint of an archive."""
