@@ -24,6 +24,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,9 +33,11 @@ from harness.tiles import prepare
 
 from terrafm.config import load_config
 from terrafm.data.samples.loader import make_batches
+from terrafm.train.checkpoints.exported import export_last
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.store import CHECKPOINTS
 from terrafm.train.checkpoints.writer import CheckpointWriter
+from terrafm.train.run_folder import RunFolder
 from terrafm.train.worker.setup import TrainingSetup
 
 _QUICK = [
@@ -83,6 +86,19 @@ class Training:
         writer.save(self._setup.state(self._done, engine, self._distillation))
         return time.perf_counter() - began
 
+    def export(self) -> float:
+        """Seconds to write the weights of a checkpoint."""
+        engine = self._distillation.engine.state()
+        assert engine is not None
+        state = self._setup.state(self._done, engine, self._distillation)
+        began = time.perf_counter()
+        export_last(str(self._folder.parent), state)
+        return time.perf_counter() - began
+
+    def exported_gigabytes(self) -> float:
+        """Of the weights on the disk."""
+        return Path(RunFolder(str(self._folder.parent)).exported("last")).stat().st_size / 1e9
+
     def gigabytes(self) -> float:
         """Of the checkpoints on the disk."""
         return sum(path.stat().st_size for path in self._folder.glob("*/*")) / 1e9
@@ -93,6 +109,7 @@ class Training:
             str(self._folder),
             Retention(last=1),
             write_records=lambda: None,
+            export=partial(export_last, str(self._folder.parent)),
             max_failed=1,
             background=background,
         )
@@ -178,6 +195,14 @@ def figures(training: Training, arguments: argparse.Namespace) -> list[Figure]:
         Figure("lost to a checkpoint, synchronous", slow, None, "lower", "s"),
         Figure("until an asynchronous one is complete", write, None, "lower", "s"),
         Figure("a checkpoint", training.gigabytes(), None, "lower", "GB"),
+        Figure(
+            "of that to write the weights into exported/",
+            statistics.median(training.export() for _ in range(arguments.rounds)),
+            None,
+            "lower",
+            "s",
+        ),
+        Figure("the exported weights", training.exported_gigabytes(), None, "lower", "GB"),
         Figure("measured: a step of one sample", middle["step"], None, "lower", "s"),
     ]
 

@@ -195,6 +195,12 @@ def test_the_code_of_the_jobs_page_runs(tmp_path, no_cluster):
 
 
 @pytest.mark.slow
+def test_the_code_of_the_doctor_page_runs(tmp_path, no_cluster):
+    run_pages_shell(*code_blocks("docs/doctor.md", "bash"), tmp_path)
+    assert not any((tmp_path / "results").iterdir())
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_code_of_the_demo_page_runs(tmp_path, no_cluster):
     run_pages_shell(*code_blocks("docs/demo.md", "bash"), tmp_path)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
+from terrafm.clusters.findings import FAULT, WARNING, Finding
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.shell import quoted
 from terrafm.terminal import JsonOption, console, report
@@ -18,6 +21,9 @@ from terrafm.terminal import JsonOption, console, report
 cluster_app = typer.Typer(
     help="Start, describe and end a Ray cluster on this machine.", no_args_is_help=True
 )
+
+
+_STYLES = {WARNING: "yellow", FAULT: "bold red"}
 
 
 @cluster_app.command("up")
@@ -69,21 +75,41 @@ def doctor(
             "--address", metavar="URL", help="Its dashboard; by default that of `cluster up`."
         ),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store", metavar="URI", help="Prefix to write, read, list and delete a file in."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check who can reach a cluster and with what; exit 1 where anything is at fault."""
-    if not cluster:
-        raise UsageError("say what to examine: terrafm doctor --cluster")
-    from terrafm.clusters.doctor import examine, is_sound
-
-    findings = list(examine(address))
+    """Check this machine, or who can reach a cluster; exit 1 where anything is at fault."""
+    findings = []
+    with console.status("examining"):
+        for finding in _examine(cluster, address, store):
+            findings.append(finding)
+            if not as_json:
+                style = _STYLES.get(finding.level, "")
+                text = Text(f"{finding.level:<8}{finding.text}", style=style)
+                console.print(text, soft_wrap=True, highlight=False)
     if as_json:
         sys.stdout.write(json.dumps({"findings": [asdict(one) for one in findings]}) + "\n")
-    for one in [] if as_json else findings:
-        console.print(f"{one.level:<8}{one.text}", soft_wrap=True, highlight=False)
-    if not is_sound(findings):
-        faults = sum(finding.level == "FAULT" for finding in findings)
+    if faults := sum(finding.level == FAULT for finding in findings):
         raise TerraFMError(f"{faults} of {len(findings)} checks failed")
+
+
+def _examine(cluster: bool, address: str | None, store: str | None) -> Iterator[Finding]:
+    if not cluster:
+        if address is not None:
+            raise UsageError("--address is that of a cluster: add --cluster")
+        from terrafm.clusters.machine import examine_machine
+
+        return examine_machine(store)
+    if store is not None:
+        raise UsageError("--store is for this machine: leave out --cluster")
+    from terrafm.clusters.doctor import examine
+
+    return examine(address)
 
 
 def _render_status(status: dict[str, Any]) -> RenderableType:

@@ -237,7 +237,10 @@ def _validation(task: ValidationTask) -> Validation:
 @app.command()
 def export(
     checkpoint: Annotated[
-        str, typer.Option(help="URI of a checkpoint's folder; RUN/checkpoints/best: the best.")
+        str,
+        typer.Option(
+            help="URI of a checkpoint's folder; RUN/checkpoints/best: the best. Or of weights."
+        ),
     ],
     output: Annotated[str, typer.Option("--output", help="URI of the weight file or its folder.")],
     file_format: Annotated[ExportFormat, typer.Option("--format", help="What is written.")],

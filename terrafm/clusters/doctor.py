@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from terrafm.clusters import state
 from terrafm.clusters.dashboard import Dashboard, is_loopback
+from terrafm.clusters.findings import FAULT, OK, WARNING, Finding
 from terrafm.clusters.sockets import Socket, listening, shown_in
 from terrafm.clusters.token import PATH_VARIABLE, Token, find_token, read_token
 from terrafm.clusters.versions import differences, own_versions
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.shell import command_line
 
-OK, WARNING, FAULT = "ok", "warning", "FAULT"
 # Ways into a cluster, each harmless without a credential: nothing is submitted or stopped.
 GUARDED = (
     ("GET", "/api/version"),
@@ -33,19 +32,6 @@ GUARDED = (
 )
 # Wrong on purpose.
 _NO_TOKEN = "no-such-token"  # nosec B105
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report.
-
-    Attributes:
-        level: OK, WARNING or FAULT.
-        text: what was found, and where it is bad what to do.
-    """
-
-    level: str
-    text: str
 
 
 def examine(address: str | None) -> Iterator[Finding]:
@@ -211,8 +197,3 @@ def _sockets(sockets: list[Socket]) -> Iterator[Finding]:
     dashboards = [s for s in sockets if s.kind == "dashboard"]
     if dashboards and not any(s.is_open for s in dashboards):
         yield Finding(OK, "the dashboard listens on loopback")
-
-
-def is_sound(findings: list[Finding]) -> bool:
-    """Whether nothing of it is a fault."""
-    return all(finding.level != FAULT for finding in findings)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from terrafm.errors import TerraFMError
+from terrafm.errors import TerraFMError, UsageError
 from terrafm.export.graphs import write_onnx, write_torch_export
 from terrafm.export.hub_folder import write_hub_folder
 from terrafm.export.request import (
@@ -21,7 +21,13 @@ from terrafm.export.request import (
 )
 from terrafm.export.snippets import loading_snippet
 from terrafm.export.terratorch_folder import write_terratorch_folder
-from terrafm.models.weights import WeightsContract, save_released, save_safetensors
+from terrafm.models.weights import (
+    WEIGHTS_SUFFIXES,
+    WeightsContract,
+    load_weights,
+    save_released,
+    save_safetensors,
+)
 from terrafm.train.checkpoints.best import find_checkpoint
 from terrafm.train.checkpoints.store import contract_of, load_encoder_state, read_record
 
@@ -84,7 +90,8 @@ def export_checkpoint(
 
     Args:
         checkpoint_uri: a checkpoint folder of a run, such as `checkpoints/step_00000040`;
-            `checkpoints/best` is the best one by the run's validation.
+            `checkpoints/best` is the best one by the run's validation. Or weights with a
+            contract, such as `exported/best.safetensors` of a run.
         output_uri: as in `export_weights`.
         format: as in `export_weights`.
         network: "teacher" or "student".
@@ -97,6 +104,8 @@ def export_checkpoint(
         UsageError: no checkpoint there, or as `export_weights`.
         TerraFMError: the checkpoint is damaged, or as `export_weights`.
     """
+    if checkpoint_uri.endswith(WEIGHTS_SUFFIXES):
+        return _export_again(checkpoint_uri, output_uri, format, network, options)
     checkpoint_uri = find_checkpoint(checkpoint_uri)
     record = read_record(checkpoint_uri)
     contract = contract_of(record, checkpoint_uri, network)
@@ -105,3 +114,22 @@ def export_checkpoint(
     encoder = load_encoder_state(checkpoint_uri, network)
     written = export_weights(encoder, contract, output_uri, format, options, record)
     return written, snippet
+
+
+def _export_again(
+    weights_uri: str, output_uri: str, format: str, network: str, options: ExportOptions
+) -> tuple[list[str], str]:
+    state, contract = load_weights(weights_uri)
+    if contract is None:
+        raise UsageError(
+            f"{weights_uri} has no data contract, which says what the weights expect: give a "
+            "checkpoint, or weights that terrafm export wrote"
+        )
+    if contract.network != network:
+        raise UsageError(
+            f"{weights_uri} holds the {contract.network}, not the {network}: give a checkpoint, "
+            "which has both"
+        )
+    snippet = loading_snippet(output_uri, format, contract, options)
+    record = {} if contract.step is None else {"step": contract.step}
+    return export_weights(state, contract, output_uri, format, options, record), snippet

@@ -60,6 +60,8 @@ class WeightsContract(BaseModel):
     dataset_fingerprint: str | None = None
     terrafm_version: str = terrafm.__version__
     commit: str | None = None
+    # Finished steps of the run; None where the weights are of none, or of an earlier version.
+    step: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

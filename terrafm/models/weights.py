@@ -31,13 +31,16 @@ from terrafm.storage import (
     exists,
     join,
     list_names,
+    parse_json,
     read_bytes,
+    read_range,
     resolve,
     write_bytes,
 )
 from terrafm.storage.faults import one_line
-from terrafm.storage.limits import WHOLE_FILE_BYTES
+from terrafm.storage.limits import DOCUMENT_BYTES, WHOLE_FILE_BYTES
 
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
 TRAINING_ONLY = "patch_embed.fusion."
 _QUERIES = TRAINING_ONLY + "queries"
 _METADATA_KEY = "terrafm_contract"
@@ -46,16 +49,19 @@ _SURE = "cls_token"
 _COMPILED = "_orig_mod."
 _DEEPEST = 4
 _MOST_NAMES = 1_000_000
-_SUFFIXES = (".safetensors", ".pth", ".pt")
+
+
+def contract_metadata(contract: WeightsContract) -> dict[str, str]:
+    """What the header of a safetensors file holds beside its tensors."""
+    # One key only: the library writes several in random order, and the file must be a function
+    # of the weights.
+    return {_METADATA_KEY: contract.to_json()}
 
 
 def save_safetensors(uri: str, state: Mapping[str, Tensor], contract: WeightsContract) -> list[str]:
     """Writes all parameters, with the contract in the metadata. Returns the URI written."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    # One key only: the library writes several in random order, and the file must be a function
-    # of the weights.
-    metadata = {_METADATA_KEY: contract.to_json()}
-    write_bytes(uri, safetensors.torch.save(tensors, metadata))
+    write_bytes(uri, safetensors.torch.save(tensors, contract_metadata(contract)))
     return [uri]
 
 
@@ -122,6 +128,25 @@ def load_weights(
     except ValueError as error:
         raise UsageError(f"the weights contract in {source} is broken: {error}") from None
     return state, contract
+
+
+def read_contract(uri: str) -> WeightsContract | None:
+    """The contract of a safetensors file, by its header alone; None where it states none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: its header, or the contract in it, is broken.
+        StoreRefusedError, StoreFailedError: the store does not answer.
+    """
+    length = int.from_bytes(read_range(uri, 0, 8), "little")
+    if length > DOCUMENT_BYTES:
+        raise ValueError(f"{uri} is no safetensors file, or damaged")
+    header = parse_json(read_range(uri, 8, 8 + length))
+    about = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(about, dict):
+        raise ValueError(f"{uri} is no safetensors file, or damaged")
+    stated = about.get(_METADATA_KEY)
+    return None if stated is None else WeightsContract.from_json(stated)
 
 
 def load_state(encoder: Encoder, state: Mapping[str, Tensor], source: str = "weights") -> None:
@@ -244,7 +269,7 @@ def _find(uri: str) -> str:
     filesystem, path = resolve(uri)
     if not filesystem.isdir(path):
         return uri
-    files = [name for name in list_names(uri) if name.endswith(_SUFFIXES)]
+    files = [name for name in list_names(uri) if name.endswith(WEIGHTS_SUFFIXES)]
     # One model in two formats, as the demo leaves it.
     if {name.rpartition(".")[0] + ".safetensors" for name in files} < set(files):
         files = [name for name in files if name.endswith(".safetensors")]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage import exists, join, list_names, load_record, to_json, write_bytes
 
-CHECKPOINTS, BEST_FILE = "checkpoints", "best.json"
+CHECKPOINTS, BEST_FILE, EXPORTED = "checkpoints", "best.json", "exported"
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,10 @@ class RunFolder:
     def best(self) -> str:
         """Which checkpoint is the best."""
         return join(self.checkpoints, BEST_FILE)
+
+    def exported(self, name: str) -> str:
+        """The weights file of the "last" or the "best" checkpoint."""
+        return join(self.uri, EXPORTED, f"{name}.safetensors")
 
     def checkpoint(self, step: int) -> str:
         """The folder of one."""

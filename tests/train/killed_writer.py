@@ -11,6 +11,8 @@ import sys
 
 import torch
 
+from terrafm.models.contract import WeightsContract
+from terrafm.train.checkpoints.exported import export_last
 from terrafm.train.checkpoints.intact import newest_intact
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.staging import remove_staging
@@ -22,12 +24,14 @@ from terrafm.train.run_folder import RunFolder
 from terrafm.train.step.engine import EngineState
 
 EVERY = 2
+CONTRACT = WeightsContract.build("terrafm_tiny", {"s1": {"mean": [0.0] * 2, "std": [1.0] * 2}})
 
 
 def state_at(step):
     """A state whose every number is the step; a few megabytes."""
-    tensors = {f"layer.{i}": torch.full((256, 256), float(step)) for i in range(4)}
-    return TrainingState(step, EngineState(tensors, tensors), tensors, tensors)
+    tensors = {f"encoder.layer.{i}": torch.full((256, 256), float(step)) for i in range(4)}
+    record = {"contract": CONTRACT.model_dump(mode="json")}
+    return TrainingState(step, EngineState(tensors, tensors), tensors, tensors, record)
 
 
 def run(folder):
@@ -44,6 +48,7 @@ def run(folder):
         checkpoints,
         Retention(last=2, every=20),
         write_records=records.write,
+        export=lambda state: export_last(folder, state),
         max_failed=1,
     )
     while True:

@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from terrafm.models.weights import load_weights
 from terrafm.storage import exists, join, read_bytes
+from terrafm.train.checkpoints.exported import exported_step, exported_weights
 from terrafm.train.checkpoints.intact import damage_of
 from terrafm.train.checkpoints.store import list_checkpoints, load_checkpoint
 from terrafm.train.metrics.log import read_metrics
@@ -64,7 +66,12 @@ def look(run_folder):
         assert list(damage_of(uri)) == []
         state = load_checkpoint(uri)
         assert state.step == state.metrics["step"] == step
-        assert (state.teacher["layer.0"] == step).all()
+        assert (state.teacher["encoder.layer.0"] == step).all()
+    for uri in exported_weights(run_folder):
+        tensors, contract = load_weights(uri)
+        assert 0 < contract.step <= found[-1][0]
+        assert set(tensors) == {f"layer.{i}" for i in range(4)}
+        assert all((tensor == contract.step).all() for tensor in tensors.values())
     if not found:
         return 0
     newest = found[-1][0]
@@ -84,6 +91,7 @@ def test_on_a_disk(tmp_path):
     newest = kill_and_look(str(tmp_path / "run"), kills=8)
     assert newest == sorted(newest)
     assert newest[-1] > 0
+    assert exported_step(str(tmp_path / "run"), "last")
     kept = [step for step, _ in list_checkpoints(str(tmp_path / "run" / "checkpoints"))]
     assert all(step in kept for step in range(20, newest[-1] + 1, 20))
 
@@ -93,3 +101,4 @@ def test_in_a_store(s3_bucket):
     newest = kill_and_look(join(s3_bucket, "run"), kills=8)
     assert newest == sorted(newest)
     assert newest[-1] > 0
+    assert exported_step(join(s3_bucket, "run"), "last")

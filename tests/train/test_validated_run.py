@@ -12,6 +12,7 @@ import terrafm
 from terrafm.config import load_config
 from terrafm.errors import UsageError
 from terrafm.eval.validation import CheckpointValidation
+from terrafm.models.weights import read_contract
 from terrafm.train.checkpoints.validations import read_validations
 from terrafm.train.driver.events import read_events
 from terrafm.train.driver.pretrain import describe, pretrain
@@ -68,7 +69,12 @@ def test_a_run_names_its_best_checkpoint_and_keeps_it(run, small_dataset, tmp_pa
     assert describe(second).splitlines()[1] == (
         f"best checkpoint {folder}/step_00000002: uniformity/fused -2"
     )
+    weights = [f"{output}/exported/{name}.safetensors" for name in ("last", "best")]
+    assert describe(second).splitlines()[2:] == [f"weights {uri}" for uri in weights]
+    assert [read_contract(uri).step for uri in weights] == [4, 2]
+    (output / "exported" / "best.safetensors").unlink()
     assert "best checkpoint" in describe(train(small_dataset, output, 4))
+    assert read_contract(weights[1]).step == 2
     line = read_validations(str(output))[1]
     assert line["checkpoint"] == "checkpoints/step_00000004"
     assert (line["samples"], line["tail"]) == (9, ["class 40", "class 50"])

@@ -33,17 +33,20 @@ Digest = dict[str, Any]
 """`bytes` and `sha256` of a file, as the marker has them."""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Digest:
     """Writes a safetensors file.
 
     Args:
         path: of the file.
         tensors: name -> contiguous tensor on the CPU.
+        metadata: of the file's header.
 
     Raises:
         OSError: the disk refuses.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, tensor in sorted(tensors.items()):
         start, end = end, end + tensor.nbytes

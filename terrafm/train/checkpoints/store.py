@@ -344,7 +344,7 @@ def contract_of(record: Mapping[str, Any], uri: str, network: str = "teacher") -
     Raises:
         UsageError: the record states no contract, or a broken one.
     """
-    stated = {**part_of(record, "contract", uri), "network": network}
+    stated = {**part_of(record, "contract", uri), "network": network, "step": record.get("step")}
     try:
         return validated(stated, WeightsContract)
     except ValueError as error:
@@ -391,10 +391,15 @@ def load_encoder_state(uri: str, name: str) -> dict[str, Tensor]:
     Raises:
         UsageError, DamagedCheckpointError: as `read_record`.
     """
+    return encoder_part(load_network(uri, name))
+
+
+def encoder_part(network: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a network's tensors those of its encoder, under the encoder's own names."""
     prefix = "encoder."
     return {
         key.removeprefix(prefix): tensor
-        for key, tensor in load_network(uri, name).items()
+        for key, tensor in network.items()
         if key.startswith(prefix)
     }
 

@@ -108,6 +108,9 @@ class ValidationLog:
         run_folder: URI of the run.
         config: when to validate, and what the best is.
         total_steps: of the run; its last checkpoint is validated as well.
+
+    Attributes:
+        best_step: step of the checkpoint that best.json names, as of the last `name_best`.
     """
 
     def __init__(self, run_folder: str, config: ValidationConfig, total_steps: int) -> None:
@@ -117,6 +120,7 @@ class ValidationLog:
         self._total_steps = total_steps
         self._lines = read_validations(run_folder)
         self._held: set[int] | None = None
+        self.best_step: int | None = None
 
     @property
     def best(self) -> Best | None:
@@ -177,6 +181,7 @@ class ValidationLog:
         best = self.best
         if best != read_best(self._folder):
             write_best(self._folder, best)
+        self.best_step = None if best is None else best.step
 
     def hold(self, steps: Collection[int]) -> None:
         """Keeps the checkpoints of these steps, and no longer those held before.

@@ -28,6 +28,7 @@ class CheckpointWriter:
         folder: URI of the run's `checkpoints`.
         retention: which checkpoints stay.
         write_records: puts on file what the checkpoint counts as done; repeated after a failure.
+        export: makes weights of a checkpoint that is whole; one that fails leaves a warning.
         max_failed: so many failures in a row end the run.
         background: False writes before `save` returns.
     """
@@ -38,12 +39,14 @@ class CheckpointWriter:
         retention: Retention,
         *,
         write_records: Callable[[], None],
+        export: Callable[[TrainingState], None] | None = None,
         max_failed: int = 3,
         background: bool = True,
     ) -> None:
         self._folder = folder
         self._retention = retention
         self._write_records = write_records
+        self._export = export
         self._max_failed = max_failed
         self._pool = futures.ThreadPoolExecutor(1, "checkpoint") if background else None
         self._pending: futures.Future[None] | None = None
@@ -145,3 +148,13 @@ class CheckpointWriter:
             prune_checkpoints(self._folder, self._retention, state.step)
         except (TerraFMError, OSError) as error:
             logger.warning("older checkpoints stay for now: %s", one_line(error))
+        try:
+            # After the pruning, which makes room for it.
+            if self._export is not None:
+                self._export(state)
+        except (TerraFMError, OSError) as error:
+            logger.warning(
+                "no exported weights after step %d: %s; those of an earlier step stay",
+                state.step,
+                one_line(error),
+            )

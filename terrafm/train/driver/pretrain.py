@@ -19,6 +19,7 @@ from terrafm.storage.addresses import without_secrets
 from terrafm.storage.faults import one_line
 from terrafm.storage.lease import lease
 from terrafm.train.checkpoints.best import Best, read_best
+from terrafm.train.checkpoints.exported import bring_up_to_date, exported_weights
 from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
 from terrafm.train.checkpoints.store import list_checkpoints
 from terrafm.train.checkpoints.validations import Validate
@@ -60,6 +61,7 @@ class RunResult:
         resumed_from: step this call went on from; equal to `steps` where all was done before.
         metrics: newest line of metrics.jsonl.
         best: the best checkpoint by validation; None where nothing was validated.
+        exported: URIs of its weights, those of the last checkpoint first.
     """
 
     output: str
@@ -68,6 +70,7 @@ class RunResult:
     resumed_from: int
     metrics: dict[str, Any]
     best: Best | None = None
+    exported: tuple[str, ...] = ()
 
 
 def pretrain(
@@ -116,6 +119,8 @@ def _pretrain(
     checked = check_run(config, data, output, validate, extend)
     setup, resumed_from = checked.setup, checked.resumed_from
     total = setup.total_steps
+    # What a command that was killed did not come to write.
+    bring_up_to_date(output, resumed_from)
     if checked.finished:
         return _result(output, total, resumed_from)
     supervisor, validator = _start_ray(checked, output, cancelled)
@@ -136,6 +141,7 @@ def _pretrain(
             supervisor.run()
     if checked.validation is not None:
         _prune(setup, output)
+    bring_up_to_date(output, total)
     return _result(output, total, resumed_from)
 
 
@@ -213,7 +219,9 @@ def _result(output: str, total: int, resumed_from: int) -> RunResult:
     checkpoint = RunFolder(output).checkpoint(total)
     if not any(uri == checkpoint for _, uri in list_checkpoints(RunFolder(output).checkpoints)):
         raise TerraFMError(f"the run ended without its last checkpoint {checkpoint}")
-    return RunResult(output, checkpoint, total, resumed_from, lines[-1] if lines else {}, best)
+    newest = lines[-1] if lines else {}
+    weights = tuple(exported_weights(output))
+    return RunResult(output, checkpoint, total, resumed_from, newest, best, weights)
 
 
 class _ProgressMonitor:
@@ -283,12 +291,13 @@ def dry_run(
 
 
 def describe(result: RunResult) -> str:
-    """One line that says how a run ended, and one on its best checkpoint."""
+    """How a run ended: a line on that, one on its best checkpoint, and those of its weights."""
     best = result.best
     choice = ""
     if best is not None:
         uri = join(result.checkpoint.rpartition("/")[0], best.checkpoint)
         choice = f"\nbest checkpoint {uri}: {best.metric} {best.value:.4g}"
+    choice += "".join(f"\nweights {uri}" for uri in result.exported)
     if result.resumed_from >= result.steps:
         return f"nothing to do: {result.checkpoint} is the last of {result.steps} steps{choice}"
     # A step whose samples were all damaged and left out has none, one not finite has null.

@@ -42,6 +42,7 @@ from terrafm.config import ValidationConfig
 from terrafm.errors import TerraFMError
 from terrafm.storage import is_local, join, read_bytes
 from terrafm.storage.faults import one_line
+from terrafm.train.checkpoints.exported import export_best
 from terrafm.train.checkpoints.files import MARKER
 from terrafm.train.checkpoints.validations import Validation, ValidationLog
 from terrafm.train.driver.capacity import fitting_workers
@@ -113,6 +114,8 @@ class Validator:
         self._attempts: Counter[str] = Counter()
         self._told_at = 0.0
         self._faults = 0
+        self._exported: int | None = None
+        self._export_after = 0.0
         self._held_back = True
         self._lock = threading.RLock()
         self._end = threading.Event()
@@ -205,6 +208,7 @@ class Validator:
     def _follow(self) -> None:
         while not self._end.wait(self._pause):
             self._look()
+            self._export()
 
     def _finish(self) -> None:
         """Until nothing is due any more."""
@@ -246,6 +250,18 @@ class Validator:
             # The next look tries again.
             self._faults += 1
             logger.debug("no look at the validations: %s", error)
+
+    def _export(self) -> None:
+        """The weights of the best checkpoint, outside the lock: a store may take a while."""
+        now = time.monotonic()
+        if self._log.best_step == self._exported or now < self._export_after:
+            return
+        try:
+            self._exported = export_best(self._run.folder)
+        except (TerraFMError, OSError) as error:
+            # A checkpoint that has just gone, a store that does not answer, a full disk.
+            self._export_after = now + _REPEAT_SECONDS
+            logger.debug("the weights of the best checkpoint are not written yet: %s", error)
 
     def _next(self) -> tuple[int, str, str] | None:
         """Step, URI and content of the checkpoint that comes next; None where none is due."""

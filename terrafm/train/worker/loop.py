@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import ray.train
@@ -14,6 +15,7 @@ from terrafm.data.samples.stream import stream_batches
 from terrafm.errors import TerraFMError
 from terrafm.ray.standby import start_standby
 from terrafm.storage import join
+from terrafm.train.checkpoints.exported import export_last
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.store import (
     TrainingState,
@@ -209,6 +211,7 @@ class Worker:
             self.checkpoints,
             Retention.of(train),
             write_records=self.records.write,
+            export=partial(export_last, self.task.output),
         )
         return log
 
