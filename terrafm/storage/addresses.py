@@ -60,7 +60,8 @@ def check_address(uri: str | os.PathLike[str]) -> None:
     """
     uri = os.fspath(uri)
     found = _USER_AND_PASSWORD.search(uri)
-    if found is None or found[1].lower().removesuffix("://") in _ASKS_PASSWORDS:
+    # stac+https:// is spoken to as https://.
+    if found is None or found[1].lower()[:-3].removeprefix("stac+") in _ASKS_PASSWORDS:
         return
     raise UsageError(
         f"{without_secrets(uri)} was given with a key or password in it, where none is read: "

@@ -190,6 +190,22 @@ def test_a_password_and_a_key_are_sent_and_shown_nowhere(archive, tmp_path, worl
         assert b"hidden" not in content, path
 
 
+def test_what_a_person_sees_of_a_search_has_no_password(archive, tmp_path, refused):
+    folder, _, entry = archive
+    with stac_api(folder, [entry], password="Basic YW5uYTpzZWNyZXQ=") as server:
+        address = server.address.replace("://", "://anna:secret@")
+        command = ("ingest", "--source", "stac", "--output", tmp_path / "no", "--input")
+        cases = {
+            "#other": "has no collection other; it has: sentinel-2-l2a",
+            "": "name the collection",
+            "#sentinel-2-l2a": "in the area and time that are asked for",
+        }
+        for tail, why in cases.items():
+            said = refused(*command, f"stac+{address}{tail}", "--bbox", "1,2,3,4")
+            assert why in said
+            assert "secret" not in said
+
+
 def test_a_tile_says_which_item_and_files_it_is_of(archive, tmp_path, worldcover_tile):
     folder, product, entry = archive
     with stac_api(folder, [entry]) as server:

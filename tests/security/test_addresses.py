@@ -34,6 +34,8 @@ STRIPPED = {
     "https://user:p/w@host/a": "https://host/a",
     "https://ghp_token@host/a": "https://host/a",
     "https://user:@host/a": "https://host/a",
+    "stac+https://user:pw@host/a#b": "stac+https://host/a#b",
+    "stac+https://token@host/a?api_key=x#b": "stac+https://host/a?api_key=***#b",
     "postgresql://user:pw@host/mlflow": "postgresql://host/mlflow",
     "model.init=https://u:p@h/w and 's3://K:S@b'": "model.init=https://h/w and 's3://b'",
     "https://h/w?X-Amz-Date=1&X-Amz-Signature=ab12&x=y": (

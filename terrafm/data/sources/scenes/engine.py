@@ -130,12 +130,15 @@ class SceneSource(ABC):
         request = self._request
         kept = newest(filtered(found.scenes, request, found.counts), found.counts)
         if not kept and not found.broken:
+            # A server that is asked for an area and a time answers with nothing else.
+            limits = (request.area, request.start, request.end)
+            asked = " in the area and time that are asked for" if any(limits) else ""
             outside = found.counts["outside_time"] + found.counts["outside_area"]
             raise UsageError(
                 f"none of the {outside} scenes in {self._uri} lies in the time and area that "
                 "--time, --bbox and --geometry ask for"
                 if outside
-                else f"{self._uri} holds no scene of {', '.join(self._modalities)}"
+                else f"{self._uri} holds no scene of {', '.join(self._modalities)}{asked}"
             )
         counts = Counter(scene.modality for scene in kept)
         found.counts.update({f"{modality}_scenes": n for modality, n in counts.items()})
