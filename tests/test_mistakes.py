@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from terrafm.cli import app
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from harness.mistakes import MISTAKES, Places
@@ -23,6 +26,7 @@ def places(tmp_path_factory):
 
 
 def test_a_mistake_is_told_before_ray_and_torch_are_loaded(places):
+    before = snapshot(places)
     commands = {mistake.name: list(mistake.words(places)) for mistake in MISTAKES}
     request = json.dumps({"blocked": BLOCKED, "commands": commands})
     done = subprocess.run(
@@ -36,8 +40,28 @@ def test_a_mistake_is_told_before_ray_and_torch_are_loaded(places):
         lines = [line for line in printed.splitlines() if line]
         # Of a verb or an option that is none the usage is shown besides.
         assert len(lines) == 1 or "Usage:" in lines[0], printed
-    assert not (places.new / "run").exists()
-    assert places.file.read_text() == "somebody else's"
+    # Nothing is half written, and nothing of anybody's has changed. A synthetic archive is drawn
+    # before its grid is known, and is whole: the corrected command takes it up.
+    after = snapshot(places)
+    drawn = {name for name in after.keys() - before.keys() if "new/tiles/archive/" in f"{name}/"}
+    drawn |= {"new", "new/tiles"}
+    assert {name: seen for name, seen in after.items() if name not in drawn} == before
+
+
+def snapshot(places):
+    """Every file and folder beside which the mistakes are made, with size and time."""
+    root = places.dataset.parent
+    return {
+        str(path.relative_to(root)): path.is_file() and (path.stat().st_size, path.stat().st_mtime)
+        for path in root.rglob("*")
+    }
+
+
+def test_the_table_has_mistakes_of_every_verb():
+    assert len({mistake.name for mistake in MISTAKES}) == len(MISTAKES) >= 60
+    given = {mistake.words(Places.below(Path("/at")))[0] for mistake in MISTAKES}
+    verbs = set(typer.main.get_command(app).commands)
+    assert verbs <= given, verbs - given
 
 
 def main():

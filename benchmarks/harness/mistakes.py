@@ -233,3 +233,213 @@ MISTAKES = (
         "/no/such",
     ),
 )
+
+
+def _embed(*more: str, output: str = "new") -> Callable[[Places], Words]:
+    return lambda at: [
+        *("embed", "--weights", str(at.weights), "--data", str(at.dataset)),
+        *("--output", str(getattr(at, output)), *more),
+    ]
+
+
+_SYNTHETIC = ("synthetic", "synthetic:cells=1,seed=0,px=264")
+
+MISTAKES += (
+    Mistake(
+        "demo: the output is a file",
+        lambda at: ["demo", "--output", str(at.file)],
+        "is a file: give a folder",
+    ),
+    Mistake(
+        "a configuration file that is none",
+        lambda at: [
+            "pretrain",
+            "--config",
+            str(at.new / "run.yaml"),
+            "--data",
+            str(at.dataset),
+            "--output",
+            str(at.new / "run"),
+        ],
+        "run.yaml",
+    ),
+    Mistake("a setting without a value", _pretrain("train.steps"), "train.steps"),
+    Mistake("a section that is none", _pretrain("training.steps=4"), "training"),
+    Mistake(
+        "an address with a password in it",
+        _pretrain(data="s3://KEY:SECRET@bucket/tiles"),
+        "password",
+    ),
+    Mistake("a protocol that is none", _pretrain(data="s4://bucket/tiles"), "s4"),
+    Mistake("pretrain: a model that is none", _pretrain("model.name=terrafm_huge"), "terrafm_huge"),
+    Mistake("pretrain: fewer than one worker", _pretrain("train.workers=0"), "train.workers"),
+    Mistake("ingest: half a bounding box", _ingest("safe", "EMPTY", "--bbox", "1,2,3"), "1,2,3"),
+    Mistake("ingest: a time that is none", _ingest("safe", "EMPTY", "--time", "summer"), "summer"),
+    Mistake("ingest: a grid that is none", _ingest("safe", "EMPTY", "--grid", "hex"), "hex"),
+    Mistake(
+        "ingest: no such geometry",
+        _ingest("safe", "EMPTY", "--geometry", "/no/such.geojson"),
+        "such.geojson",
+    ),
+    Mistake(
+        "ingest: a codec that is none", _ingest(*_SYNTHETIC, "--set", "ingest.codec=zip"), "codec"
+    ),
+    Mistake("ingest: a class that is none", _ingest("nosuchmodule:Archive"), "nosuchmodule"),
+    Mistake("ingest: nothing to append to", _ingest(*_SYNTHETIC, "--append"), "tiles"),
+    Mistake("inspect: a file", lambda at: ["inspect", str(at.file)], "file"),
+    Mistake("inspect: an empty folder", lambda at: ["inspect", str(at.empty)], "not a TerraFM"),
+    Mistake(
+        "verify: a version that is none",
+        lambda at: ["verify", str(at.dataset), "--version", "7"],
+        "version 7",
+    ),
+    Mistake(
+        "tile: the output is a file",
+        lambda at: ["tile", str(at.dataset), "any", "--output", str(at.file)],
+        "is a file: give a folder",
+    ),
+    Mistake("evaluate: a protocol that is none", lambda _: ["evaluate", "knnn"], "knnn"),
+    Mistake(
+        "knn: a readout that is none",
+        lambda at: [*_evaluate("knn")(at), "--readout", "max"],
+        "max",
+    ),
+    Mistake(
+        "knn: images smaller than a patch",
+        lambda at: [*_evaluate("knn")(at), "--size", "8"],
+        "--size",
+    ),
+    Mistake(
+        "retrieval: too few tiles",
+        lambda at: [*_evaluate("retrieval")(at), "--samples", "1"],
+        "samples",
+    ),
+    Mistake("compare: no such weights", _evaluate("compare", weights="/no/such"), "/no/such"),
+    Mistake("embed: the output is a file", _embed(output="file"), "is a file: give a folder"),
+    Mistake("embed: a device that is none", _embed("--device", "tpu"), "tpu"),
+    Mistake("embed: a batch of none", _embed("--batch", "0"), "batch"),
+    Mistake(
+        "search: a place that is none",
+        lambda at: ["search", str(at.dataset), "--point", "here"],
+        "--point here",
+    ),
+    Mistake(
+        "search: a folder of something else",
+        lambda at: ["search", str(at.foreign), "--tile", "a"],
+        "foreign",
+    ),
+    Mistake(
+        "report: the page is a folder",
+        lambda at: ["report", str(at.dataset), "--output", str(at.empty)],
+        "ends in .html",
+    ),
+    Mistake(
+        "report: no such pixels",
+        lambda at: [
+            "report",
+            str(at.dataset),
+            "--output",
+            str(at.new / "page.html"),
+            "--data",
+            "/no/such",
+        ],
+        "/no/such",
+    ),
+    Mistake(
+        "export: a format that is none",
+        lambda at: [
+            "export",
+            "--checkpoint",
+            str(at.empty),
+            "--output",
+            str(at.new),
+            "--format",
+            "keras",
+        ],
+        "keras",
+    ),
+    Mistake(
+        "export: no such weights",
+        lambda at: [
+            "export",
+            "--checkpoint",
+            "/no/such/best.safetensors",
+            "--output",
+            str(at.new),
+            "--format",
+            "hf",
+        ],
+        "/no/such/best.safetensors",
+    ),
+    Mistake(
+        "checkpoint list: an empty folder",
+        lambda at: ["checkpoint", "list", str(at.empty)],
+        "no complete checkpoint",
+    ),
+    Mistake(
+        "checkpoint verify: no such run",
+        lambda at: ["checkpoint", "verify", "/no/such"],
+        "/no/such",
+    ),
+    Mistake(
+        "checkpoint average: only one",
+        lambda at: ["checkpoint", "average", str(at.empty), "--output", str(at.new)],
+        "two checkpoints",
+    ),
+    Mistake(
+        "checkpoint average: no such checkpoints",
+        lambda at: ["checkpoint", "average", "/no/such", "/nor/this", "--output", str(at.new)],
+        "/no/such",
+    ),
+    Mistake(
+        "sweep: the output is a file",
+        lambda at: [
+            "sweep",
+            "--config",
+            "sweep_demo",
+            "--data",
+            str(at.dataset),
+            "--output",
+            str(at.file),
+            "--set",
+            "data.modalities=[s1]",
+        ],
+        "is a file: give a folder",
+    ),
+    Mistake(
+        "submit: a verb that is none",
+        lambda at: ["submit", "--address", "http://127.0.0.1:9", "pretrian"],
+        "cannot submit pretrian",
+    ),
+    Mistake(
+        "submit: a verb for this machine",
+        lambda at: ["submit", "--address", "http://127.0.0.1:9", "demo"],
+        "cannot submit demo",
+    ),
+    Mistake(
+        "submit: no cluster is named", lambda at: ["submit", "verify", str(at.dataset)], "--address"
+    ),
+    Mistake("jobs: no cluster is named", lambda _: ["jobs", "list"], "--address"),
+    Mistake(
+        "jobs: an address that is none",
+        lambda _: ["jobs", "list", "--address", "ftp://host"],
+        "ftp://host",
+    ),
+    Mistake("cluster: of another kind", lambda _: ["cluster", "up"], "--local"),
+    Mistake(
+        "cluster: workers of none",
+        lambda _: ["cluster", "up", "--local", "--workers", "-1"],
+        "at least one worker",
+    ),
+    Mistake(
+        "doctor: an address without a cluster",
+        lambda _: ["doctor", "--address", "http://127.0.0.1:9"],
+        "add --cluster",
+    ),
+    Mistake(
+        "doctor: nobody answers",
+        lambda _: ["doctor", "--cluster", "--address", "http://127.0.0.1:9"],
+        "127.0.0.1:9",
+    ),
+    Mistake("doctor: a store that is none", lambda _: ["doctor", "--store", "s4://bucket"], "s4"),
+)

@@ -25,7 +25,7 @@ def list_command(
 
     The state is judged by the files' sizes and by state.json; `verify` reads everything.
     """
-    early.check_checkpoint(uri)
+    early.check_checkpoints(uri)
     from terrafm.train.checkpoints.inventory import list_run, render_list
 
     report(list_run(uri), as_json, render_list)
@@ -42,7 +42,7 @@ def verify_command(
 
     Every file is read; exit 1 names one that is damaged.
     """
-    early.check_checkpoint(uri)
+    early.check_checkpoints(uri)
     from terrafm.train.checkpoints.inventory import render_verify, summary, verify
 
     with progress_bar(console, "checkpoints") as advance:
@@ -67,6 +67,7 @@ def average_command(
     and `terrafm.load_model` take. It has no optimizer, so `terrafm pretrain` does not go on from
     it; start from the exported weights with model.init.
     """
+    early.check_average(checkpoints)
     from terrafm.train.checkpoints.average import average_checkpoints, describe
 
     text = describe(average_checkpoints(checkpoints, output))

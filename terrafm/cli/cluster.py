@@ -16,6 +16,7 @@ from rich.text import Text
 from terrafm.clusters.findings import FAULT, WARNING, Finding
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.shell import quoted
+from terrafm.storage import resolve
 from terrafm.terminal import JsonOption, console, report
 
 cluster_app = typer.Typer(
@@ -102,6 +103,9 @@ def _examine(cluster: bool, address: str | None, store: str | None) -> Iterator[
     if not cluster:
         if address is not None:
             raise UsageError("--address is that of a cluster: add --cluster")
+        if store is not None:
+            # Before the first line: a name that is none.
+            resolve(store)
         from terrafm.clusters.machine import examine_machine
 
         return examine_machine(store)

@@ -6,6 +6,7 @@ The verbs ask the same again, and more: this is only for the answer to come at o
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from terrafm.storage import check_exists, check_no_file, is_local, list_names, r
 
 if TYPE_CHECKING:
     from terrafm.report.kinds import Target
+
+# A checkpoint's folder by its name, whatever stands before it, or a file of one.
+_CHECKPOINT = re.compile(r"(.*/)?(step_|complete\.json|best$)")
 
 
 def check_dataset(uri: str, modalities: Sequence[str]) -> None:
@@ -56,6 +60,33 @@ def check_checkpoint(uri: str) -> None:
     """Raises UsageError: a checkpoint, or the folder of the checkpoints whose best is meant."""
     head, _, name = uri.rstrip("/").rpartition("/")
     check_exists("checkpoint", head if head and name == "best" else uri)
+
+
+def check_dashboard(address: str) -> None:
+    """Raises UsageError: the address is none of a dashboard."""
+    from terrafm.clusters.dashboard import dashboard_url
+
+    dashboard_url(address)
+
+
+def check_checkpoints(uri: str) -> None:
+    """Raises UsageError: neither a checkpoint nor a folder in which any could lie."""
+    check_checkpoint(uri)
+    from terrafm.train.run_folder import CHECKPOINTS
+
+    names = list_names(uri)
+    # The rest of a folder's name says nothing: what is damaged is for the verb to tell.
+    if CHECKPOINTS not in names and not any(map(_CHECKPOINT.match, [*names, uri])):
+        raise UsageError(f"{uri} holds no complete checkpoint: give a run's folder, its "
+                         f"{CHECKPOINTS}, or a checkpoint with its complete.json")  # fmt: skip
+
+
+def check_average(uris: Sequence[str]) -> None:
+    """Raises UsageError: fewer than two checkpoints, or some that do not exist."""
+    if len(uris) < 2:
+        raise UsageError("an average takes two checkpoints or more")
+    for uri in uris:
+        check_checkpoint(uri)
 
 
 def check_report(folders: Sequence[str], output: str, data: str | None) -> list[Target]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from terrafm.cli import early
 from terrafm.terminal import JsonOption, errors, report
 
 jobs_app = typer.Typer(help="List, follow and stop the jobs of a cluster.", no_args_is_help=True)
@@ -52,6 +53,7 @@ def submit(
     from terrafm.jobs.arguments import read_command
 
     command = read_command(context.find_root().command, words, working_dir)
+    early.check_dashboard(address)
     from terrafm.jobs.client import JobServer
     from terrafm.jobs.follow import follow
     from terrafm.jobs.submit import submit as run_submit
@@ -69,6 +71,7 @@ def submit(
 @jobs_app.command("list")
 def list_command(address: AddressOption, as_json: JsonOption = False) -> None:
     """Show all jobs, the newest first."""
+    early.check_dashboard(address)
     from terrafm.jobs.client import JobServer, as_dict
 
     report({"jobs": [as_dict(job) for job in JobServer(address).jobs()]}, as_json, render_jobs)
@@ -77,6 +80,7 @@ def list_command(address: AddressOption, as_json: JsonOption = False) -> None:
 @jobs_app.command("status")
 def status_command(job: JobArgument, address: AddressOption, as_json: JsonOption = False) -> None:
     """Show one job."""
+    early.check_dashboard(address)
     from terrafm.jobs.client import JobServer, as_dict
 
     report(as_dict(JobServer(address).job(job)), as_json, _render_job)
@@ -89,6 +93,7 @@ def logs_command(
     watch: Annotated[bool, typer.Option("--follow", "-f", help="Until it ends.")] = False,
 ) -> None:
     """Print what a job has printed; Ctrl-C while following asks, as submit does."""
+    early.check_dashboard(address)
     from terrafm.jobs.client import JobServer
     from terrafm.jobs.follow import follow
     from terrafm.jobs.shown import clean
@@ -103,6 +108,7 @@ def logs_command(
 @jobs_app.command("stop")
 def stop_command(job: JobArgument, address: AddressOption) -> None:
     """Stop a job with all its processes; what it has written stays, and can go on."""
+    early.check_dashboard(address)
     from terrafm.jobs.client import JobServer
 
     stopped = JobServer(address).stop(job)

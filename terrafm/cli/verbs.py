@@ -27,6 +27,7 @@ from terrafm.errors import TerraFMError, UsageError
 from terrafm.export.request import ExportFormat, ExportOptions, Network
 from terrafm.modalities import MODALITIES
 from terrafm.progress import progress_bar
+from terrafm.storage import check_no_file
 from terrafm.storage.addresses import check_address
 from terrafm.storage.faults import one_line
 from terrafm.terminal import JsonOption, PlainFormatter, console, errors, render_figures, report
@@ -70,6 +71,7 @@ def demo(
 ) -> None:
     """Walk the whole road on a small synthetic Earth, in minutes on a laptop."""
     # Before all that takes seconds to load.
+    check_no_file(output)
     console.print(f"TerraFM demo in {output}\n", soft_wrap=True, highlight=False)
     from terrafm.demo import run_demo
 
@@ -181,6 +183,7 @@ def tile(
     output: OutputOption,
 ) -> None:
     """Write one tile as GeoTIFFs, one for each sensor and ground sampling distance."""
+    check_no_file(output)
     from terrafm.data.shards.tile_export import export_tile
 
     for written in export_tile(uri, tile_id, output):

@@ -41,8 +41,10 @@ from terrafm.modalities import MODALITIES
 from terrafm.storage import (
     absolute,
     canonical,
+    check_exists,
     ensure_writable,
     exists,
+    is_local,
     join,
     to_json,
     write_bytes,
@@ -145,6 +147,10 @@ def _ingest(
     previous = _previous(output_uri, settings)
     if previous is None:
         check_folder(output_uri)
+    # Before an archive is opened, or drawn into the output.
+    for named, uri in {"land cover": worldcover, "climate raster": climate}.items():
+        if uri is not None and is_local(uri):
+            check_exists(named, uri)
     archive = open_source(source, input_uri, modalities, join(output_uri, ARCHIVE), request)
     layout, refs = archive.layout(), archive.cells()
     if mapping is None and layout.legend_codes:
