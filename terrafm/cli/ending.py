@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
 from terrafm.errors import TerraFMError
+from terrafm.shell import command_line
 
 TERMINATED = 128 + signal.SIGTERM
 """The exit code that shells give a process which SIGTERM has ended."""
+
+
+# Verbs that take up what lies there, and what has to be added for it.
+_GOES_ON: dict[str, tuple[str, ...]] = {
+    "demo": (),
+    "ingest": (),
+    "pretrain": (),
+    "embed": (),
+    "sweep": ("--resume",),
+}
 
 
 class TerminatedError(SystemExit):
@@ -49,3 +60,25 @@ def ends_by_sigterm() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def was_interrupted(end: BaseException) -> bool:
+    """Whether Ctrl-C is why a command ends: the command line turns it into an exit of its own."""
+    cause: BaseException | None = end
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            return True
+        cause = cause.__context__
+    return False
+
+
+def command_to_go_on(words: Sequence[str]) -> str | None:
+    """The command that takes up what an interrupted one has done; None where none does.
+
+    Args:
+        words: arguments of `terrafm`.
+    """
+    added = _GOES_ON.get(words[0]) if words else None
+    if added is None or "--dry-run" in words:
+        return None
+    return command_line("terrafm", *words, *(word for word in added if word not in words))

@@ -15,7 +15,12 @@ from terrafm.cli import early
 from terrafm.cli.checkpoint import checkpoint_app
 from terrafm.cli.cluster import cluster_app, doctor
 from terrafm.cli.embed import embed
-from terrafm.cli.ending import TerminatedError, ends_by_sigterm
+from terrafm.cli.ending import (
+    TerminatedError,
+    command_to_go_on,
+    ends_by_sigterm,
+    was_interrupted,
+)
 from terrafm.cli.evaluate import evaluate_app
 from terrafm.cli.jobs import jobs_app, submit
 from terrafm.cli.options import ConfigOption, DataOption, OutputOption, SetOption
@@ -298,13 +303,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handler.setFormatter(PlainFormatter("terrafm: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ray").setLevel(logging.ERROR)
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with ends_by_sigterm():
-            for word in sys.argv[1:] if arguments is None else arguments:
+            for word in words:
                 check_address(word)
             app(args=None if arguments is None else list(arguments), prog_name="terrafm")
     except TerminatedError:
+        _tell_how_to_go_on(words)
         errors.print("terrafm: ended by SIGTERM; what is done stays")
+        raise
+    except SystemExit as end:
+        if was_interrupted(end):
+            _tell_how_to_go_on(words)
         raise
     except TerraFMError as error:
         errors.print(f"terrafm: error: {error}")
@@ -313,3 +324,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A disk that refuses: no permission, a file where a folder should be, no room.
         errors.print(f"terrafm: error: {one_line(error)}")
         sys.exit(UsageError.exit_code)
+
+
+def _tell_how_to_go_on(words: Sequence[str]) -> None:
+    command = command_to_go_on(words)
+    if command is not None:
+        errors.print(f"terrafm: go on with: {command}")
