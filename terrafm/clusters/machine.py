@@ -32,6 +32,8 @@ from terrafm.units import human_bytes
 _GIB = 1 << 30
 # `terrafm demo` and a run of the tiny model need about two, beside the system.
 _LEAST_MEMORY, _ENOUGH_MEMORY = 2 * _GIB, 6 * _GIB
+# Nothing is written there: it is looked at.
+_SHARED_MEMORY = "/dev/shm"  # nosec B108
 _ENOUGH_SHARED = 1 * _GIB
 _LEAST_DISK, _ENOUGH_DISK = 2 * _GIB, 20 * _GIB
 # Ray stops making objects on a disk that is fuller than this.
@@ -158,7 +160,7 @@ def hardware() -> Iterator[Finding]:
     total = memory.total if limit is None else min(memory.total, limit)
     yield judge_memory(min(memory.available, total), total, limited=total < memory.total)
     with suppress(OSError):
-        yield judge_shared_memory(shutil.disk_usage("/dev/shm").total)
+        yield judge_shared_memory(shutil.disk_usage(_SHARED_MEMORY).total)
     for what, folder in {"temporary files": tempfile.gettempdir(), "this folder": "."}.items():
         yield judge_disk(what, folder)
     yield judge_files(*resource.getrlimit(resource.RLIMIT_NOFILE))
@@ -198,7 +200,7 @@ def judge_memory(available: float, total: float, limited: bool = False) -> Findi
 
 def judge_shared_memory(total: float) -> Finding:
     """Of the bytes that /dev/shm may hold."""
-    text = f"/dev/shm holds {human_bytes(total)}"
+    text = f"{_SHARED_MEMORY} holds {human_bytes(total)}"
     if total < _ENOUGH_SHARED:
         return Finding(
             WARNING,
