@@ -30,13 +30,13 @@ SETTINGS = [
 ]
 
 
-class Falling(CheckpointValidation):
-    """The real one, whose deciding metric falls from checkpoint to checkpoint."""
+class Worsening(CheckpointValidation):
+    """The real one, whose deciding metric, of which less is better, grows with every checkpoint."""
 
     def score(self, checkpoint):
         """As it is, but for one value."""
         score = super().score(checkpoint)
-        score["metrics"]["uniformity/fused"] = -float(checkpoint.rpartition("_")[2])
+        score["metrics"]["uniformity/fused"] = float(checkpoint.rpartition("_")[2])
         return score
 
 
@@ -52,7 +52,7 @@ def own_ray():
 
 def train(data, output, steps, extend=False):
     config = load_config("demo", [*SETTINGS, f"train.steps={steps}"])
-    return pretrain(config, data, str(output), validate=Falling, extend=extend)
+    return pretrain(config, data, str(output), validate=Worsening, extend=extend)
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ def test_a_run_names_its_best_checkpoint_and_keeps_it(run, small_dataset, tmp_pa
     names = ["best.json", "step_00000002", "step_00000004"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert describe(second).splitlines()[1] == (
-        f"best checkpoint {folder}/step_00000002: uniformity/fused -2"
+        f"best checkpoint {folder}/step_00000002: uniformity/fused 2"
     )
     weights = [f"{output}/exported/{name}.safetensors" for name in ("last", "best")]
     assert describe(second).splitlines()[2:] == [f"weights {uri}" for uri in weights]
@@ -83,13 +83,13 @@ def test_a_run_names_its_best_checkpoint_and_keeps_it(run, small_dataset, tmp_pa
     assert [(event["step"], event["best"]) for event in told] == [(2, True), (4, False)]
     board = EventAccumulator(str(output / "tensorboard" / "validation"))
     board.Reload()
-    assert board.Scalars("validation/uniformity/fused")[-1].value == -4
+    assert board.Scalars("validation/uniformity/fused")[-1].value == 4
 
     code, out, _ = run("checkpoint", "list", output, "--json")
     assert code == 0
     found = json.loads(out)
     assert found["validated"] == "uniformity/fused"
-    assert [row["validation"] for row in found["checkpoints"]] == [-2, -4]
+    assert [row["validation"] for row in found["checkpoints"]] == [2, 4]
     assert found["checkpoints"][0]["kept"] == ["best uniformity/fused"]
     where = ("--output", tmp_path / "w", "--format", "safetensors")
     code, _, errors = run("export", "--checkpoint", folder / "best", *where)
