@@ -12,7 +12,12 @@ _ZIP, _PICKLE = b"PK", b"\x80"
 
 def is_pickled(content: bytes) -> bool:
     """Whether weights are of the form that `torch.save` writes, now or formerly."""
-    return content.startswith((_ZIP, _PICKLE))
+    return content.startswith((_ZIP, _PICKLE)) and not _has_header(content)
+
+
+def _has_header(content: bytes) -> bool:
+    """Whether it begins as safetensors do: with a length that may begin as a zip or pickle does."""
+    return content[4:8] == bytes(4) and content[8:9] == b"{"
 
 
 def check_weights(content: bytes) -> None:
@@ -22,10 +27,8 @@ def check_weights(content: bytes) -> None:
         ValueError: parts of it are compressed, overlap, or make memory out of a number; or its
             header is too large.
     """
-    if content.startswith(_ZIP):
-        _check_zip(content)
-    elif content.startswith(_PICKLE):
-        _check_pickle(content)
+    if is_pickled(content):
+        (_check_zip if content.startswith(_ZIP) else _check_pickle)(content)
     else:
         length = int.from_bytes(content[:8], "little")
         if length > len(content):

@@ -457,3 +457,21 @@ def test_released_weights_are_one_encoder_whoever_loads_them(state, tmp_path):
     assert torch.rand(1) == drawn
     second = load_encoder(str(tmp_path / "released.pth"))
     assert state_fingerprint(first) == state_fingerprint(second)
+
+
+@pytest.mark.parametrize("length", [0x380, 0x480, 0x4B50, 0x14B50])
+def test_a_header_whose_length_begins_as_another_format_does_is_read(length, tmp_path):
+    """One safetensors file in 32 begins with the byte of a pickle."""
+    state = build_encoder("terrafm_tiny").state_dict()
+    tensors = {"cls_token": state["cls_token"]}
+    shortest = int.from_bytes(safetensors.torch.save(tensors, {"note": ""})[:8], "little")
+    for spaces in range(length - shortest, length - shortest - 16, -1):
+        content = safetensors.torch.save(tensors, {"note": " " * spaces})
+        if int.from_bytes(content[:8], "little") == length:
+            break
+    assert content[:2] in (b"\x80\x03", b"\x80\x04", b"PK")
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(content)
+    found, contract = load_weights(path)
+    assert list(found) == ["cls_token"]
+    assert contract is None
