@@ -22,6 +22,7 @@ TESTED = {
     "pyyaml": "6.0.4",
     "rasterio": "1.4.4",
     "ray": "2.60.0",
+    "requests": "2.34.2",
     "rich": "15.0.0",
     "s3fs": "2026.9.0",
     "safetensors": "0.8.0",
