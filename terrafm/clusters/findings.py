@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 OK, WARNING, FAULT = "ok", "warning", "FAULT"
@@ -19,8 +18,3 @@ class Finding:
 
     level: str
     text: str
-
-
-def is_sound(findings: Iterable[Finding]) -> bool:
-    """Whether nothing of it is a fault."""
-    return all(finding.level != FAULT for finding in findings)

@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from terrafm.clusters.accelerator import Probe
 from terrafm.clusters.findings import FAULT, OK, WARNING, Finding
@@ -113,7 +114,7 @@ def installed_versions() -> dict[str, str]:
     for package in importlib.metadata.distributions():
         name = package.metadata["Name"]
         # The first one on the path is imported.
-        found.setdefault(_spelled(name), package.version.partition("+")[0])
+        found.setdefault(canonicalize_name(name), package.version.partition("+")[0])
     return found
 
 
@@ -121,7 +122,7 @@ def judge_packages(needed: list[Requirement], found: Mapping[str, str]) -> Itera
     """Of the libraries that are needed, and the versions that are there."""
     as_tested, other = 0, []
     for need in sorted(needed, key=lambda one: one.name.lower()):
-        name = _spelled(need.name)
+        name = canonicalize_name(need.name)
         version, tested = found.get(name), TESTED.get(name)
         wanted = f"{need.name}{need.specifier}"
         if version is None:
@@ -146,10 +147,6 @@ def judge_packages(needed: list[Requirement], found: Mapping[str, str]) -> Itera
 
 def _applies(need: Requirement) -> bool:
     return need.marker is None or need.marker.evaluate({"extra": ""})
-
-
-def _spelled(name: str) -> str:
-    return name.lower().replace("_", "-").replace(".", "-")
 
 
 def hardware() -> Iterator[Finding]:

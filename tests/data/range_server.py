@@ -13,7 +13,13 @@ def serving(folder):
         The server: `address`; `sent`, a list that grows by (path, bytes) with every answer; and
         `fault`, the status that every request gets while it is set.
     """
-    server = range_server(folder, RangeHandler)
+    with answering(range_server(folder, RangeHandler)) as server:
+        yield server
+
+
+@contextmanager
+def answering(server):
+    """Has a server serve in a thread until the block ends."""
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -3,10 +3,9 @@
 import json
 from contextlib import contextmanager
 from datetime import datetime
-from threading import Thread
 from urllib.parse import parse_qs, urlsplit
 
-from range_server import RangeHandler, range_server
+from range_server import RangeHandler, answering, range_server
 
 
 @contextmanager
@@ -33,14 +32,8 @@ def stac_api(folder, items, **options):
     vars(server).update(options)
     server.home = server.address
     server.address = f"{server.home}/api"
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with answering(server):
         yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class _Api(RangeHandler):

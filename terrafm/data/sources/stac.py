@@ -133,14 +133,12 @@ class StacItems(SceneSource):
             # An item stands deep in the interface, and its server is the whole of it.
             href = str(urljoin(where, href))
         root = home.rpartition("/")[0]
-        if "://" in href and not href.startswith("file://"):
+        if self._is_api or ("://" in href and not href.startswith("file://")):
             scheme, _, rest = home.partition("://")
             server = rest.partition("/")[0].rpartition("@")[2]
             own = f"{scheme}://{server}/" if rest else None
             if href.startswith(_PUBLISHED) or (own and href.startswith(own)):
                 return str(href)
-            raise BadCellError(where, f"{href[:80]} is neither public nor beside the catalogue")
-        if self._is_api:
             raise BadCellError(where, f"{href[:80]} is neither public nor beside the catalogue")
         path = href.removeprefix("file://")
         scheme, separator, base = where.rpartition("/")[0].rpartition("://")

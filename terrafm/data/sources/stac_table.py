@@ -73,9 +73,7 @@ def _item(row: dict[str, Any]) -> dict[str, Any]:
         **{name: row.get(name) for name in _ITEM},
         "type": "Feature",
         "geometry": _geometry(row.get("geometry")),
-        "assets": {k: _plain(a) for k, a in assets.items() if a}
-        if isinstance(assets, dict)
-        else {},
+        "assets": {key: _plain(asset) for key, asset in assets.items() if asset},
         "properties": _plain(properties),
     }
 
