@@ -12,13 +12,12 @@ nothing to lay beside, and that is said.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Figure, child_environment, note, parse, parser, report
+from common import Figure, note, parse, parser, report
+from harness import cities
 from numpy.typing import NDArray
 
 from terrafm.demo import TRAINING_ARCHIVE
@@ -26,7 +25,6 @@ from terrafm.eval.features.extraction import batches
 from terrafm.eval.retrieval.evaluate import open_tiles
 from terrafm.modalities import MODALITIES
 
-TILE = 96
 OPTICAL, RADAR = "s2_l1c", "s1"
 LAGS = (1, 4, 16)
 BLOCK = 8
@@ -41,14 +39,14 @@ Pixels = NDArray[np.float64]
 def main() -> None:
     """Ingests both, measures, prints."""
     arguments = parse(_options())
-    cities = arguments.real / "oscd"
-    if not cities.is_dir():
-        raise SystemExit(f"no cities to lay beside: {cities} does not exist (--real)")
+    real = arguments.real / "oscd"
+    if not real.is_dir():
+        raise SystemExit(f"no cities to lay beside: {real} does not exist (--real)")
     chosen = "?cities=paris,rennes" if arguments.quick else ""
     archive = "synthetic:cells=8,seed=0,px=264" if arguments.quick else arguments.synthetic
     sides = {
-        "synthetic": _ingest("synthetic", archive, arguments.work / "earth"),
-        "real": _ingest("harness.oscd:OscdCities", f"{cities}{chosen}", arguments.work / "earth"),
+        "synthetic": _ingest(archive, arguments.work, "synthetic"),
+        "real": _ingest(f"{real}{chosen}", arguments.work),
     }
     figures = []
     for side, uri in sides.items():
@@ -68,18 +66,9 @@ def _options() -> argparse.ArgumentParser:
     return options
 
 
-def _ingest(source: str, archive: str, work: Path) -> str:
-    output = work / "".join(letter if letter.isalnum() else "-" for letter in archive)
-    if not (output / "manifest.json").exists():
-        note(f"ingest of {archive}")
-        command = [
-            *(sys.executable, "-m", "terrafm", "ingest", "--source", source, "--input", archive),
-            *("--output", str(output), "--tile-size", str(TILE)),
-            *("--modalities", f"{RADAR},{OPTICAL}", "--set", "ingest.workers=0"),
-            *("--set", f"ingest.allow_missing_bands=[{RADAR}]"),
-        ]
-        subprocess.run(command, check=True, env=child_environment(), stdout=subprocess.DEVNULL)
-    return str(output)
+def _ingest(archive: str, work: Path, source: str = cities.CITIES) -> str:
+    name = "".join(letter if letter.isalnum() else "-" for letter in archive)
+    return cities.ingest(archive, work / "earth" / name, source)
 
 
 def _pixels(uri: str) -> dict[str, NDArray[np.float32]]:
@@ -87,7 +76,7 @@ def _pixels(uri: str) -> dict[str, NDArray[np.float32]]:
     images = open_tiles(uri)
     rows = np.flatnonzero(images.available(OPTICAL) & images.available(RADAR)).tolist()
     found: dict[str, list[NDArray[np.float32]]] = {OPTICAL: [], RADAR: []}
-    for _, pixels in batches(images, (OPTICAL, RADAR), _AS_IT_IS, TILE, 64, rows):
+    for _, pixels in batches(images, (OPTICAL, RADAR), _AS_IT_IS, cities.TILE, 64, rows):
         for name, parts in found.items():
             parts.append(pixels[name].numpy())
     whole = {name: np.concatenate(parts) for name, parts in found.items()}

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Figure, child_environment, note, parse, parser, report, run_child
-from harness import eurosat
+from common import Figure, note, parse, parser, report, run_child
+from harness import cities, eurosat
 from harness.found_again import FoundAgain
 from harness.plain_training import Training
 
@@ -47,7 +46,6 @@ KEPT = ("beihai", "dubai", "milano", "montpellier", "nantes")
 """Cities of the archive that no choice of the recipe has seen."""
 
 RECIPE = "real_cpu"
-TILE = 96
 DATES, RADAR = "s2_l1c>later", "s1>s2_l1c"
 METRICS = ("recall1", "recall10")
 AGAINST = (
@@ -77,13 +75,15 @@ def main() -> None:
         raise SystemExit(f"no cities: {arguments.held_out} does not exist (--held-out)")
     work = arguments.work / "learning"
     kept = ",".join(KEPT)
-    train = _ingest(f"{archive}?without={kept}", work / "train")
+    train = cities.ingest(f"{archive}?without={kept}", work / "train")
     if arguments.held_out is None:
-        held_out = _ingest(f"{archive}?cities={kept}", work / "held-out")
+        held_out = cities.ingest(f"{archive}?cities={kept}", work / "held-out")
     else:
         # Two folders may have one name.
         whole = str(arguments.held_out.resolve())
-        held_out = _ingest(whole, work / f"held-out-{hashlib.sha256(whole.encode()).hexdigest()}")
+        held_out = cities.ingest(
+            whole, work / f"held-out-{hashlib.sha256(whole.encode()).hexdigest()}"
+        )
     trainings = _trainings(arguments, train)
     _train(trainings, work, arguments)
     figures = _figures(trainings, work, held_out, arguments)
@@ -109,19 +109,6 @@ def _options() -> argparse.ArgumentParser:
         help="(%(default)s)",
     )
     return options
-
-
-def _ingest(archive: str, output: Path) -> str:
-    if not (output / "manifest.json").exists():
-        note(f"ingest of {archive}")
-        command = [
-            *(sys.executable, "-m", "terrafm", "ingest"),
-            *("--source", "harness.oscd:OscdCities", "--input", archive, "--output", str(output)),
-            *("--tile-size", str(TILE), "--modalities", "s1,s2_l1c"),
-            *("--set", "ingest.allow_missing_bands=[s1]"),
-        ]
-        subprocess.run(command, check=True, env=child_environment(), stdout=subprocess.DEVNULL)
-    return str(output)
 
 
 def _trainings(arguments: argparse.Namespace, data: str) -> list[Training]:

@@ -1,5 +1,6 @@
 """What the pages say is what the code does."""
 
+import json
 import os
 import re
 import subprocess
@@ -206,3 +207,7 @@ def test_the_code_of_the_demo_page_runs(tmp_path, no_cluster):
     run_pages_shell(*code_blocks("docs/demo.md", "bash"), tmp_path)
     for name in re.findall(r"^\| `([^`]+?)/?`[ ,]", (ROOT / "docs/demo.md").read_text(), re.M):
         assert (tmp_path / "demo" / name).exists(), name
+    found = json.loads((tmp_path / "demo" / "summary.json").read_text())["retrieval"]
+    assert len(found) == 6
+    assert {"weights", "untrained", "chance"} <= set(found["s1>s2_l2a"])
+    assert all(0 <= recall <= 1 for row in found.values() for recall in row.values())

@@ -1,5 +1,7 @@
 """benchmarks/earth.py: its statistics where their values are known."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -46,3 +48,16 @@ def test_a_tile_s_level_is_no_part_of_what_lies_inside(rng):
     rows = earth._inside(tiles)
     assert rows.shape == (4 * 256, 2)
     assert np.abs(rows).max() < 10
+
+
+@pytest.mark.slow
+def test_the_benchmark_lays_both_side_by_side(shared_folder, tmp_path):
+    command = [sys.executable, earth.__file__, "--json", "--quick"]
+    done = subprocess.run(
+        [*command, "--work", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    names = [json.loads(line)["name"] for line in done.stdout.splitlines()]
+    assert len(set(names)) == len(names) > 40
+    for synthetic, real in zip(names[::2], names[1::2], strict=True):
+        assert synthetic.removesuffix(", synthetic") == real.removesuffix(", real")
