@@ -119,7 +119,7 @@ def test_without_land_cover(geotiff_archive, place, tmp_path):
     pixels = place()
     del pixels["LULC"]
     archive = geotiff_archive({"a": pixels})
-    with pytest.raises(UsageError, match=r"WorldCover at .*missing.*--worldcover"):
+    with pytest.raises(UsageError, match=r"of --worldcover .*missing does not exist"):
         ingest(
             "geotiff",
             str(archive),

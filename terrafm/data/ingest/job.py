@@ -148,7 +148,10 @@ def _ingest(
     if previous is None:
         check_folder(output_uri)
     # Before an archive is opened, or drawn into the output.
-    for named, uri in {"land cover": worldcover, "climate raster": climate}.items():
+    for named, uri in {
+        "the folder of --worldcover": worldcover,
+        "the raster of --climate": climate,
+    }.items():
         if uri is not None and is_local(uri):
             check_exists(named, uri)
     archive = open_source(source, input_uri, modalities, join(output_uri, ARCHIVE), request)
