@@ -39,6 +39,25 @@ def patience():
         yield
 
 
+@pytest.fixture(scope="module")
+def local_ray():
+    """A Ray of three CPUs, which all modules share that a process of pytest runs.
+
+    A module that needs another one, or none, ends it (`ray.shutdown`); the next one starts it.
+    """
+    import ray
+
+    if not (ray.is_initialized() and _is_of_three_cpus(ray)):
+        ray.shutdown()
+        ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level="error")
+
+
+def _is_of_three_cpus(ray):
+    # Not of a test that has ended its raylet.
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"].get("CPU") for node in nodes] == [3.0]
+
+
 @pytest.fixture(scope="session")
 def shared_folder():
     """Real satellite samples and the released model's outputs, where they are at hand."""

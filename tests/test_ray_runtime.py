@@ -9,10 +9,8 @@ import ray
 from ray.util.placement_group import placement_group
 
 from terrafm.clusters.patience import patient
-from terrafm.config import load_config
-from terrafm.errors import RayStartError, UsageError
+from terrafm.errors import RayStartError
 from terrafm.ray.runtime import ensure_ray, renew_ray
-from terrafm.train.driver.pretrain import pretrain
 
 
 @pytest.fixture(autouse=True)
@@ -46,22 +44,6 @@ def test_a_ray_that_ran_before_is_used_and_never_restarted():
     renew_ray(4)
     assert ray.get_runtime_context().get_node_id() == before
     assert ray.cluster_resources()["CPU"] == 1
-
-
-def test_a_cluster_that_leaves_no_cpu_to_read_data_is_refused(small_dataset, tmp_path):
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
-    config = load_config("demo", ["train.workers=2", "train.global_batch=8"])
-    with pytest.raises(UsageError, match=r"has 2 CPUs, and train.workers=2 .* leave none to read"):
-        pretrain(config, str(small_dataset), str(tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_cluster_without_a_gpu_is_told_at_once(small_dataset, tmp_path):
-    ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="error")
-    config = load_config("demo", ["train.gpu=yes", "train.workers=1", "train.global_batch=8"])
-    with pytest.raises(UsageError, match="no machine of the Ray cluster has a GPU"):
-        pretrain(config, str(small_dataset), str(tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
@@ -103,6 +85,7 @@ def find_raylet():
     raise AssertionError("no raylet was started")
 
 
+@pytest.mark.slow
 def test_a_raylet_that_ends_while_it_starts_is_started_again(caplog):
     """As Ray's own does on a busy machine, when its agents take longer than 15 s."""
     killer = threading.Thread(target=lambda: find_raylet().kill())

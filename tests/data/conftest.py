@@ -7,11 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
-import ray
 from rasterio.io import MemoryFile
 
 from terrafm.modalities import MODALITIES
-from terrafm.ray.runtime import ensure_ray
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -211,13 +209,6 @@ def copy_of(tmp_path):
         return target
 
     return copy
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    ensure_ray(2)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

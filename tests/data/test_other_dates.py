@@ -3,7 +3,6 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 from hypothesis import given
 from hypothesis import strategies as st
 from test_stream import CONFIG, assert_equal, options, rows_of
@@ -123,17 +122,10 @@ def test_a_sample_of_two_dates_is_the_same_in_any_layout(small_dataset):
     assert not differ & once
 
 
-def test_the_stream_of_two_dates_equals_batches_in_process(small_dataset):
-    ray.shutdown()  # That of another file, in the same process.
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
-    try:
-        setup = dated(small_dataset, RankLayout(8, 1, 0, 4))
-        for first, second in zip(
-            stream_batches(**setup, cpus=1), make_batches(**setup), strict=True
-        ):
-            assert_equal(first, second)
-    finally:
-        ray.shutdown()
+def test_the_stream_of_two_dates_equals_batches_in_process(local_ray, small_dataset):
+    setup = dated(small_dataset, RankLayout(8, 1, 0, 4))
+    for first, second in zip(stream_batches(**setup, cpus=1), make_batches(**setup), strict=True):
+        assert_equal(first, second)
 
 
 @pytest.mark.parametrize("damaged", ["tile_id", "other_date.tile_id"])

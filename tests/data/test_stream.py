@@ -25,14 +25,6 @@ from terrafm.ray.runtime import PAUSE_SECONDS, SchedulingPause
 CONFIG = DataConfig(global_size=32, local_size=16, global_crops=2, local_crops=2, rows_per_block=5)
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    ray.shutdown()  # That of another file, in the same process.
-    ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level="error")
-    yield
-    ray.shutdown()
-
-
 def options(uri, layout, start_step=0, stop_step=3, config=CONFIG, **plan):
     dataset = Dataset.open(uri)
     return {
@@ -139,7 +131,9 @@ def test_a_sample_is_the_same_in_any_layout(small_dataset):
         pytest.param(7, 3, 2, 1, marks=pytest.mark.slow),
     ],
 )
-def test_stream_equals_in_process_batches(cluster, small_dataset, batch, world, micro, start_step):
+def test_stream_equals_in_process_batches(
+    local_ray, small_dataset, batch, world, micro, start_step
+):
     for rank in range(world):
         layout = RankLayout(batch, world, rank, micro)
         setup = options(small_dataset, layout, start_step, start_step + 4)
@@ -150,7 +144,7 @@ def test_stream_equals_in_process_batches(cluster, small_dataset, batch, world, 
             assert_equal(first, second)
 
 
-def test_tiles_for_the_device_stream_like_crops(cluster, small_dataset):
+def test_tiles_for_the_device_stream_like_crops(local_ray, small_dataset):
     config = CONFIG.model_copy(update={"crop_on": "device"})
     setup = options(small_dataset, RankLayout(8, 1, 0, 3), 1, 4, config)
     streamed = [batch.to("cpu") for batch in stream_batches(**setup, cpus=2)]
@@ -161,7 +155,7 @@ def test_tiles_for_the_device_stream_like_crops(cluster, small_dataset):
 
 
 @pytest.mark.slow
-def test_stream_over_several_datasets_and_without_prefetch(cluster, small_dataset, monkeypatch):
+def test_stream_over_several_datasets_and_without_prefetch(local_ray, small_dataset, monkeypatch):
     monkeypatch.setattr("terrafm.data.samples.stream._FIRST_SEGMENT_ROWS", 10)
     monkeypatch.setattr("terrafm.data.samples.stream._SEGMENT_ROWS", 20)
     monkeypatch.setattr("terrafm.data.samples.stream.PREFETCH_BATCHES", 0)
@@ -170,7 +164,7 @@ def test_stream_over_several_datasets_and_without_prefetch(cluster, small_datase
         assert_equal(first, second)
 
 
-def test_closing_a_stream_ends_its_workers(cluster, small_dataset):
+def test_closing_a_stream_ends_its_workers(local_ray, small_dataset):
     setup = options(small_dataset, RankLayout(8, 1, 0, 8), 0, 500)
     stream = stream_batches(**setup, cpus=2)
     next(stream)
@@ -184,7 +178,7 @@ def test_closing_a_stream_ends_its_workers(cluster, small_dataset):
 
 
 @pytest.mark.slow
-def test_two_ranks_share_one_spare_cpu(cluster, small_dataset):
+def test_two_ranks_share_one_spare_cpu(local_ray, small_dataset):
     """A data worker keeps its CPU while the stream lives: two must never wait for each other."""
     setups = [options(small_dataset, RankLayout(8, 2, rank, 4), 0, 40) for rank in (0, 1)]
     holder = placement_group([{"CPU": 2}])
@@ -199,7 +193,7 @@ def test_two_ranks_share_one_spare_cpu(cluster, small_dataset):
 
 
 @pytest.mark.slow
-def test_a_killed_data_worker_is_replaced(cluster, small_dataset):
+def test_a_killed_data_worker_is_replaced(local_ray, small_dataset):
     setup = options(small_dataset, RankLayout(8, 1, 0, 8), 0, 120)
     killed = []
     stream = stream_batches(**setup, cpus=2)
@@ -213,7 +207,7 @@ def test_a_killed_data_worker_is_replaced(cluster, small_dataset):
     assert killed
 
 
-def test_data_workers_import_no_torch(cluster, small_dataset):
+def test_data_workers_import_no_torch(local_ray, small_dataset):
     """It costs seconds of a processor and hundreds of megabytes in each of them."""
     stream = stream_batches(**options(small_dataset, RankLayout(8, 1, 0, 8), 0, 500), cpus=2)
     next(stream)
@@ -231,7 +225,7 @@ def is_worker(process):
 
 
 @pytest.mark.slow
-def test_the_scheduling_loop_rests_while_nothing_is_taken(cluster, small_dataset, monkeypatch):
+def test_the_scheduling_loop_rests_while_nothing_is_taken(local_ray, small_dataset, monkeypatch):
     rounds = []
 
     class Counting(SchedulingPause):
@@ -251,7 +245,7 @@ def test_the_scheduling_loop_rests_while_nothing_is_taken(cluster, small_dataset
     assert seen <= 1.5 / PAUSE_SECONDS
 
 
-def test_a_damaged_cell_is_one_clear_error(cluster, small_dataset, tmp_path):
+def test_a_damaged_cell_is_one_clear_error(local_ray, small_dataset, tmp_path):
     folder = tmp_path / "damaged"
     shutil.copytree(small_dataset, folder)
     dataset = Dataset.open(folder)
@@ -280,7 +274,7 @@ def test_a_damaged_cell_is_one_clear_error(cluster, small_dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_data_workers_leave_the_placement_group_of_their_worker(cluster, small_dataset):
+def test_data_workers_leave_the_placement_group_of_their_worker(local_ray, small_dataset):
     # As in a training worker: all resources of the group are taken by the worker itself.
     group = placement_group([{"CPU": 1}])
     ray.get(group.ready(), timeout=60)

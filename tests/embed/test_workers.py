@@ -6,7 +6,6 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 
 from terrafm.embed.job import embed
@@ -23,14 +22,6 @@ from terrafm.eval.features.readouts import Readout
 from terrafm.ray import parts
 
 FUSED = EmbedOptions(modalities=["s1", "s2_l2a"], workers=0)
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    ray.shutdown()  # That of another file, in the same process.
-    ray.init(address="local", num_cpus=3, include_dashboard=False, logging_level="error")
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 """Pending sums over micro-batches and ranks."""
 
-import os
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import call_in_process, run_script
 from two_ranks import learn_patches
 
 from terrafm.losses import DINOLoss
@@ -80,14 +79,12 @@ def test_padding_rows_weigh_nothing(batch):
 def test_two_processes_equal_one_at_the_same_global_batch(batch, tmp_path, centering):
     np.savez(tmp_path / "batch.npz", **{k: v.numpy() for k, v in batch.items()})
     script = Path(__file__).with_name("two_ranks.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path), str(r), centering], env=environment
-        )
-        for r in range(2)
-    ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    with ThreadPoolExecutor(2) as waiting:
+        ranks = [
+            waiting.submit(call_in_process, run_script, [script, tmp_path, r, centering])
+            for r in range(2)
+        ]
+    assert [rank.result() for rank in ranks] == [(0, "", "")] * 2
     alone = DINOLoss(PROTOTYPES, centering=centering, masked_patch=True)
     losses = [
         alone(batch["student"], batch["teacher"], 0.04, batch["high"]).item() for _ in range(3)

@@ -8,6 +8,8 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+from bounded import evaluate
+from forked import call_in_process
 
 _spec = spec_from_file_location("archives", Path(__file__).parents[1] / "data" / "conftest.py")
 _archives = module_from_spec(_spec)
@@ -55,30 +57,6 @@ class Bounded:
     grown: int
 
 
-_BOUNDED = """
-import resource, sys
-from terrafm.errors import TerraFMError
-from terrafm.data.archive import BadCellError
-{imports}
-
-def peak():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) >> 10
-
-resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
-before = peak()
-for path in sys.argv[1:]:
-    code = 0
-    try:
-        said = repr({call})[:200]
-    except (TerraFMError, BadCellError, {errors}) as error:
-        said, code = str(error), 2
-    except MemoryError:
-        said, code = "MemoryError", 3
-    print("ended", code, peak() - before, said.replace(chr(10), " | "))
-"""
-
-
 @pytest.fixture
 def bounded():
     """Evaluates an expression of `path` for each argument, in one process of its own.
@@ -87,16 +65,11 @@ def bounded():
     """
 
     def call(imports, expression, *paths, errors="ValueError", timeout=60, limit=12 << 30):
-        program = _BOUNDED.format(imports=imports, call=expression, errors=errors, limit=limit)
-        done = subprocess.run(
-            [sys.executable, "-c", program, *map(str, paths)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
+        code, out, said = call_in_process(
+            evaluate, imports, expression, errors, limit, [str(p) for p in paths], timeout=timeout
         )
-        assert done.returncode == 0, done.stderr
-        lines = [line.split(" ", 3) for line in done.stdout.splitlines() if line[:6] == "ended "]
+        assert code == 0, said
+        lines = [line.split(" ", 3) for line in out.splitlines() if line[:6] == "ended "]
         return [Bounded(int(code), said, int(grown)) for _, code, grown, said in lines]
 
     return call

@@ -10,7 +10,10 @@ FUZZ = Path(__file__).with_name("fuzzing") / "fuzz.py"
 TARGETS = {"state": 40, "manifest": 40, "embeddings": 30}
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "target",
+    [pytest.param(name, marks=() if name == "state" else pytest.mark.slow) for name in TARGETS],
+)
 def test_mutated_files_are_read_or_refused_in_one_line(target, tmp_path):
     command = [sys.executable, FUZZ, "--target", target, "--count", str(TARGETS[target])]
     done = subprocess.run(

@@ -22,11 +22,15 @@ def soak(*arguments, environment=None):
     return lines
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_of_two_writers_that_begin_at_once_one_wins():
     lines = soak("pairs", "--times", "2", "--only", "ingest+append,embed+average")
     assert [line.partition(",")[0] for line in lines] == ["ingest+append", "embed+average"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_killed_writer_is_gone_on_with():
     lines = soak("kills", "--times", "3", "--only", "ingest,average")
     assert [line.partition(",")[0] for line in lines] == ["ingest", "average"]

@@ -47,7 +47,8 @@ def test_activation_checkpointing_is_bit_for_bit(eager, small_dataset):
 
 
 @needs_compiler
-@pytest.mark.parametrize("case", ["compiled", pytest.param("both", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["compiled", "both"])
 def test_compiled_blocks_agree_with_eager_ones(eager, small_dataset, case):
     assert_same(run(small_dataset, CASES[case]), eager, 1e-5)
 

@@ -10,7 +10,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import terrafm
 from terrafm.config import load_config
-from terrafm.errors import UsageError
 from terrafm.eval.validation import CheckpointValidation
 from terrafm.models.weights import read_contract
 from terrafm.train.checkpoints.validations import read_validations
@@ -130,11 +129,3 @@ def test_a_run_without_labels_names_its_best_checkpoint_by_retrieval(make_datase
     board = EventAccumulator(str(output / "tensorboard" / "validation"))
     board.Reload()
     assert board.Scalars(f"validation/{metric}")[-1].value == values[4]
-
-
-def test_a_cluster_too_small_for_both_is_refused(small_dataset, tmp_path):
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
-    config = load_config("demo", [*SETTINGS, "train.steps=2"])
-    with pytest.raises(UsageError, match=r"has 2 CPUs.* and validation.cpus=1 leave none to read"):
-        pretrain(config, small_dataset, str(tmp_path / "run"), validate=CheckpointValidation)
-    assert not (tmp_path / "run").exists()
