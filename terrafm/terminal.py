@@ -10,12 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
-from rich.table import Table
 from rich.text import Text
 
 from terrafm.storage import to_json
 from terrafm.storage.addresses import without_secrets
-from terrafm.units import human_bytes
 
 # What a terminal obeys instead of showing it: C0 but tab and newline, DEL, and C1. And lone
 # surrogates, which paths that are no UTF-8 have: no stream can write them.
@@ -74,17 +72,3 @@ def report(
         rendered = render(result)
         # A sentence with a long path stays one line, for those who search a log for it.
         console.print(rendered, soft_wrap=isinstance(rendered, str), crop=False)
-
-
-def render_figures(figures: dict[str, Any]) -> Table:
-    """Names and values, one a row."""
-    table = Table(show_header=False, box=None)
-    for name, value in figures.items():
-        table.add_row(name.replace("_", " "), _shown(name, value))
-    return table
-
-
-def _shown(name: str, value: Any) -> str:
-    if "bytes" in name or "memory" in name:
-        return human_bytes(float(value))
-    return f"{value:,}" if isinstance(value, int) else str(value)

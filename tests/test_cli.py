@@ -135,7 +135,7 @@ def test_profile_is_a_flag_that_a_setting_overrides(small_dataset, monkeypatch):
     )
     for more in ([], ["--profile"], ["--profile", "--set", "train.profile_steps=7"]):
         with pytest.raises(SystemExit):
-            main([*map(str, pretrain(small_dataset, "unused")), "--dry-run", *more])
+            main([*map(str, pretrain(small_dataset, "unused")), "--dry-run", "--json", *more])
     assert asked == [0, 3, 7]
 
 
@@ -247,6 +247,18 @@ def test_dry_run_says_what_a_run_would_cost_and_writes_nothing(run, small_datase
     checkpoint = half_done(small_dataset, tmp_path / "run")
     size = sum(p.stat().st_size for p in Path(checkpoint).iterdir())
     assert figures["checkpoint_bytes"] == pytest.approx(size, rel=0.05)
+
+
+def test_a_dry_run_reads_well(run, small_dataset, tmp_path):
+    code, out, _ = run(*pretrain(small_dataset, tmp_path / "run"), "--dry-run")
+    assert code == 0
+    names = [line[:20].strip() for line in out.splitlines()]
+    assert names == [
+        "the run", "the model", "a worker's memory", "", "on the disk", "a step", "all steps",
+        "measured on",
+    ]  # fmt: skip
+    assert max(map(len, out.splitlines())) <= 80
+    assert "4 steps, 16 samples" in out
 
 
 def test_inspect_prints_json_and_a_table(run, small_dataset):

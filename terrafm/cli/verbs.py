@@ -35,7 +35,7 @@ from terrafm.progress import progress_bar
 from terrafm.storage import check_no_file
 from terrafm.storage.addresses import check_address
 from terrafm.storage.faults import one_line
-from terrafm.terminal import JsonOption, PlainFormatter, console, errors, render_figures, report
+from terrafm.terminal import JsonOption, PlainFormatter, console, errors, report
 
 if TYPE_CHECKING:
     from terrafm.train.checkpoints.validations import Validation, ValidationTask
@@ -220,10 +220,11 @@ def pretrain(
     labelled = tree.validation.data if tree.validation.every_steps else None
     early.check_run(output, tree.model.init, labelled)
     if dry_run:
+        from terrafm.train.driver.estimate import describe_estimate
         from terrafm.train.driver.pretrain import dry_run as run_dry
 
         figures = run_dry(tree, data, output, validate=_validation, extend=extend)
-        report(figures, as_json, render_figures)
+        report(figures, as_json, describe_estimate)
         return
     from terrafm.train.driver.pretrain import describe
     from terrafm.train.driver.pretrain import pretrain as run_pretrain

@@ -16,6 +16,7 @@ from terrafm.train.metrics.step_line import peak_process_bytes
 from terrafm.train.step.engine import Engine, PlainEngine
 from terrafm.train.step.optimizer import MOMENTS, reduce_bucket
 from terrafm.train.worker.setup import TrainingSetup
+from terrafm.units import duration, human_bytes
 
 _FLOAT = 4
 
@@ -80,6 +81,36 @@ def estimate(setup: TrainingSetup, *, measure: bool = True) -> dict[str, Any]:
             "measured_on": "CPU of this machine, one process, reading not overlapped",
         }
     return figures
+
+
+def describe_estimate(figures: dict[str, Any]) -> str:
+    """What `estimate` found, in lines for the terminal."""
+    done, left = figures["steps_done"], figures["steps"] - figures["steps_done"]
+    rest = f", {left:,} of them left" if done else ""
+    reads = f"{figures['epochs']:,} epochs, {human_bytes(figures['bytes_read'])} to read"
+    state = human_bytes(figures["memory_state"])
+    number = figures["checkpoints"]
+    many = "1 checkpoint" if number == 1 else f"{number:,} checkpoints"
+    lines = {
+        "the run": f"{figures['steps']:,} steps{rest}, {figures['samples']:,} samples: {reads}",
+        "the model": f"{figures['parameters']:,} parameters",
+        "a worker's memory": f"{state} for weights, gradients, moments and teacher",
+        "on the disk": f"{many} of {human_bytes(figures['checkpoint_bytes'])} each",
+    }
+    if "step_seconds" in figures:
+        activations = human_bytes(figures["memory_activations"])
+        whole = human_bytes(figures["memory_per_worker"])
+        lines["a worker's memory"] = f"{whole}: {state} for weights, gradients, moments and teacher"
+        lines[""] = f"and {activations} for the activations of a micro-batch"
+        lines["a step"] = (
+            f"{figures['step_seconds']:.3g} s, and {figures['read_and_crop_seconds']:.3g} s to "
+            "read and crop its samples"
+        )
+        lines["all steps"] = f"{duration(figures['step_seconds'] * left)} where nothing waits"
+        lines["measured on"] = figures["measured_on"]
+    order = ["the run", "the model", "a worker's memory", "", "on the disk"]
+    order += ["a step", "all steps", "measured on"]
+    return "\n".join(f"{name:<20}{lines[name]}" for name in order if name in lines)
 
 
 def state_bytes(parameters: int, stage: int, workers: int) -> int:
