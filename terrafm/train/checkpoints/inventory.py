@@ -49,8 +49,11 @@ def list_run(uri: str) -> dict[str, Any]:
         UsageError: there are none, or a newer version of this library wrote them.
         StoreRefusedError, StoreFailedError: the store does not answer.
     """
-    found = _checkpoints_in(uri)
-    rows = [row for step, checkpoint in found if (row := _describe(step, checkpoint))]
+    rows: list[dict[str, Any]] = []
+    # All that were seen may have gone before they were looked at: the run has newer ones.
+    while not rows:
+        found = _checkpoints_in(uri)
+        rows = [row for step, checkpoint in found if (row := _describe(step, checkpoint))]
     # The newest knows the rules that hold now.
     rules = next((r["rules"] for r in reversed(rows) if r["rules"] is not None), None)
     why = {} if rules is None else rules.reasons(row["step"] for row in rows)
@@ -121,20 +124,30 @@ def verify(uri: str, progress: Callable[[int, int], None] | None = None) -> dict
         StoreRefusedError, StoreFailedError: the store does not answer.
     """
     uri = find_checkpoint(uri.rstrip("/"))
-    single = is_there(uri)
-    found = [uri] if single else [checkpoint for _, checkpoint in _checkpoints_in(uri)]
-    faults, whole = [], []
+    if is_there(uri):
+        return _verify(uri, [uri], progress)
+    while True:
+        result = _verify(uri, [checkpoint for _, checkpoint in _checkpoints_in(uri)], progress)
+        # As in `list_run`.
+        if result["checkpoints"]:
+            return result
+
+
+def _verify(
+    uri: str, found: list[str], progress: Callable[[int, int], None] | None
+) -> dict[str, Any]:
+    faults, looked_at = [], []
     for done, checkpoint in enumerate(found, 1):
         damage = seen_damage(checkpoint)
         # Else its run has removed it meanwhile.
         if damage is not None:
-            whole.append(checkpoint)
+            looked_at.append(checkpoint)
             faults += [
                 {"checkpoint": checkpoint, "file": file, "what": what} for file, what in damage
             ]
         if progress is not None:
             progress(done, len(found))
-    return {"uri": uri, "checkpoints": whole, "faults": faults}
+    return {"uri": uri, "checkpoints": looked_at, "faults": faults}
 
 
 def summary(result: dict[str, Any]) -> str:
