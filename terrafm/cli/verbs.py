@@ -255,7 +255,11 @@ def export(
     file_format: Annotated[ExportFormat, typer.Option("--format", help="What is written.")],
     network: Annotated[Network, typer.Option("--model", help="Which network.")] = Network.TEACHER,
     modality: Annotated[
-        str | None, typer.Option(help="Of a graph or TerraTorch's backbone.")
+        str | None,
+        typer.Option(
+            help="Of a graph or TerraTorch's backbone. Of released, s2_l2a: for Level-2A in the "
+            "paper's inference file, which takes any 12 bands for Level-1C."
+        ),
     ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Side of a graph's images, pixels; as trained by default.")

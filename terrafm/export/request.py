@@ -47,7 +47,7 @@ GRAPHS = (ExportFormat.TORCH_EXPORT, ExportFormat.ONNX)
 """Formats that hold computation and weights of one modality and one image size."""
 
 _TAKEN_BY = {
-    "modality": (*GRAPHS, ExportFormat.TERRATORCH),
+    "modality": (*GRAPHS, ExportFormat.TERRATORCH, ExportFormat.RELEASED),
     "image_size": GRAPHS,
     "license": (ExportFormat.HF,),
     "scores": (ExportFormat.HF,),
@@ -61,7 +61,7 @@ class ExportOptions:
 
     Attributes:
         modality: that the graph, or TerraTorch's backbone, is for; by default Sentinel-2 L2A
-            where the weights know it.
+            where the weights know it. Of "released" only "s2_l2a": see `save_released`.
         image_size: side of the graph's images, pixels; by default that of a global crop.
         license: identifier of the weights' licence for the model card, such as "apache-2.0".
         scores: URI of what `terrafm evaluate ... --json` printed, for the model card.
@@ -152,6 +152,11 @@ def check_options(format: ExportFormat, contract: WeightsContract, options: Expo
             taken = ", ".join(_TAKEN_BY[option.name])
             raise UsageError(f"--{name} is for the formats {taken}, not for {format}")
     chosen_modality(contract, options)
+    if format == ExportFormat.RELEASED and options.modality not in (None, "s2_l2a"):
+        raise UsageError(
+            f"--modality {options.modality}: the format released holds all sensors; only s2_l2a "
+            "is a choice, which the paper's inference file then computes in L1C's place"
+        )
     size = chosen_size(contract, options)
     if format in GRAPHS and (size < contract.patch_size or size % contract.patch_size):
         raise UsageError(

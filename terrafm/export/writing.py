@@ -34,7 +34,9 @@ from terrafm.train.checkpoints.store import contract_of, load_encoder_state, rea
 _NOTHING = ExportOptions()
 _WRITERS: dict[ExportFormat, Callable[[Export], list[str]]] = {
     ExportFormat.SAFETENSORS: lambda e: save_safetensors(e.uri, e.state, e.contract),
-    ExportFormat.RELEASED: lambda e: save_released(e.uri, e.state, e.contract),
+    ExportFormat.RELEASED: lambda e: save_released(
+        e.uri, e.state, e.contract, for_l2a=e.options.modality == "s2_l2a"
+    ),
     ExportFormat.HF: write_hub_folder,
     ExportFormat.TERRATORCH: write_terratorch_folder,
     ExportFormat.TORCH_EXPORT: write_torch_export,

@@ -5,14 +5,22 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor
 
 import terrafm
+from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE
 from terrafm.storage import parse_json
-from terrafm.storage.records import Finite, validated
+from terrafm.storage.records import Finite, first_fault, validated
 
 LARGEST_IMAGE = 16384
 """Side of a model's input, pixels: images are resized to it."""
@@ -42,6 +50,25 @@ class ModalityContract(BaseModel):
         if not all(math.isfinite(v) for v in self.mean + self.std) or min(self.std) <= 0:
             raise ValueError("mean must be finite and std above 0")
         return self
+
+
+def _for_bands(value: Any, bands: int) -> list[float]:
+    """A number for each band of those that were given, or of the one.
+
+    Raises:
+        TypeError, ValueError: they are no numbers, or another number of them.
+    """
+    if isinstance(value, int | float):
+        return [float(value)] * bands
+    found = [float(number) for number in value]
+    if len(found) != bands:
+        raise ValueError(f"{len(found)} numbers for {bands} bands")
+    return found
+
+
+def _span(values: tuple[float, ...]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 class WeightsContract(BaseModel):
@@ -106,6 +133,50 @@ class WeightsContract(BaseModel):
             image_size=image_size,
             dataset_fingerprint=dataset_fingerprint,
             commit=commit,
+        )
+
+    @classmethod
+    def assumed(cls, model: str, normalisation: Mapping[str, Mapping[str, Any]]) -> Self:
+        """The contract of weights that state none, by what their user assumes.
+
+        Args:
+            model: a key of `ARCHITECTURES`.
+            normalisation: modality -> {"mean": ..., "std": ...} or {"min": ..., "max": ...}, which
+                become 0 and 1; numbers, or one for each band, in the modality's unit.
+
+        Raises:
+            UsageError: no such modality, other keys, or numbers that normalise nothing.
+        """
+        statistics = {}
+        for name, given in normalisation.items():
+            if name not in MODALITIES:
+                raise UsageError(f"normalisation: no modality {name!r}: {', '.join(MODALITIES)}")
+            bands = MODALITIES[name].channels
+            try:
+                if {"mean", "std"} <= set(given):
+                    center, spread = (
+                        _for_bands(given["mean"], bands),
+                        _for_bands(given["std"], bands),
+                    )
+                elif set(given) == {"min", "max"}:
+                    center = _for_bands(given["min"], bands)
+                    highest = _for_bands(given["max"], bands)
+                    spread = [high - low for low, high in zip(center, highest, strict=True)]
+                else:
+                    raise ValueError("give mean and std, or min and max")
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"normalisation of {name}: {error}") from None
+            statistics[name] = {"mean": center, "std": spread}
+        try:
+            return cls.build(model, statistics)
+        except ValidationError as error:
+            raise UsageError(f"normalisation: {first_fault(error)}") from None
+
+    def in_words(self) -> str:
+        """The normalisation in one line, such as: s1 in dB, less -12.5 to -19.1, over 5.1."""
+        return "; ".join(
+            f"{name} in {m.unit}, less {_span(m.mean)}, over {_span(m.std)}"
+            for name, m in self.modalities.items()
         )
 
     def to_json(self) -> str:

@@ -9,6 +9,7 @@ the fusion parameters. A `.pth` is never unpickled beyond tensors.
 import hashlib
 import io
 import json
+import logging
 import os
 import pickle
 import warnings
@@ -40,6 +41,8 @@ from terrafm.storage import (
 from terrafm.storage.faults import one_line
 from terrafm.storage.limits import DOCUMENT_BYTES, WHOLE_FILE_BYTES
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
 TRAINING_ONLY = "patch_embed.fusion."
 _QUERIES = TRAINING_ONLY + "queries"
@@ -65,12 +68,26 @@ def save_safetensors(uri: str, state: Mapping[str, Tensor], contract: WeightsCon
     return [uri]
 
 
-def save_released(uri: str, state: Mapping[str, Tensor], contract: WeightsContract) -> list[str]:
+def save_released(
+    uri: str, state: Mapping[str, Tensor], contract: WeightsContract, *, for_l2a: bool = False
+) -> list[str]:
     """Writes the released names as a plain state dict, and the contract beside it.
+
+    Args:
+        uri: of the `.pth`.
+        state: of the encoder.
+        contract: what it expects of its input.
+        for_l2a: the patch embedding of Sentinel-2 L2A also takes the place of L1C's, which is
+            the one that the released inference file sends every image of 12 bands through. The
+            weights, and their contract, then know no L1C.
 
     Returns:
         The URIs written: the `.pth` and the `.json`.
     """
+    if for_l2a:
+        state = {name: state[name.replace("s2_l1c", "s2_l2a")] for name in state}
+        known = {name: m for name, m in contract.modalities.items() if name != "s2_l1c"}
+        contract = contract.model_copy(update={"modalities": known})
     tensors = {
         # A view would drag its whole storage into the file.
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -234,23 +251,42 @@ def load_encoder(uri: str | os.PathLike[str]) -> Encoder:
     return encoder
 
 
-def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> Encoder:
+def load_model(
+    name: str,
+    weights: str | os.PathLike[str] | None = None,
+    normalisation: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Encoder:
     """A TerraFM encoder in eval mode.
 
     Args:
         name: "terrafm_tiny", "terrafm_small", "terrafm_base" or "terrafm_large".
         weights: URI of a `.safetensors` or `.pth` file, released or own; None leaves the
             encoder with fresh random weights.
+        normalisation: for weights that state none, as the released ones: what you assume of their
+            input. Modality -> {"mean": ..., "std": ...}, as a dataset's manifest has them, or
+            {"min": ..., "max": ...}, which become 0 and 1; a number, or one for each band, in
+            reflectance or dB. The model's `contract` is made of it, and the log says so.
 
     Raises:
-        UsageError: no such model, unreadable or unsafe weights, or weights of another model.
+        UsageError: no such model, unreadable or unsafe weights, weights of another model, or a
+            normalisation that is none, or of weights that state their own.
     """
     if name not in ARCHITECTURES or weights is None:
+        if normalisation is not None:
+            raise UsageError("normalisation says what weights expect: give weights as well")
         return build_encoder(name).eval()
     encoder = load_encoder(weights)
     held = infer_model_name(encoder.state_dict())
     if held != name:
         raise UsageError(f"{os.fspath(weights)} holds {held} weights, not {name}")
+    if normalisation is not None:
+        if encoder.contract is not None:
+            raise UsageError(f"{os.fspath(weights)} states its normalisation: leave it out")
+        encoder.contract = WeightsContract.assumed(name, normalisation)
+        logger.warning(
+            "%s states no normalisation; assumed, by normalisation=, %s",
+            *(os.fspath(weights), encoder.contract.in_words()),
+        )
     return encoder
 
 

@@ -43,6 +43,22 @@ def test_exported_weights_give_the_teachers_embeddings(tmp_path, teacher, format
             assert torch.equal(model(x, modality=modality), encoder(x, modality=modality))
 
 
+def test_released_weights_for_l2a_in_the_papers_file(tmp_path, teacher):
+    """It sends any image of 12 bands through Level-1C's patch embedding."""
+    encoder, contract = teacher
+    x = torch.randn(2, 12, 48, 64)
+    options = ExportOptions(modality="s2_l2a")
+    export_weights(encoder.state_dict(), contract, str(tmp_path / "out"), "released", options)
+    model = terrafm.load_model("terrafm_tiny", weights=tmp_path / "out")
+    assert list(model.contract.modalities) == [m for m in contract.modalities if m != "s2_l1c"]
+    with torch.inference_mode():
+        as_released = model(x, modality="s2_l1c")
+        assert torch.equal(as_released, encoder(x, modality="s2_l2a"))
+        assert not torch.equal(as_released, encoder(x, modality="s2_l1c"))
+        radar = torch.randn(2, 2, 48, 64)
+        assert torch.equal(model(radar, modality="s1"), encoder(radar, modality="s1"))
+
+
 def test_files_are_named_after_the_model_or_as_told(tmp_path, teacher):
     encoder, contract = teacher
     state, root = encoder.state_dict(), str(tmp_path)
@@ -84,6 +100,7 @@ def test_wrong_use_is_one_clear_line(tmp_path, teacher):
     ("format", "options", "complaint"),
     [
         ("safetensors", {"modality": "s1"}, "--modality is for the formats torch-export, onnx"),
+        ("released", {"modality": "s1"}, "--modality s1: the format released holds all sensors"),
         ("terratorch", {"image_size": 64}, "--image-size is for the formats torch-export, onnx"),
         ("onnx", {"license": "mit"}, "--license is for the formats hf, not for onnx"),
         ("torch-export", {"modality": "s3"}, "--modality s3: these weights were trained on s1,"),
