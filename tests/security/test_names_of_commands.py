@@ -11,10 +11,23 @@ from terrafm.train.checkpoints.store import list_checkpoints, load_checkpoint, s
 
 # Each beside what it would mean.
 NAMES = {"lr[12]": ("lr1", "lr2"), "*": ("a", "lr[12]"), "a?b": ("axb", "a"), "[!x]*": ("y1", "!")}
-names = pytest.mark.parametrize(("name", "neighbours"), NAMES.items(), ids=NAMES)
+SLOW = [("s3", "a?b"), ("s3", "[!x]*"), *(("real s3", name) for name in NAMES)]
+names = pytest.mark.parametrize(
+    ("root", "name", "neighbours"),
+    [
+        pytest.param(
+            *(place, name, neighbours),
+            id=f"{place}-{name}",
+            marks=[pytest.mark.slow] if (place, name) in SLOW else [],
+        )
+        for place in ("disk", "s3", "real s3")
+        for name, neighbours in NAMES.items()
+    ],
+    indirect=["root"],
+)
 
 
-@pytest.fixture(params=["disk", "s3", pytest.param("real s3", marks=pytest.mark.slow)])
+@pytest.fixture
 def root(request, tmp_path):
     if request.param == "disk":
         return str(tmp_path / "place")
