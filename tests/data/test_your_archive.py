@@ -136,7 +136,7 @@ def stated(name):
     row = next(line for line in (ROOT / PAGE).read_text().splitlines()
                if line.startswith("|") and f"| [{name}](" in line)  # fmt: skip
     columns = [part.strip() for part in row.strip("|").split("|")]
-    requests = None if columns[3] == "-" else int(columns[3])
+    requests = None if columns[3] == "-" else float(columns[3])
     return float(columns[2].removesuffix("x")), requests
 
 

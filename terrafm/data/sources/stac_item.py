@@ -12,7 +12,7 @@ from terrafm.data.land.selection import parse_time
 from terrafm.data.rasters.bands import CIRRUS, canonical
 from terrafm.data.sources.offsets import claimed_offset
 from terrafm.data.sources.raster import Grid
-from terrafm.data.sources.scenes.pixels import read_header
+from terrafm.data.sources.scenes.open_layers import read_header
 from terrafm.data.sources.scenes.scene import Layer, Scene
 from terrafm.data.sources.scenes.signing import Signer
 from terrafm.modalities import MODALITIES

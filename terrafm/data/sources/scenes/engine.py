@@ -30,7 +30,13 @@ from terrafm.data.sources.scenes.grid import (
     in_area,
     shares,
 )
-from terrafm.data.sources.scenes.pixels import OpenLayers, read_classes, read_layer, sample_layer
+from terrafm.data.sources.scenes.open_layers import OpenLayers
+from terrafm.data.sources.scenes.pixels import (
+    fetch_layers,
+    read_classes,
+    read_layer,
+    sample_layer,
+)
 from terrafm.data.sources.scenes.request import MGRS, SceneRequest
 from terrafm.data.sources.scenes.scene import Scene
 from terrafm.data.sources.scenes.signing import Signer
@@ -203,6 +209,10 @@ class SceneSource(ABC):
     def _read(self, cell: GridCell, scene: Scene) -> Product:
         sensor = MODALITIES[scene.modality]
         gsds = dict(zip(sensor.bands, sensor.gsd, strict=True))
+        needed = [(layer, _grid(cell, gsds.get(band, 60))) for band, layer in scene.layers.items()]
+        if scene.mask is not None:
+            needed.append((scene.mask[0], _grid(cell, _MASK_GSD)))
+        fetch_layers(self._layers, needed)
         unit = self._unit(scene) if scene.modality == "s1" else ""
         pixels: dict[str, NDArray[Any]] = {}
         for band in (*sensor.bands, CIRRUS):
