@@ -47,9 +47,11 @@ def test_bytes_are_those_of_the_file_wherever_they_come_from(tmp_path):
 
 def test_a_file_that_claims_blocks_larger_than_blocks_are_is_left_to_gdal(tmp_path):
     path = tmp_path / "a.tif"
-    with rasterio.open(path, "w", driver="GTiff", dtype="uint16", count=2, height=96, width=96,
-                       tiled=True, blockxsize=32, blockysize=32, crs="EPSG:32633",
-                       transform=rasterio.Affine(10, 0, 600000, 0, -10, 5000040)) as file:  # fmt: skip
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype="uint16", count=2, height=96, width=96, tiled=True,
+        blockxsize=32, blockysize=32, crs="EPSG:32633",
+        transform=rasterio.Affine(10, 0, 600000, 0, -10, 5000040),
+    ) as file:  # fmt: skip
         file.write(np.arange(2 * 96 * 96, dtype=np.uint16).reshape(2, 96, 96))
 
     class Claims:
@@ -85,7 +87,7 @@ class _Slow(RangeHandler):
         with server.lock:
             server.waiting += 1
             server.most = max(server.most, server.waiting)
-        time.sleep(0.05)
+        time.sleep(0.1)
         with server.lock:
             server.waiting -= 1
         super().do_GET()
@@ -106,12 +108,9 @@ def test_the_bands_of_a_cell_are_asked_for_at_once(tmp_path, slow_server):
     source = StacItems(f"{slow_server.address}/items.json", ("s2_l2a",), request)
     (ref,) = source.cells()
     slow_server.sent.clear()
-    start = time.monotonic()
     cell = source.read(ref)
-    seconds = time.monotonic() - start
     for band in BANDS:
         np.testing.assert_array_equal(cell.products["s2_l2a"].bands[band], product.pixels[band])
     assert slow_server.most >= 8
-    # First bytes and blocks: one after the other they wait as often as requests were made.
-    waits = len(slow_server.sent) * 0.05
-    assert seconds < 0.6 * waits
+    # The first bytes of each band, and its blocks.
+    assert len(slow_server.sent) <= 2 * len(BANDS)
