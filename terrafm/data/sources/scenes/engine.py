@@ -44,7 +44,8 @@ from terrafm.errors import PixelError, UsageError
 from terrafm.modalities import MODALITIES
 
 _MASK_GSD = 20
-_MASK_BANDS = {"scl": 1, "classi": 2}
+# Of Level-1C's classification opaque clouds and cirrus; snow follows, as a band or as a flag.
+_MASK_BANDS, _CLOUD_FLAGS = {"classi": 2}, 1 | 2
 # Of the scene classification: no data; shadows are no clouds.
 _SCL_NO_DATA, _SCL_CLOUDS = 0, (8, 9, 10)
 # A radar raster that measured less of the cell makes room for the next in time.
@@ -282,7 +283,10 @@ class SceneSource(ABC):
             measured = int((~missing).sum())
             share = 100.0 * float(cloudy.sum()) / measured if measured else None
             return share, missing
-        cloudy = np.any(classes[: _MASK_BANDS[kind]] > 0, axis=0)
+        if kind == "flags":
+            cloudy = (classes[0] & _CLOUD_FLAGS) > 0
+        else:
+            cloudy = np.any(classes[: _MASK_BANDS[kind]] > 0, axis=0)
         return 100.0 * float(cloudy.mean()), np.zeros(target.shape, dtype=bool)
 
 

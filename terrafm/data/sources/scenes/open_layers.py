@@ -27,12 +27,16 @@ from terrafm.data.sources.raster import Grid, why_no_place
 from terrafm.data.sources.scenes.blocks import block_ranges
 from terrafm.data.sources.scenes.scene import Layer
 from terrafm.data.sources.scenes.signing import Signer
+from terrafm.data.sources.scenes.zarr_layers import ChunkCache, ZarrRaster, fetch_limit
 from terrafm.storage import download, is_local
 from terrafm.storage.read_ahead import ReadAhead, fetch_all
+from terrafm.storage.zarr_arrays import BadZarrError
+from terrafm.storage.zarr_store import ZarrStore
 from terrafm.storage.zip_members import BadZipError, member_offset, unpack_member
 
 # All bands and the mask of some scenes stay open: the next cell is of the same ones.
 _OPEN = 48
+_OPEN_STORES = 8
 
 
 @dataclass
@@ -61,14 +65,14 @@ class Image:
     """An open raster.
 
     Attributes:
-        dataset: of rasterio.
+        dataset: of rasterio, or a `ZarrRaster`.
         header: what it says of its bands.
         grid: where its pixels lie.
         reached: its bytes.
         seen: row and column of the blocks that were fetched: GDAL keeps them decoded.
     """
 
-    dataset: DatasetReader
+    dataset: Any
     header: Header
     grid: Grid
     reached: _Reached
@@ -88,6 +92,8 @@ class OpenLayers:
         self._images: OrderedDict[Layer, Image] = OrderedDict()
         self._reached: dict[Layer, _Reached | BadCellError] = {}
         self._most = most
+        self._stores: OrderedDict[str, ZarrStore] = OrderedDict()
+        self._chunks = ChunkCache()
 
     def image(self, layer: Layer) -> Image:
         """An open raster.
@@ -98,10 +104,14 @@ class OpenLayers:
         if self._is_open(layer):
             self._images.move_to_end(layer)
             return self._images[layer]
+        if layer.array:
+            return self._keep(layer, self._open_array(layer))
         reached = self._reached.pop(layer, None) or _reach(layer, *_address(layer, self._sign))
         if isinstance(reached, BadCellError):
             raise reached
-        image = _open(layer, reached)
+        return self._keep(layer, _open(layer, reached))
+
+    def _keep(self, layer: Layer, image: Image) -> Image:
         self._images[layer] = image
         while len(self._images) > self._most:
             self._images.popitem(last=False)[1].close()
@@ -126,7 +136,7 @@ class OpenLayers:
         # One signature serves many: they are asked for one after the other.
         addresses = {}
         for layer in wanted:
-            if not self._is_open(layer):
+            if not layer.array and not self._is_open(layer):
                 with suppress(BadCellError):
                     addresses[layer] = _address(layer, self._sign)
         self._close_reached()
@@ -138,6 +148,9 @@ class OpenLayers:
         Raises:
             StoreRefusedError, StoreFailedError: a store does not answer.
         """
+        arrays = [(image.dataset, windows) for layer, image, windows in parts if layer.array]
+        chunks = fetch_limit(arrays, self._chunks.most)
+        for_all(lambda chunk: chunk[0].fetch(*chunk[1:]), chunks)
         wanted = []
         for layer, image, windows in parts:
             ahead = image.reached.ahead
@@ -152,6 +165,22 @@ class OpenLayers:
         # A file that is gone meanwhile is told by who reads it.
         with suppress(FileNotFoundError):
             fetch_all(wanted)
+
+    def _open_array(self, layer: Layer) -> Image:
+        try:
+            if layer.uri not in self._stores:
+                self._stores[layer.uri] = ZarrStore(layer.uri)
+                while len(self._stores) > _OPEN_STORES:
+                    self._stores.popitem(last=False)
+            raster = ZarrRaster(self._stores[layer.uri], layer.array, self._chunks)
+        except (OSError, ValueError, BadZipError, BadZarrError) as error:
+            raise _unreadable(layer, error) from None
+        assert layer.grid is not None
+        if layer.grid.shape != raster.shape:
+            rows, columns = raster.shape
+            why = f"{rows} x {columns} px, but its metadata say {layer.grid}"
+            raise BadCellError(layer.where, why)
+        return Image(raster, raster.header, layer.grid, _Reached(layer.uri))
 
     def _is_open(self, layer: Layer) -> bool:
         if layer in self._images and self._images[layer].reached.good_until < time.time():
