@@ -160,7 +160,6 @@ def measured(source, refs):
 
 def check(name, times, requests=None):
     said, said_requests = stated(name)
-    print(name, round(times, 3), requests)
     assert 0.6 * said <= times <= 1.1 * said, (name, times)
     if said_requests is not None:
         assert 0.4 * said_requests <= requests <= 1.2 * said_requests, (name, requests)
