@@ -18,10 +18,15 @@ and sums their pixels, which must come to the same.
 Loopback has no latency, and a store is what one waits for: so all is measured without, and with
 --latency milliseconds before every answer, on the first --waited tiles. Requests and bytes are the
 server's count.
+
+--sources measures another thing: one scene in every form that is read (SAFE, deflated zip, EOPF,
+COGs behind the server, a GeoTIFF for each place, TerraMesh), one process: the whole `ingest`
+without Ray, reading alone, and what was read.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -44,6 +49,7 @@ from common import (
     run_child,
 )
 from harness.pixels import TILE, describe
+from harness.scene_archives import SAMPLE, write_archives
 from harness.scenes import BANDS, CORNER, EPSG, scene_name, write_scenes
 
 Direction = Literal["higher", "lower"]
@@ -162,6 +168,45 @@ def figures_of(race: Race, results: dict[str, list[float]], where: str, bar: flo
     return found
 
 
+def by_source(arguments: argparse.Namespace) -> list[Figure]:
+    """Minutes for 1,000 tiles and bytes of one, of every archive form of one scene."""
+    side = 2 if arguments.quick else 6
+    folder = arguments.work / f"forms-{describe(arguments.real).split()[0]}-{side}"
+    note("one scene in every form")
+    write_archives(folder, arguments.real, side)
+    figures = []
+    with served(folder / "stac") as address:
+        forms = {name: (name, str(folder / name), 0.0) for name in ("safe", "eopf", "geotiff",
+                                                                    "terramesh")}  # fmt: skip
+        forms["safe, deflated zip"] = "safe", str(folder / "safe zip"), 0.0
+        items = f"{address}/items.json"
+        forms["stac, no latency"] = "stac", items, 0.0
+        forms[f"stac, {arguments.latency:g} ms a request"] = "stac", items, arguments.latency
+        for form, (source, uri, latency) in forms.items():
+            ask(address, f"latency/{latency:g}", "PUT")
+            tile = SAMPLE if source == "terramesh" else TILE
+            found: dict[str, list[float]] = {"ingest": [], "reading": []}
+            for _ in range(arguments.rounds):
+                output = folder / "output"
+                shutil.rmtree(output, ignore_errors=True)
+                answer = run_child("scene_reader.py", {
+                    "how": "ingest", "source": source, "uri": uri, "tile": tile,
+                    "server": address if source == "stac" else "", "output": str(output),
+                    "worldcover": str(folder / "worldcover"),
+                }, timeout=3600)  # fmt: skip
+                found["ingest"].append(answer["seconds"] / answer["ingested"] / 60)
+                found["reading"].append(answer["reading"] / answer["tiles"] / 60)
+                note(f"{form}: {answer}")
+            size = answer["bytes"] / answer["tiles"]
+            label = f"{form}, {tile} px"
+            for what, values in found.items():
+                value = 1000 * statistics.median(values)
+                name = f"minutes for 1,000 tiles, {what}, {label}"
+                figures.append(Figure(name, value, None, "lower", "min"))
+            figures.append(Figure(f"MB read for a tile, {label}", size / 1e6, None, "lower", "MB"))
+    return figures
+
+
 def main() -> None:
     """Measures and prints."""
     options = parser(__doc__)
@@ -170,7 +215,11 @@ def main() -> None:
     options.add_argument("--waited", type=int, default=36, help="with latency (%(default)s)")
     options.add_argument("--latency", type=float, default=30, help="milliseconds (%(default)s)")
     options.add_argument("--threads", type=int, default=12, help="of odc-stac (%(default)s)")
+    options.add_argument("--sources", action="store_true", help="every source instead")
     arguments = parse(options)
+    if arguments.sources:
+        report(by_source(arguments), arguments, describe(arguments.real))
+        return
     if arguments.quick:
         arguments.tiles = arguments.waited = 4
     names = ["terrafm", "rasterio", "rasterio tuned", "rasterio threads"]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import rasterio
@@ -94,6 +95,48 @@ def read_odc(request: dict[str, Any]) -> Iterator[Any]:
                     yield found[band].values
 
 
+def ingest_archive(request: dict[str, Any]) -> dict[str, float]:
+    """Reads an archive by its source alone, then ingests it, in this process.
+
+    Returns:
+        Tiles, seconds of both, and bytes that reading took of files, or of a server.
+    """
+    import psutil
+
+    from terrafm.config import IngestConfig
+    from terrafm.data.ingest.job import ingest
+    from terrafm.data.sources.registry import open_source, reads_scenes
+    from terrafm.data.sources.scenes.request import SceneRequest
+
+    name, uri, tile = request["source"], request["uri"], request["tile"]
+    words = SceneRequest(tile_size=tile) if reads_scenes(name) else None
+    process = psutil.Process()
+    # Libraries that the first cell loads are no archive.
+    warm = open_source(name, uri, ("s2_l2a",), "", words)
+    warm.read(warm.cells()[0])
+
+    def taken() -> int:
+        if request["server"]:
+            with urlopen(f"{request['server']}/-/counts", timeout=60) as answer:
+                return int(json.loads(answer.read())["bytes"])
+        return int(process.io_counters().read_chars)
+
+    # A server counts anew after each question.
+    before, start = taken(), time.perf_counter()
+    source = open_source(name, uri, ("s2_l2a",), "", words)
+    tiles = sum(np.prod(source.read(ref).shape) for ref in source.cells()) / tile**2
+    reading = time.perf_counter() - start
+    read = taken() - (0 if request["server"] else before)
+    start = time.perf_counter()
+    config = IngestConfig(workers=0, ocean_drop=0.0)
+    report = ingest(name, uri, request["output"], tile_size=tile, config=config,
+                    worldcover=request["worldcover"], modalities=("s2_l2a",))  # fmt: skip
+    return {
+        "tiles": float(tiles), "ingested": report.tiles, "reading": reading, "bytes": read,
+        "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+
+
 READERS = {
     "terrafm": read_terrafm,
     "rasterio": read_rasterio,
@@ -106,6 +149,9 @@ READERS = {
 def main() -> None:
     """Prints {"seconds": ..., "sum": ...}; the sum of all pixels tells that all read the same."""
     request = json.loads(sys.argv[1])
+    if request["how"] == "ingest":
+        print(json.dumps(ingest_archive(request)), flush=True)
+        return
     if request["how"] == "terrafm":
         # Libraries are loaded before the clock starts, as rasterio is.
         import_module("terrafm.data.sources.stac")

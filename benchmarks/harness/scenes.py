@@ -39,10 +39,9 @@ def write_scenes(folder: Path, real: Path, count: int, side: int) -> list[dict[s
         shutil.rmtree(folder, ignore_errors=True)
         distinct = [tile.raw["s2_l2a"] for tile in tiles(real, _DISTINCT)]
         for number in range(count):
-            write_scene(folder / f"scene{number}", distinct, side, number)
-        content = {"type": "FeatureCollection",
-                   "features": [_item(n, side) for n in range(count)]}  # fmt: skip
-        done.write_text(json.dumps(content))
+            pixels = {band: mosaic(distinct, band, side, number) for band in BANDS}
+            write_scene(folder / f"scene{number}", pixels)
+        write_items(folder, count, side)
     return list(json.loads(done.read_text())["features"])
 
 
@@ -61,13 +60,18 @@ def mosaic(
     )
 
 
-def write_scene(
-    folder: Path, distinct: list[dict[str, NDArray[Any]]], side: int, seed: int
-) -> None:
+def write_items(folder: Path, count: int, side: int) -> None:
+    """Their items, as items.json."""
+    features = [_item(number, side) for number in range(count)]
+    content = {"type": "FeatureCollection", "features": features}
+    (folder / "items.json").write_text(json.dumps(content))
+
+
+def write_scene(folder: Path, bands: dict[str, NDArray[Any]]) -> None:
     """Its bands as BAND.tif."""
     folder.mkdir(parents=True)
-    for band, gsd in BANDS.items():
-        pixels = mosaic(distinct, band, side, seed)
+    for band, pixels in bands.items():
+        gsd = BANDS[band]
         with rasterio.open(
             folder / f"{band}.tif", "w", dtype=pixels.dtype.name, count=1, crs=f"EPSG:{EPSG}",
             height=pixels.shape[0], width=pixels.shape[1],

@@ -9,6 +9,7 @@ import pytest
 from eopf_products import pack, write_eopf
 from folders import faults_of, files_of
 from range_server import serving
+from rasterio.windows import Window
 from safe_products import BANDS, CORNER, GSD, ORDER, Product, ground, write_safe
 from safe_sources import hyp3, power
 
@@ -20,8 +21,10 @@ from terrafm.data.sources.eopf import EopfArchive
 from terrafm.data.sources.offsets import decide
 from terrafm.data.sources.safe import SafeArchive
 from terrafm.data.sources.scenes.request import SceneRequest, SceneWords
+from terrafm.data.sources.scenes.zarr_layers import ChunkCache, ZarrRaster, fetch_limit
 from terrafm.errors import UsageError
 from terrafm.storage import upload
+from terrafm.storage.zarr_store import ZarrStore
 
 ALL = ("s1", "s2_l1c", "s2_l2a")
 BOTH = ("s2_l1c", "s2_l2a")
@@ -332,6 +335,21 @@ def test_bad_products_go_to_quarantine_and_the_others_become_tiles(tmp_path, wor
     before = files_of(tmp_path / "out")
     ingest("eopf", str(tmp_path / "in"), str(tmp_path / "out"), **options)
     assert files_of(tmp_path / "out") == before
+
+
+def test_chunks_of_closed_arrays_and_of_a_small_cache_are_let_go(tmp_path):
+    product = level_2a()
+    path = write_eopf(tmp_path, product, chunk=66)
+    cache = ChunkCache(most=5 * 66 * 66 * 2)
+    name = "measurements/reflectance/r10m/b02"
+    rasters = [ZarrRaster(ZarrStore(str(path)), f"{name[:-1]}{n}", cache) for n in (2, 3)]
+    for raster, band in zip(rasters, ("B02", "B03"), strict=True):
+        # More than is kept: what is asked for comes all the same, and no more is fetched ahead.
+        assert len(list(fetch_limit([(raster, [Window(0, 0, SIDE, SIDE)])], cache.most))) == 5
+        np.testing.assert_array_equal(raster.read()[0], product.pixels[band])
+        assert cache.bytes <= cache.most
+    rasters[1].close()
+    assert cache.bytes == 0
 
 
 def test_nothing_of_it_there(tmp_path):

@@ -21,12 +21,17 @@ Key = tuple[str, str, tuple[int, int]]
 
 
 class ChunkCache:
-    """Decoded chunks up to a number of bytes, those of the last cells; safe in threads."""
+    """Decoded chunks of open arrays up to a number of bytes, the last ones; safe in threads.
+
+    Attributes:
+        most: bytes that are kept.
+        bytes: that are here.
+    """
 
     def __init__(self, most: int = _KEPT_BYTES) -> None:
         self.most = most
         self._chunks: OrderedDict[Key, NDArray[Any]] = OrderedDict()
-        self._bytes = 0
+        self.bytes = 0
         self._lock = threading.Lock()
 
     def get(self, key: Key) -> NDArray[Any] | None:
@@ -39,10 +44,16 @@ class ChunkCache:
     def put(self, key: Key, chunk: NDArray[Any]) -> None:
         """Keeps a chunk; the oldest make room."""
         with self._lock:
-            self._bytes += chunk.nbytes - getattr(self._chunks.pop(key, None), "nbytes", 0)
+            self.bytes += chunk.nbytes - getattr(self._chunks.pop(key, None), "nbytes", 0)
             self._chunks[key] = chunk
-            while self._bytes > self.most:
-                self._bytes -= self._chunks.popitem(last=False)[1].nbytes
+            while self.bytes > self.most:
+                self.bytes -= self._chunks.popitem(last=False)[1].nbytes
+
+    def drop(self, uri: str, name: str) -> None:
+        """Forgets the chunks of an array."""
+        with self._lock:
+            for key in [key for key in self._chunks if key[:2] == (uri, name)]:
+                self.bytes -= self._chunks.pop(key).nbytes
 
 
 class ZarrRaster:
@@ -116,7 +127,8 @@ class ZarrRaster:
         return self._info.chunks[0] * self._info.chunks[1] * self._info.dtype.itemsize
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Lets go of its chunks."""
+        self._cache.drop(self._store.uri, self._name)
 
     def _key(self, row: int, column: int) -> Key:
         return self._store.uri, self._name, (row, column)
