@@ -4,7 +4,8 @@
 
 Scenes of Level-2A, twelve bands at 10, 20 and 60 m in deflated blocks of 512, lie behind a server
 of this machine's loopback; every contestant reads all tiles of 534 px of all bands in one process
-and sums their pixels, which must come to the same.
+and sums their pixels, which must come to the same. Processor time is the reader's own, without the
+server's: it says what is left on a machine that others use too.
 
 - terrafm: the engine of `ingest --source stac`, listing included.
 - rasterio: a plain loop that opens, reads a window and closes, tile by tile and band by band, with
@@ -118,6 +119,7 @@ class Race:
         self.folder, self.items, self.side = folder, items, side
         self.arguments = arguments
         self.counts: dict[str, dict[str, int]] = {}
+        self.busy: dict[str, list[float]] = {}
         self.sums: set[int] = set()
 
     @property
@@ -138,6 +140,7 @@ class Race:
         python = self.arguments.peers_python if name == "odc-stac" else sys.executable
         answer = run_child("scene_reader.py", {**request, "how": name}, python, timeout=3600)
         self.counts[name] = ask(address, "counts")
+        self.busy.setdefault(name, []).append(answer["busy"] / self.tiles)
         self.sums.add(answer["sum"])
         if len(self.sums) > 1:
             raise SystemExit(f"{name} read other pixels: {self.sums}")
@@ -159,6 +162,8 @@ def figures_of(race: Race, results: dict[str, list[float]], where: str, bar: flo
 
     for name, rates in results.items():
         add(f"tiles per second, {where}, {name}", statistics.median(rates), "tiles/s", "higher")
+        busy = 1000 * statistics.median(race.busy[name])
+        add(f"processor time for a tile, {where}, {name}", busy, "ms")
         counts, tiles = race.counts[name], race.tiles
         add(f"requests for a tile, {where}, {name}", counts["requests"] / tiles, "")
         share = counts["bytes"] / tiles / PIXEL_BYTES
