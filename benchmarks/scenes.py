@@ -36,7 +36,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-from urllib.request import Request, urlopen
 
 from common import (
     BENCHMARKS,
@@ -50,6 +49,7 @@ from common import (
     run_child,
 )
 from harness.pixels import TILE, describe
+from harness.range_server import ask
 from harness.scene_archives import SAMPLE, write_archives
 from harness.scenes import BANDS, CORNER, EPSG, scene_name, write_scenes
 
@@ -72,14 +72,6 @@ def served(folder: Path) -> Iterator[str]:
             yield server.stdout.readline().strip()
         finally:
             server.stdin.close()
-
-
-def ask(address: str, path: str, method: str = "GET") -> dict[str, int]:
-    """What the server answers."""
-    request = Request(f"{address}/-/{path}", method=method)
-    with urlopen(request, timeout=60) as answer:
-        found: dict[str, int] = json.loads(answer.read())
-    return found
 
 
 def request_of(

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Quiet."""
+
+
+def ask(address: str, path: str, method: str = "GET") -> dict[str, int]:
+    """What a server answers to `/-/PATH`."""
+    connection = HTTPConnection(address.removeprefix("http://"), timeout=60)
+    try:
+        connection.request(method, f"/-/{path}")
+        found: dict[str, int] = json.loads(connection.getresponse().read())
+        return found
+    finally:
+        connection.close()
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any
-from urllib.request import urlopen
 
 import numpy as np
 import rasterio
@@ -103,6 +102,7 @@ def ingest_archive(request: dict[str, Any]) -> dict[str, float]:
     """
     import psutil
 
+    from harness.range_server import ask
     from terrafm.config import IngestConfig
     from terrafm.data.ingest.job import ingest
     from terrafm.data.sources.registry import open_source, reads_scenes
@@ -117,8 +117,7 @@ def ingest_archive(request: dict[str, Any]) -> dict[str, float]:
 
     def taken() -> int:
         if request["server"]:
-            with urlopen(f"{request['server']}/-/counts", timeout=60) as answer:
-                return int(json.loads(answer.read())["bytes"])
+            return ask(request["server"], "counts")["bytes"]
         return int(process.io_counters().read_chars)
 
     # A server counts anew after each question.
