@@ -37,7 +37,7 @@ def write_archive(tiles: TestTiles, folder: Path, cells: int) -> None:
             _write_part(folder / name / part, tiles, modality, numbers)
             rows += [_metadata(modality, number, part, number - first) for number in numbers]
         pq.write_table(pa.Table.from_pylist(rows), folder / name / "metadata.parquet")
-    _write_land_cover(folder / "worldcover")
+    write_land_cover(folder / "worldcover")
     seal.touch()
 
 
@@ -79,10 +79,18 @@ def _cell(number: int) -> str:
     return f"502U_{number}R"
 
 
-def _write_land_cover(folder: Path) -> None:
-    folder.mkdir()
+def write_land_cover(folder: Path, name: str = "N45E015", *, whole: bool = False) -> None:
+    """A WorldCover tile of trees under the test tiles, or all over.
+
+    Args:
+        folder: to write into.
+        name: of the tile: latitude and longitude of its south-west corner.
+        whole: whether all of it is trees.
+    """
+    folder.mkdir(exist_ok=True)
+    south, west = int(name[1:3]), int(name[4:7])
     with rasterio.open(
-        folder / "ESA_WorldCover_10m_2021_v200_N45E015_Map.tif",
+        folder / f"ESA_WorldCover_10m_2021_v200_{name}_Map.tif",
         "w",
         driver="GTiff",
         dtype="uint8",
@@ -90,7 +98,7 @@ def _write_land_cover(folder: Path) -> None:
         height=36000,
         width=36000,
         crs="EPSG:4326",
-        transform=rasterio.Affine(1 / 12000, 0, 15, 0, -1 / 12000, 48),
+        transform=rasterio.Affine(1 / 12000, 0, west, 0, -1 / 12000, south + 3),
         nodata=0,
         tiled=True,
         blockxsize=1024,
@@ -98,5 +106,10 @@ def _write_land_cover(folder: Path) -> None:
         compress="deflate",
         sparse_ok=True,
     ) as file:
+        if whole:
+            for row in range(0, 36000, 3600):
+                strip = np.full((3600, 36000), 10, np.uint8)
+                file.write(strip, 1, window=Window(0, row, 36000, 3600))
+            return
         # The tiles' ground: 5.3 km south and east of 45.15 N, 15 E.
         file.write(np.full((1800, 1200), 10, np.uint8), 1, window=Window(0, 33800, 1200, 1800))

@@ -1,4 +1,4 @@
-"""Real pixels repacked as a STAC catalogue of COGs and as TerraMesh: the same, to the number."""
+"""Real pixels repacked as SAFE, EOPF, a catalogue of COGs, TerraMesh: the same, to the number."""
 
 import json
 
@@ -8,9 +8,10 @@ import rasterio
 import rasterio.shutil
 import yaml
 import zarr_shards
+from eopf_products import write_eopf
 from range_server import serving
-from safe_products import GSD, ORDER, Product, footprint_of
-from test_safe_real import CITIES, SIZE, city
+from safe_products import GSD, ORDER, Product, footprint_of, write_safe
+from test_safe_real import CITIES, SIZE, TILE, city
 from test_stac import COG, write_tiff
 from zarr_shards import packed, write_shard
 
@@ -148,3 +149,81 @@ def test_a_catalogue_of_cogs_gives_the_pixels_of_the_files_for_little_more(
         sent = sum(size for _, size in server.sent[listed:])
     needed = sum(block_bytes(path) for path in (tmp_path / "scene").glob("*.tif"))
     assert 0.5 * needed < sent <= 1.15 * needed
+
+
+def at_10_m(pixels):
+    """(13, H, W) of bands at their own resolutions, each pixel as often as it is large."""
+    return np.stack([np.kron(pixels[band], np.ones((GSD[band] // 10,) * 2, pixels[band].dtype))
+                     for band in ORDER])  # fmt: skip
+
+
+def write_geotiff(path, stack, product):
+    path.parent.mkdir(parents=True)
+    with rasterio.open(
+        path, "w", driver="GTiff", count=len(stack), height=stack.shape[1], width=stack.shape[2],
+        dtype=stack.dtype.name, crs=f"EPSG:{product.epsg}",
+        transform=rasterio.Affine(10, 0, product.corner[0], 0, -10, product.corner[1]),
+    ) as file:  # fmt: skip
+        file.write(stack)
+        for number, band in enumerate(ORDER, start=1):
+            file.set_band_description(number, band)
+
+
+def bands_by_place(uri):
+    """(latitude, longitude, band) -> pixels of all tiles."""
+    dataset = Dataset.open(uri)
+    found = {}
+    for row in range(len(dataset)):
+        place = round(float(dataset.latitude[row]), 6), round(float(dataset.longitude[row]), 6)
+        tile = dataset.read_tile(row)
+        for group in dataset.groups:
+            for band, pixels in zip(group.bands, tile[group.name], strict=True):
+                found[*place, band] = pixels
+    return found
+
+
+def test_one_set_of_real_pixels_gives_the_same_tiles_out_of_every_form(
+    tmp_path, realdata, worldcover_tile
+):
+    """A city's Level-1C: GeoTIFF of all bands, SAFE, EOPF, COGs on a server, a TerraMesh shard."""
+    pixels, time, tile = city(realdata, "paris", 1)
+    product = Product(pixels, level="L1C", time=time, tile=tile, baseline="0204", epsg=32631,
+                      corner=CITIES["paris"])  # fmt: skip
+    stack = at_10_m(pixels)
+    write_geotiff(tmp_path / "geotiff/S2L1C/paris.tif", stack, product)
+    write_safe(tmp_path / "safe", product)
+    write_eopf(tmp_path / "eopf", product, chunk=90)
+    (tmp_path / "stac/scene").mkdir(parents=True)
+    write_catalogue(tmp_path / "stac", product)
+    first_day = np.datetime64("2016-01-01", "ns")
+    packed_sample = zarr_shards.sample(
+        "S2L1C", stack[None].astype(np.int16), product.corner, product.epsg, time=first_day
+    )
+    write_shard(tmp_path / "terramesh/S2L1C/majortom_shard_000001.tar", {"a_0": packed_sample})
+    cover = str(worldcover_tile("N48E000"))
+    config = IngestConfig(workers=0, ocean_drop=0.0)
+    found = {}
+    with serving(tmp_path / "stac") as server:
+        archives = {name: str(tmp_path / name) for name in ("geotiff", "safe", "eopf", "terramesh")}
+        for name, uri in (archives | {"stac": f"{server.address}/catalog.json"}).items():
+            out = str(tmp_path / f"out-{name}")
+            ingest(name, uri, out, tile_size=TILE, config=config, worldcover=cover,
+                   modalities=("s2_l1c",))  # fmt: skip
+            found[name] = bands_by_place(out)
+    files = found.pop("geotiff")
+    assert len(files) == (SIZE // TILE) ** 2 * 12
+    for name, stored in found.items():
+        assert stored.keys() == files.keys(), name
+        for key, values in stored.items():
+            # Scenes keep 20 and 60 m; the file and TerraMesh have each such pixel several times.
+            times = 1 if name == "terramesh" else GSD[key[-1]] // 10
+            np.testing.assert_array_equal(values, files[key][::times, ::times])
+    # The pixels of the city itself, of which none has an offset.
+    for band in ("B02", "B05", "B09"):
+        side = TILE * 10 // GSD[band]
+        values = [v for (_, _, b), v in found["safe"].items() if b == band]
+        expected = pixels[band]
+        blocks = [expected[y : y + side, x : x + side]
+                  for y in range(0, 2 * side, side) for x in range(0, 2 * side, side)]  # fmt: skip
+        for block in blocks:
+            assert sum(np.array_equal(block, value) for value in values) == 1

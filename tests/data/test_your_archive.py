@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import rasterio
+from eopf_products import pack, write_eopf
 from pages import code_block
 from range_server import serving
 from safe_products import BANDS, CORNER, GSD, Product, ground, write_safe, write_zip
@@ -21,6 +22,7 @@ from test_stac_api import table
 from zarr_shards import sample, write_archive, write_shard
 
 from terrafm.data.shards.dataset import Dataset
+from terrafm.data.sources.eopf import EopfArchive
 from terrafm.data.sources.geotiff_folder import GeotiffFolder
 from terrafm.data.sources.safe import SafeArchive
 from terrafm.data.sources.scenes.request import SceneRequest
@@ -59,6 +61,11 @@ def test_safe(tmp_path, cover, product):
     assert len(run("safe", tmp_path, SAFE=str(tmp_path / "safe"), WORLDCOVER=cover)) == 4
 
 
+def test_eopf(tmp_path, cover, product):
+    pack(write_eopf(tmp_path / "eopf", product))
+    assert len(run("eopf", tmp_path, EOPF=str(tmp_path / "eopf"), WORLDCOVER=cover)) == 4
+
+
 @pytest.mark.parametrize("name", ["stac-api", "stac-signed"])
 def test_an_api(name, tmp_path, cover, product):
     entry = item(tmp_path / "files", product, href="/files/{}")
@@ -92,7 +99,7 @@ def test_geotiffs(tmp_path, cover, product):
 def test_every_command_of_the_page_is_run_here():
     blocks = re.findall(r"^```bash (\S+)$", (ROOT / PAGE).read_text(), re.M)
     assert sorted(blocks) == sorted(
-        ["safe", "stac-api", "stac-signed", "items", "terramesh", "geotiff"]
+        ["safe", "eopf", "stac-api", "stac-signed", "items", "terramesh", "geotiff"]
     )
     assert "```bash\n" not in (ROOT / PAGE).read_text()
 
@@ -136,7 +143,7 @@ def stated(name):
     row = next(line for line in (ROOT / PAGE).read_text().splitlines()
                if line.startswith("|") and f"| [{name}](" in line)  # fmt: skip
     columns = [part.strip() for part in row.strip("|").split("|")]
-    requests = None if columns[3] == "-" else int(columns[3])
+    requests = None if columns[3] == "-" else float(columns[3])
     return float(columns[2].removesuffix("x")), requests
 
 
@@ -146,9 +153,9 @@ def measured(source, refs):
     # Libraries that are loaded with the first tile are no archive.
     pickle.loads(pickle.dumps(source)).read(refs[0])
     before = process.io_counters().read_chars
-    for ref in refs:
-        source.read(ref)
-    return (process.io_counters().read_chars - before) / len(refs) / TILE_BYTES
+    # A cell of MGRS has several tiles.
+    tiles = sum(np.prod(source.read(ref).shape) for ref in refs) / SIDE**2
+    return (process.io_counters().read_chars - before) / tiles / TILE_BYTES
 
 
 def check(name, times, requests=None):
@@ -170,6 +177,10 @@ def test_the_bytes_of_the_table_are_those_that_are_read(tmp_path, realdata):
     write_safe(tmp_path / "folder", product)
     source = SafeArchive(str(tmp_path / "folder"), ("s2_l2a",), SceneRequest(tile_size=SIDE))
     check("safe", measured(source, source.cells()))
+
+    write_eopf(tmp_path / "eopf", product)
+    source = EopfArchive(str(tmp_path / "eopf"), ("s2_l2a",), SceneRequest(tile_size=SIDE))
+    check("eopf", measured(source, source.cells()))
 
     entry = item(tmp_path / "cogs", product)
     for band, asset in ((b, a) for b, a in zip(BANDS, list(entry["assets"].values())[3:],

@@ -21,7 +21,8 @@ from terrafm.data.archive import BadCellError
 from terrafm.data.sources.terramesh import TerraMesh
 from terrafm.storage import tar_members
 from terrafm.storage.tar_members import BadTarError, TarMember, list_tar, read_tar_member
-from terrafm.storage.zarr_zip import BadZarrError, ZarrZip
+from terrafm.storage.zarr_arrays import BadZarrError
+from terrafm.storage.zarr_zip import ZarrZip
 
 MEGABYTE = 1 << 20
 PLAIN = {"zarr_format": 2, "shape": [4], "chunks": [4], "dtype": "<i2", "compressor": None,

@@ -23,6 +23,7 @@ from terrafm.storage import exists, file_size, is_local, open_file, resolve
 from terrafm.storage.claims import check_claim
 from terrafm.storage.limits import HARMLESS_BYTES, RASTER_BANDS, WINDOW_BYTES
 from terrafm.storage.local import check_regular
+from terrafm.storage.read_ahead import ReadAhead
 
 _MASK_SUFFIX = ".msk"
 # GDAL looks at no file beside the one that it is told to open.
@@ -62,10 +63,8 @@ def open_raster(
             raise ValueError("it lies in a store: copy it to a disk first")
         # Opened here first: what is raised inside of GDAL's call is lost, and a file that is not
         # there would be called damaged.
-        opened = [open_file(uri)]
-        return open_raster_through(
-            uri, lambda: opened.pop() if opened else open_file(uri), lambda: file_size(uri) or 0
-        )
+        ahead = ReadAhead(uri)
+        return open_raster_through(uri, ahead.open, lambda: ahead.size)
     check_regular(path)
     if part is not None:
         path = f"/vsisubfile/{part[0]}_{part[1]},{path}"

@@ -33,6 +33,7 @@ _BUILT_IN = {
 _SCENES = {
     "safe": "terrafm.data.sources.safe:SafeArchive",
     "stac": "terrafm.data.sources.stac:StacItems",
+    "eopf": "terrafm.data.sources.eopf:EopfArchive",
 }
 _SYNTHETIC = "synthetic"
 _METHODS = ("layout", "cells", "read")

@@ -182,7 +182,7 @@ def _scene(product: _Product, granule: str) -> Scene:
         product_id=name.product_id,
         source=files.where(granule) if several else files.uri,
         time=product.time,
-        footprint=_inside(product.footprint, grids[10]) if not several else _corners(grids[10]),
+        footprint=ground_of(product.footprint, grids[10]) if not several else _corners(grids[10]),
         layers=layers,
         cloud_cover=product.cloud_cover,
         tile=tile.group(1) if tile else granule.rpartition("/")[2],
@@ -276,7 +276,7 @@ def _outline(root: Element) -> tuple[tuple[float, float], ...] | None:
     return tuple(zip(longitude.tolist(), latitude.tolist(), strict=True))
 
 
-def _inside(
+def ground_of(
     footprint: tuple[tuple[float, float], ...] | None, grid: Grid
 ) -> tuple[tuple[float, float], ...]:
     """A footprint, but the tile's corners where there is none or it lies elsewhere."""

@@ -12,7 +12,7 @@ from terrafm.data.land.selection import parse_time
 from terrafm.data.rasters.bands import CIRRUS, canonical
 from terrafm.data.sources.offsets import claimed_offset
 from terrafm.data.sources.raster import Grid
-from terrafm.data.sources.scenes.pixels import read_header
+from terrafm.data.sources.scenes.open_layers import read_header
 from terrafm.data.sources.scenes.scene import Layer, Scene
 from terrafm.data.sources.scenes.signing import Signer
 from terrafm.modalities import MODALITIES
@@ -79,7 +79,7 @@ def read_item(
         product_id=str(product or item["id"]).removesuffix(".SAFE"),
         source=name,
         time=moment.isoformat() if moment else "",
-        footprint=_footprint(item, name),
+        footprint=polygon_of(item, name),
         layers=layers,
         cloud_cover=float(clouds) if isinstance(clouds, int | float) else None,
         tile=str(tile).removeprefix("MGRS-") or str(item["id"]),
@@ -196,7 +196,13 @@ def _quantities(
     return next(iter(pairs.values()))[0], dict.fromkeys(pairs, steps_off), (0, "raster:bands")
 
 
-def _footprint(item: Mapping[str, Any], name: str) -> tuple[tuple[float, float], ...]:
+def polygon_of(item: Mapping[str, Any], name: str) -> tuple[tuple[float, float], ...]:
+    """An item's geometry as corners in degrees.
+
+    Raises:
+        BadCellError: it is no polygon in degrees.
+        TypeError, ValueError, KeyError, AttributeError: it is not as STAC has it.
+    """
     geometry = item.get("geometry") or {}
     rings = geometry.get("coordinates") or []
     if geometry.get("type") == "MultiPolygon":

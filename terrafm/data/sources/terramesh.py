@@ -32,7 +32,8 @@ from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import exists, join, open_file
 from terrafm.storage.tar_members import BadTarError, TarMember, list_tar, read_tar_member
-from terrafm.storage.zarr_zip import BadZarrError, ZarrZip
+from terrafm.storage.zarr_arrays import BadZarrError
+from terrafm.storage.zarr_zip import ZarrZip
 from terrafm.storage.zip_members import BadZipError
 
 FOLDERS = {

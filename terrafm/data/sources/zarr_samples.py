@@ -16,7 +16,8 @@ from terrafm.data.rasters.bands import CIRRUS, canonical
 from terrafm.data.sources.raster import Grid
 from terrafm.modalities import MODALITIES
 from terrafm.storage.records import shortened
-from terrafm.storage.zarr_zip import BadZarrError, ZarrZip
+from terrafm.storage.zarr_arrays import BadZarrError
+from terrafm.storage.zarr_zip import ZarrZip
 from terrafm.storage.zip_members import BadZipError
 
 SAMPLE_GSD = 10

@@ -30,7 +30,13 @@ from terrafm.data.sources.scenes.grid import (
     in_area,
     shares,
 )
-from terrafm.data.sources.scenes.pixels import OpenLayers, read_classes, read_layer, sample_layer
+from terrafm.data.sources.scenes.open_layers import OpenLayers
+from terrafm.data.sources.scenes.pixels import (
+    fetch_layers,
+    read_classes,
+    read_layer,
+    sample_layer,
+)
 from terrafm.data.sources.scenes.request import MGRS, SceneRequest
 from terrafm.data.sources.scenes.scene import Scene
 from terrafm.data.sources.scenes.signing import Signer
@@ -38,7 +44,8 @@ from terrafm.errors import PixelError, UsageError
 from terrafm.modalities import MODALITIES
 
 _MASK_GSD = 20
-_MASK_BANDS = {"scl": 1, "classi": 2}
+# Of Level-1C's classification opaque clouds and cirrus; snow follows, as a band or as a flag.
+_MASK_BANDS, _CLOUD_FLAGS = {"classi": 2}, 1 | 2
 # Of the scene classification: no data; shadows are no clouds.
 _SCL_NO_DATA, _SCL_CLOUDS = 0, (8, 9, 10)
 # A radar raster that measured less of the cell makes room for the next in time.
@@ -203,6 +210,10 @@ class SceneSource(ABC):
     def _read(self, cell: GridCell, scene: Scene) -> Product:
         sensor = MODALITIES[scene.modality]
         gsds = dict(zip(sensor.bands, sensor.gsd, strict=True))
+        needed = [(layer, _grid(cell, gsds.get(band, 60))) for band, layer in scene.layers.items()]
+        if scene.mask is not None:
+            needed.append((scene.mask[0], _grid(cell, _MASK_GSD)))
+        fetch_layers(self._layers, needed)
         unit = self._unit(scene) if scene.modality == "s1" else ""
         pixels: dict[str, NDArray[Any]] = {}
         for band in (*sensor.bands, CIRRUS):
@@ -272,7 +283,10 @@ class SceneSource(ABC):
             measured = int((~missing).sum())
             share = 100.0 * float(cloudy.sum()) / measured if measured else None
             return share, missing
-        cloudy = np.any(classes[: _MASK_BANDS[kind]] > 0, axis=0)
+        if kind == "flags":
+            cloudy = (classes[0] & _CLOUD_FLAGS) > 0
+        else:
+            cloudy = np.any(classes[: _MASK_BANDS[kind]] > 0, axis=0)
         return 100.0 * float(cloudy.mean()), np.zeros(target.shape, dtype=bool)
 
 

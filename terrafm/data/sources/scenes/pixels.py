@@ -5,34 +5,27 @@ copied. Else they are warped by GDAL, bilinear, from a window of the source with
 reflectance as it is, radar as linear power.
 """
 
-import tempfile
-import time
-from collections import OrderedDict
-from dataclasses import dataclass, replace
-from math import ceil, floor, inf
+from collections.abc import Sequence
+from contextlib import suppress
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader
 from rasterio.transform import Affine, array_bounds
 from rasterio.warp import reproject, transform_bounds
 from rasterio.windows import Window
 
 from terrafm.data.archive import BadCellError
-from terrafm.data.rasters.geotiff import Header, read_stored, spread_windows
-from terrafm.data.rasters.opening import Driver, check_window, open_raster
-from terrafm.data.sources.raster import Grid, why_no_place
+from terrafm.data.rasters.geotiff import read_stored, spread_windows
+from terrafm.data.rasters.opening import check_window
+from terrafm.data.sources.raster import Grid
+from terrafm.data.sources.scenes.open_layers import Image, OpenLayers
 from terrafm.data.sources.scenes.scene import Layer
-from terrafm.data.sources.scenes.signing import Signer
 from terrafm.errors import PixelError
-from terrafm.storage import download, is_local
-from terrafm.storage.zip_members import BadZipError, member_offset, unpack_member
 
-# All bands and the mask of some scenes stay open: the next cell is of the same ones.
-_OPEN = 48
 # What a warped pixel may need around the window: the kernel of bilinear, and a little more.
 _MARGIN = 3
 _ALIGNED = 1e-3
@@ -41,54 +34,27 @@ _NOT_FEWER = 0.8
 _LOOKS = (4, 16)
 
 
-@dataclass
-class _Image:
-    dataset: DatasetReader
-    header: Header
-    grid: Grid
-    file: Any = None
-    good_until: float = inf
+def fetch_layers(layers: OpenLayers, wanted: Sequence[tuple[Layer, Grid]]) -> None:
+    """Fetches what is read next, of all rasters at once, as far as they lie in stores.
 
-    def close(self) -> None:
-        self.dataset.close()
-        if self.file is not None:
-            self.file.close()
+    A raster that cannot be opened is left to who reads it.
 
+    Args:
+        layers: open rasters.
+        wanted: each with the grid that it will be read on.
 
-class OpenLayers:
-    """Rasters that stay open while cells of the same scenes are read; the oldest are closed."""
-
-    def __init__(self, sign: Signer | None = None, most: int = _OPEN) -> None:
-        self._sign = sign
-        self._images: OrderedDict[Layer, _Image] = OrderedDict()
-        self._most = most
-
-    def image(self, layer: Layer) -> _Image:
-        """An open raster.
-
-        Raises:
-            BadCellError: it is missing, damaged, or not what its metadata say.
-        """
-        if layer in self._images and self._images[layer].good_until < time.time():
-            self.forget(layer)
-        if layer in self._images:
-            self._images.move_to_end(layer)
-            return self._images[layer]
-        image = _open(layer, self._sign)
-        self._images[layer] = image
-        while len(self._images) > self._most:
-            self._images.popitem(last=False)[1].close()
-        return image
-
-    def forget(self, layer: Layer) -> None:
-        """Closes a raster that cannot be read."""
-        if layer in self._images:
-            self._images.pop(layer).close()
-
-    def close(self) -> None:
-        """Closes all."""
-        while self._images:
-            self._images.popitem()[1].close()
+    Raises:
+        StoreRefusedError, StoreFailedError: a store does not answer.
+    """
+    layers.reach([layer for layer, _ in wanted])
+    parts = []
+    for layer, target in wanted:
+        with suppress(BadCellError):
+            image = layers.image(layer)
+            window = _window_on(image.grid, target)
+            if window is not None:
+                parts.append((layer, image, [window]))
+    layers.fetch(parts)
 
 
 def read_layer(
@@ -162,10 +128,9 @@ def sample_layer(layers: OpenLayers, layer: Layer, modality: str) -> NDArray[Any
     height, width = image.grid.shape
     try:
         for a_side in _LOOKS:
-            parts = [
-                _measured(image, layer, window, modality).reshape(-1)
-                for window in spread_windows(height, width, a_side)
-            ]
+            windows = list(spread_windows(height, width, a_side))
+            layers.fetch([(layer, image, windows)])
+            parts = [_measured(image, layer, w, modality).reshape(-1) for w in windows]
             pixels = np.concatenate(parts)
             if (np.isfinite(pixels) & (pixels != 0)).any():
                 break
@@ -177,21 +142,6 @@ def sample_layer(layers: OpenLayers, layer: Layer, modality: str) -> NDArray[Any
     except ValueError as error:
         raise BadCellError(layer.where, str(error)) from None
     return pixels
-
-
-def read_header(layer: Layer, sign: Signer | None = None) -> tuple[Grid, Header]:
-    """Where the pixels of a raster lie, and what it says of its bands, without reading them.
-
-    Args:
-        layer: it.
-        sign: signs its address, where that needs it.
-
-    Raises:
-        BadCellError: it cannot be opened, or lies nowhere.
-    """
-    image = _open(layer, sign)
-    image.close()
-    return image.grid, image.header
 
 
 def linear_power(pixels: NDArray[Any], unit: str) -> NDArray[np.float64]:
@@ -210,71 +160,21 @@ def linear_power(pixels: NDArray[Any], unit: str) -> NDArray[np.float64]:
     return values * values if unit == "amplitude" else values
 
 
-def _open(layer: Layer, sign: Signer | None = None) -> _Image:
-    file = None
-    try:
-        signed, good_until = sign(layer.uri) if sign else (layer.uri, inf)
-        dataset, file = _open_where_it_lies(replace(layer, uri=signed))
-        grid = layer.grid or _grid_of(dataset, layer.where)
-        if grid.shape != dataset.shape:
-            rows, columns = dataset.shape
-            dataset.close()
-            raise BadCellError(layer.where, f"{rows} x {columns} px, but its metadata say {grid}")
-        return _Image(dataset, Header.of(dataset), grid, file, good_until)
-    except BadCellError:
-        _drop(file)
-        raise
-    except RasterioError:
-        _drop(file)
-        kind = "JPEG 2000 file" if layer.driver is Driver.JPEG_2000 else "GeoTIFF"
-        raise BadCellError(layer.where, f"not a readable {kind} (damaged or cut short)") from None
-    except MemoryError:
-        _drop(file)
-        raise BadCellError(layer.where, "its pixels do not fit into memory") from None
-    except (OSError, ValueError, BadZipError) as error:
-        _drop(file)
-        why = "file not found" if isinstance(error, FileNotFoundError) else str(error)
-        raise BadCellError(layer.where, why) from None
+def _window_on(source: Grid, target: Grid) -> Window | None:
+    """Pixels of the source that are read for a target; None where there are none."""
+    at = _offset(source, target)
+    if at is None:
+        return _source_window(source, target)
+    return _common(source, target, at)
 
 
-def _drop(file: Any) -> None:
-    if file is not None:
-        file.close()
-
-
-def _open_where_it_lies(layer: Layer) -> tuple[DatasetReader, Any]:
-    """The raster and, where it had to be copied to this machine, its temporary file."""
-    member = layer.member
-    if is_local(layer.uri) and member is None:
-        return open_raster(layer.uri, layer.driver), None
-    if is_local(layer.uri) and member is not None and member.stored:
-        part = member_offset(layer.uri, member), member.size
-        return open_raster(layer.uri, layer.driver, part), None
-    if member is None and layer.driver is Driver.GEOTIFF:
-        return open_raster(layer.uri), None
-    # It stays as long as GDAL may open it once more, which is until the dataset is closed.
-    file = tempfile.NamedTemporaryFile(prefix="terrafm-band-")  # noqa: SIM115
-    try:
-        if member is None:
-            download(layer.uri, file.name)
-        else:
-            unpack_member(layer.uri, member, file.name)
-        return open_raster(file.name, layer.driver), file
-    except BaseException:
-        file.close()
-        raise
-
-
-def _grid_of(dataset: DatasetReader, where: str) -> Grid:
-    """The grid that a file states, of any kind but rotated."""
-    if why := why_no_place(dataset):
-        raise BadCellError(where, why)
-    a, b, c, d, e, f = (float(value) for value in tuple(dataset.transform)[:6])
-    if b or d or not np.isfinite((a, c, e, f)).all() or a <= 0 or e >= 0:
-        raise BadCellError(where, "its grid is not north-up: lay it so first with gdalwarp")
-    return Grid(
-        dataset.crs.to_string(), (a, b, c, d, e, f), (dataset.height, dataset.width), round(a)
-    )
+def _common(source: Grid, target: Grid, at: tuple[int, int]) -> Window | None:
+    (row, column), (rows, columns), (height, width) = at, target.shape, source.shape
+    top, left = max(row, 0), max(column, 0)
+    bottom, right = min(row + rows, height), min(column + columns, width)
+    if top >= bottom or left >= right:
+        return None
+    return Window(left, top, right - left, bottom - top)
 
 
 def _offset(source: Grid, target: Grid) -> tuple[int, int] | None:
@@ -289,15 +189,11 @@ def _offset(source: Grid, target: Grid) -> tuple[int, int] | None:
 
 
 def _copied(
-    image: _Image, layer: Layer, target: Grid, modality: str, at: tuple[int, int], unit: str
+    image: Image, layer: Layer, target: Grid, modality: str, at: tuple[int, int], unit: str
 ) -> NDArray[Any]:
-    (row, column), (rows, columns) = at, target.shape
-    height, width = image.grid.shape
-    top, left = max(row, 0), max(column, 0)
-    bottom, right = min(row + rows, height), min(column + columns, width)
-    if top >= bottom or left >= right:
+    window = _common(image.grid, target, at)
+    if window is None:
         raise BadCellError(layer.where, "it does not reach the cell")
-    window = Window(left, top, right - left, bottom - top)
     pixels = _measured(image, layer, window, modality)
     if unit == "amplitude":
         pixels = linear_power(pixels, unit)
@@ -305,11 +201,12 @@ def _copied(
         return pixels
     missing = np.nan if pixels.dtype.kind == "f" else 0
     found = np.full(target.shape, missing, pixels.dtype)
-    found[top - row : bottom - row, left - column : right - column] = pixels
+    top, left = int(window.row_off) - at[0], int(window.col_off) - at[1]
+    found[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
     return found
 
 
-def _warped(image: _Image, layer: Layer, target: Grid, modality: str, unit: str) -> NDArray[Any]:
+def _warped(image: Image, layer: Layer, target: Grid, modality: str, unit: str) -> NDArray[Any]:
     window = _source_window(image.grid, target)
     if window is None:
         raise BadCellError(layer.where, "it does not reach the cell")
@@ -334,7 +231,7 @@ def _warped(image: _Image, layer: Layer, target: Grid, modality: str, unit: str)
     return np.clip(whole, limits.min, limits.max).astype(pixels.dtype)
 
 
-def _measured(image: _Image, layer: Layer, window: Window, modality: str) -> NDArray[Any]:
+def _measured(image: Image, layer: Layer, window: Window, modality: str) -> NDArray[Any]:
     check_window(image.dataset, window)
     stored = read_stored(image.dataset, image.header, window)
     at = image.header.indexes.index(layer.band)

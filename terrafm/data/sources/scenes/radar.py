@@ -16,7 +16,7 @@ from terrafm.data.archive import BadCellError
 from terrafm.data.rasters.bands import canonical
 from terrafm.data.sources.folders import for_all
 from terrafm.data.sources.raster import Grid
-from terrafm.data.sources.scenes.pixels import read_header
+from terrafm.data.sources.scenes.open_layers import read_header
 from terrafm.data.sources.scenes.product_files import ProductFiles
 from terrafm.data.sources.scenes.scene import Layer, Scene
 from terrafm.modalities import MODALITIES

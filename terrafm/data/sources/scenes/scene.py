@@ -18,6 +18,7 @@ class Layer:
         uri: the file, or the zip that it lies in.
         driver: its format.
         member: where it lies in the zip.
+        array: of Zarr its path; `uri` is the hierarchy.
         band: number of the band in the file, from 1.
         grid: where its pixels lie; None: the file says it.
     """
@@ -27,10 +28,13 @@ class Layer:
     member: Member | None = None
     band: int = 1
     grid: Grid | None = None
+    array: str = ""
 
     @property
     def where(self) -> str:
         """For messages."""
+        if self.array:
+            return f"{self.uri.rstrip('/')}/{self.array}"
         return self.uri if self.member is None else f"{self.uri}/{self.member.name}"
 
 
@@ -51,7 +55,7 @@ class Scene:
         claim: see `Product.claim`.
         quantification: reflectance = (DN + add) / quantification.
         add: see there; by band where a product states one that archives do not have.
-        mask: raster of classes, and the kind of its classes: "scl" or "classi".
+        mask: raster of classes, and the kind of its classes: "scl", "classi" or "flags".
         unit: of radar where its name tells: "linear", "dB" or "amplitude"; else "".
         age: the larger, the newer the processing.
         origin: see `Product.origin`.
