@@ -5,6 +5,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from terrafm.modality import Modality as Modality
     from terrafm.models.weights import load_model as load_model
 
 try:
@@ -12,10 +13,10 @@ try:
 except importlib.metadata.PackageNotFoundError:
     # A checkout that is run without being installed, as on a machine that only benchmarks.
     __version__ = "0+source"
-__all__ = ["__version__", "load_model"]
+__all__ = ["Modality", "__version__", "load_model"]
 
 # torch and timm take seconds to import: a command that needs neither must not wait for them.
-_LAZY = {"load_model": "terrafm.models.weights"}
+_LAZY = {"Modality": "terrafm.modality", "load_model": "terrafm.models.weights"}
 
 
 def __getattr__(name: str) -> Any:

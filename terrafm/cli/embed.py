@@ -9,6 +9,7 @@ import typer
 
 from terrafm.cli import early
 from terrafm.cli.evaluate import Normalise, ReadoutOption, band_names
+from terrafm.cli.options import SENSORS
 from terrafm.eval.features.readouts import Readout
 from terrafm.progress import progress_bar
 from terrafm.storage import check_exists, check_no_file
@@ -31,7 +32,7 @@ def embed(
     output: Annotated[str, typer.Option("--output", help="URI of the folder to write.")],
     modality: Annotated[
         list[str] | None,
-        typer.Option("--modality", help="s1, s2_l1c or s2_l2a; several are fused. By default one."),
+        typer.Option("--modality", help=f"{SENSORS}; several are fused. By default one."),
     ] = None,
     dense: Annotated[
         bool, typer.Option("--dense", help="Patch embeddings too, as cloud-optimised GeoTIFFs.")

@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 
 from terrafm.cli import early
+from terrafm.cli.options import SENSORS
 from terrafm.eval.features.readouts import Readout
 from terrafm.progress import Advance, progress_bar
 from terrafm.storage import check_exists
@@ -132,7 +133,7 @@ def compare_command(
     ] = None,
     modality: Annotated[
         list[str] | None,
-        typer.Option("--modality", help="s1, s2_l1c or s2_l2a; several are fused."),
+        typer.Option("--modality", help=f"{SENSORS}; several are fused."),
     ] = None,
     bands: Annotated[
         str | None,

@@ -30,7 +30,7 @@ from terrafm.config import load_config, settings
 from terrafm.data.sources.registry import source_names
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.export.request import ExportFormat, ExportOptions, Network
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import SENTINEL, check_plugins
 from terrafm.progress import progress_bar
 from terrafm.storage import check_no_file
 from terrafm.storage.addresses import check_address
@@ -103,7 +103,7 @@ def ingest(
     tile_size: Annotated[
         int, typer.Option(help="Side of a tile on the finest grid, pixels.")
     ] = 534,
-    modalities: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(MODALITIES),
+    modalities: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(SENTINEL),
     grid: Annotated[
         str | None,
         typer.Option(help="Cells of scenes: mgrs (default), major-tom, or utm:PIXELS of 10 m."),
@@ -308,6 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with ends_by_sigterm():
             for word in words:
                 check_address(word)
+            check_plugins()
             app(args=None if arguments is None else list(arguments), prog_name="terrafm")
     except TerminatedError:
         _tell_how_to_go_on(words)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor
 
 import terrafm
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import MODALITIES, VARIABLE
 from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE
 from terrafm.storage import parse_json
 from terrafm.storage.records import Finite, validated
@@ -66,7 +66,12 @@ class WeightsContract(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name, modality in self.modalities.items():
-            if name not in MODALITIES or modality.bands != MODALITIES[name].bands:
+            if name not in MODALITIES:
+                raise ValueError(
+                    f"no sensor {name} is known here: install the package that brings it, or name "
+                    f"it in {VARIABLE} (docs/new_sensor.md)"
+                )
+            if modality.bands != MODALITIES[name].bands:
                 raise ValueError(f"modality {name} with bands {' '.join(modality.bands)}")
         return self
 
