@@ -66,7 +66,26 @@ errors = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
 _TEXT_WIDTH = 100
 
 
-class Result(dict[str, Any]):
+def as_text(rendered: RenderableType) -> str:
+    """What would be printed, as text without colours."""
+    page = PlainConsole(file=io.StringIO(), width=_TEXT_WIDTH, force_jupyter=False)
+    with page.capture() as text:
+        page.print(rendered, soft_wrap=isinstance(rendered, str))
+    return text.get().rstrip()
+
+
+class InNotebooks:
+    """The last value of a notebook's cell, shown as its verb shows it."""
+
+    def render(self) -> RenderableType:
+        """As the verb shows it."""
+        raise NotImplementedError
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(as_text(self.render()))
+
+
+class Result(dict[str, Any], InNotebooks):
     """What a verb found: the values of its `--json`, and by `str()` what it prints.
 
     Args:
@@ -80,19 +99,12 @@ class Result(dict[str, Any]):
         super().__init__(values)
         self._render = render
 
-    def rendered(self) -> RenderableType:
+    def render(self) -> RenderableType:
         """As the verb shows it."""
         return self._render(self)
 
     def __str__(self) -> str:
-        page = PlainConsole(file=io.StringIO(), width=_TEXT_WIDTH, force_jupyter=False)
-        with page.capture() as text:
-            page.print(self.rendered())
-        return text.get().rstrip()
-
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """In a notebook the last value of a cell is shown as the verb shows it."""
-        printer.text(str(self))
+        return as_text(self.render())
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -100,7 +112,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 
 def show(result: Result, as_json: bool) -> None:
     """Prints a result, as one line of JSON or as its module renders it."""
-    report(result, as_json, lambda _: result.rendered())
+    report(result, as_json, lambda _: result.render())
 
 
 def report(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -37,6 +38,9 @@ def begin() -> None:
     check_plugins()
     # Its own messages are about its workings; what matters is told by whoever waits for it.
     logging.getLogger("ray").setLevel(logging.ERROR)
+    if console.is_jupyter:
+        # tqdm and Ray warn that their own widgets are not there, which nothing here needs.
+        warnings.filterwarnings("ignore", message=r"IProgress not found|.*\['ipywidgets'\]")
 
 
 def config_of(source: Path | None, set: Settings, first: Sequence[str] = ()) -> Config:

@@ -205,9 +205,7 @@ def pretrain(
         show(figures, as_json)
         return
     result = api.pretrain(config, data, output, profile=profile, extend=extend, set=overrides)
-    from terrafm.train.driver.pretrain import describe
-
-    console.print(describe(result), soft_wrap=True, highlight=False)
+    console.print(result.render(), soft_wrap=True, highlight=False)
 
 
 @app.command()
