@@ -81,8 +81,9 @@ class InNotebooks:
         """As the verb shows it."""
         raise NotImplementedError
 
-    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        printer.text(as_text(self.render()))
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        # IPython prefers it to what dataclasses and dictionaries show; not so `_repr_pretty_`.
+        return {"text/plain": as_text(self.render())}
 
 
 class Result(dict[str, Any], InNotebooks):

@@ -191,6 +191,37 @@ def test_a_source_that_knows_sentinel_only_says_so(folder):
     assert not (folder / "tiles").exists()
 
 
+BANDS = """
+import json
+from terrafm.data.rasters.bands import match_file, modality_of
+from terrafm.errors import PixelError
+names = [f"SR_B{n}" for n in range(1, 8)]
+def matched(labels, **options):
+    try:
+        found = match_file(labels, "landsat", "f.tif", list, **options)
+        return [list(found.channels), list(found.take)]
+    except PixelError as fault:
+        return str(fault)
+print(json.dumps([
+    modality_of(names, "f.tif"), modality_of(["VV", "VH"], "f.tif"),
+    matched(names), matched(["sr b3", "QA_PIXEL", "SR-B1"]), matched([""] * 7),
+    matched(["Band 1", "Band 2", "Band 3", "Band 4", "Band 5", "Band 6", "Band 7"]),
+    matched([""] * 6), matched(["SR_B1", "B10"]),
+]))
+"""
+
+
+def test_its_bands_are_taken_by_their_names_or_in_their_order(folder):
+    mine, radar, named, some, order, counted, few, other = printed(folder, BANDS)
+    assert (mine, radar) == ("landsat", "s1")
+    all_seven = [list(range(7)), list(range(7))]
+    assert named == order == counted == all_seven
+    assert some == [[0, 2], [2, 0]]
+    assert "6 bands, not 7, without names" in few
+    assert "band B10 is not understood as a band of landsat" in other
+    assert "SR_B1, SR_B2" in other
+
+
 DRAWN = """
 import json, numpy as np
 from terrafm.config import load_config

@@ -36,11 +36,10 @@ def begin() -> None:
         UsageError: a sensor of another package cannot be loaded.
     """
     check_plugins()
-    # Its own messages are about its workings; what matters is told by whoever waits for it.
-    logging.getLogger("ray").setLevel(logging.ERROR)
     if console.is_jupyter:
-        # tqdm and Ray warn that their own widgets are not there, which nothing here needs.
-        warnings.filterwarnings("ignore", message=r"IProgress not found|.*\['ipywidgets'\]")
+        # tqdm and Ray say that widgets are not installed, which nothing here needs.
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        logging.getLogger("ray.widgets").setLevel(logging.ERROR)
 
 
 def config_of(source: Path | None, set: Settings, first: Sequence[str] = ()) -> Config:

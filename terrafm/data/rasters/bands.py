@@ -329,7 +329,8 @@ def modality_of(labels: Sequence[str], where: str) -> str:
         PixelError: they tell none, or not Level-1C from Level-2A.
     """
     own = [name for name in MODALITIES if name not in SENTINEL and _are_all(labels, name)]
-    if len(own) == 1 and not any(canonical(label, "s2_l2a") for label in labels):
+    # Names as Sentinel-2 itself writes them are no other sensor's.
+    if len(own) == 1 and not set(labels) <= {*L1C_ORDER}:
         return own[0]
     if any(canonical(label, "s1") for label in labels):
         return "s1"
