@@ -82,7 +82,7 @@ class InNotebooks:
         raise NotImplementedError
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        # IPython prefers it to what dataclasses and dictionaries show; not so `_repr_pretty_`.
+        # IPython prefers it to the repr of a dataclass; an inherited `_repr_pretty_` it does not.
         return {"text/plain": as_text(self.render())}
 
 
@@ -106,6 +106,10 @@ class Result(dict[str, Any], InNotebooks):
 
     def __str__(self) -> str:
         return as_text(self.render())
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        # A printer of dictionaries comes before the method above.
+        printer.text(str(self))
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -1,6 +1,6 @@
 """A sensor of another package, by its entry alone: named, ingested, trained, fused, exported.
 
-What is known is decided when terrafm is imported: every test here has a process of its own.
+What is known is decided when terrafm is imported: what needs it here is a process of its own.
 """
 
 import json
@@ -344,3 +344,27 @@ student = load_encoder_state("run/checkpoints/step_00000002", "student")
 names = ("dem", "landsat", "s2_l2a", "s1")
 print(json.dumps({name: bool(student[f"patch_embed.{name}_embed"].any()) for name in names}))
 """
+
+
+def test_workers_of_a_cluster_get_the_variable_once(monkeypatch):
+    """Ray refuses a job whose driver gives a variable that the job has given already."""
+    from terrafm.clusters.versions import JOB_VARIABLE
+    from terrafm.jobs.submit import _sensors
+    from terrafm.ray import runtime
+
+    started = []
+    monkeypatch.setattr(runtime, "_own_address", None)
+    monkeypatch.setattr(runtime, "_init", lambda where, **_: started.append(where))
+    for name in ("join", "leave_private"):
+        monkeypatch.setattr(runtime, name, lambda *_: None)
+    monkeypatch.setattr(runtime.ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.delenv(JOB_VARIABLE, raising=False)
+    for given in ("", "sensors:SENSORS"):
+        monkeypatch.setenv("TERRAFM_MODALITIES", given)
+        runtime.ensure_ray()
+    assert _sensors() == {"TERRAFM_MODALITIES": "sensors:SENSORS"}
+    monkeypatch.setenv(JOB_VARIABLE, "ingest-1")
+    runtime.ensure_ray()
+    variables = {"env_vars": {"TERRAFM_MODALITIES": "sensors:SENSORS"}}
+    assert [where.get("runtime_env") for where in started] == [None, variables, None]

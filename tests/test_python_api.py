@@ -149,6 +149,20 @@ def test_a_result_is_values_and_a_table(small_dataset):
     assert "\x1b" not in str(found)
 
 
+def test_a_notebook_shows_what_the_verb_shows(small_dataset):
+    from IPython.core.formatters import DisplayFormatter
+
+    from terrafm.train.driver.pretrain import RunResult
+
+    def shown(value):
+        return DisplayFormatter().format(value)[0]["text/plain"]
+
+    found = terrafm.inspect(small_dataset)
+    assert shown(found) == str(found)
+    run = RunResult("run", "run/checkpoints/step_00000003", 3, 0, {"loss": 2.5})
+    assert shown(run) == "3 steps, loss 2.5000, checkpoint run/checkpoints/step_00000003"
+
+
 def test_progress_is_told_or_silent(small_dataset, capsys):
     seen = []
     assert terrafm.verify(small_dataset, progress=lambda *both: seen.append(both))["faults"] == []
