@@ -339,7 +339,11 @@ def modality_of(labels: Sequence[str], where: str) -> str:
     ):
         return "s2_l1c"
     if not any(labels):
-        raise PixelError(where, f"{len(labels)} bands without names: say which with --bands")
+        raise PixelError(
+            where,
+            f"{len(labels)} bands without names: say which with --bands, or "
+            "which sensor with --modality",
+        )
     raise PixelError(
         where,
         f"its bands ({', '.join(labels)}) do not tell Sentinel-2 L1C from L2A: say which with "
