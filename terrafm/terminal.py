@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterable
@@ -21,7 +22,8 @@ _OBEYED = {*range(32), *range(127, 160), *range(0xD800, 0xE000)} - {9, 10}
 _REPLACED = dict.fromkeys(_OBEYED, "\ufffd")
 
 
-def _shown_text(text: str) -> str:
+def shown_text(text: str) -> str:
+    """Text without what a terminal obeys, and without secrets of addresses."""
     return without_secrets(text.translate(_REPLACED))
 
 
@@ -38,14 +40,14 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Replaces before a table measures its cells; rich would drop some of these silently."""
-        return super().render_str(_shown_text(text), **options)
+        return super().render_str(shown_text(text), **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
         """Replaces in all that is shown; what moves the cursor is a segment of its own kind."""
         for one in super().render(renderable, options):
-            yield one if one.control else Segment(_shown_text(one.text), one.style)
+            yield one if one.control else Segment(shown_text(one.text), one.style)
 
 
 class PlainFormatter(logging.Formatter):
@@ -53,19 +55,73 @@ class PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of a record."""
-        return _shown_text(super().format(record))
+        return shown_text(super().format(record))
 
 
 console = PlainConsole()
 errors = PlainConsole(stderr=True, soft_wrap=True, highlight=False)
 
+_TEXT_WIDTH = 100
+
+
+def as_text(rendered: RenderableType) -> str:
+    """What would be printed, as text without colours."""
+    page = PlainConsole(file=io.StringIO(), width=_TEXT_WIDTH, force_jupyter=False)
+    with page.capture() as text:
+        page.print(rendered, soft_wrap=isinstance(rendered, str))
+    return text.get().rstrip()
+
+
+class InNotebooks:
+    """The last value of a notebook's cell, shown as its verb shows it."""
+
+    def render(self) -> RenderableType:
+        """As the verb shows it."""
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        # IPython prefers it to the repr of a dataclass; an inherited `_repr_pretty_` it does not.
+        return {"text/plain": as_text(self.render())}
+
+
+class Result(dict[str, Any], InNotebooks):
+    """What a verb found: the values of its `--json`, and by `str()` what it prints.
+
+    Args:
+        values: JSON-able.
+        render: how the verb shows them.
+    """
+
+    def __init__(
+        self, values: dict[str, Any], render: Callable[[dict[str, Any]], RenderableType]
+    ) -> None:
+        super().__init__(values)
+        self._render = render
+
+    def render(self) -> RenderableType:
+        """As the verb shows it."""
+        return self._render(self)
+
+    def __str__(self) -> str:
+        return as_text(self.render())
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        # A printer of dictionaries comes before the method above.
+        printer.text(str(self))
+
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def show(result: Result, as_json: bool) -> None:
+    """Prints a result, as one line of JSON or as its module renders it."""
+    report(result, as_json, lambda _: result.render())
 
 
 def report(
     result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], RenderableType]
 ) -> None:
-    """Prints a result, as one line of JSON or as its module renders it."""
+    """Prints what a verb found, as one line of JSON or as its module renders it."""
     if as_json:
         sys.stdout.write(to_json(result) + "\n")
     else:

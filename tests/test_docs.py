@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from pages import code_blocks
+from pages import code_blocks, run_pages_shell
 
 from terrafm.cli import app
 from terrafm.config import load_config, settings
@@ -64,19 +64,6 @@ def test_the_first_real_run_of_the_readme_runs(tmp_path, shared_folder):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mean spectrum" in done.stdout
-
-
-def run_pages_shell(script, folder, **environment):
-    paths = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=folder,
-        env={**os.environ, "PATH": paths, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from terrafm.cli import early
+from terrafm import early
 from terrafm.cli.ending import command_to_go_on
 
 PRETRAIN = ["pretrain", "--config", "demo", "--data", "my tiles", "--output", "run"]

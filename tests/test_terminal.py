@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from terrafm.cli.evaluate import _shown
+from terrafm.api.arguments import telling
 from terrafm.terminal import PlainConsole, PlainFormatter, console, errors
 
 TITLE, CLEAR = "\x1b]0;owned\x07", "\x1b[2J"
@@ -94,8 +94,8 @@ def test_a_terminal_still_gets_colours_and_a_hidden_cursor():
 def test_what_is_being_done_is_told_in_its_own_words(monkeypatch):
     file = io.StringIO()
     terminal = PlainConsole(file=file, force_terminal=True, color_system=None, width=200)
-    monkeypatch.setattr("terrafm.cli.evaluate.console", terminal)
-    with _shown(None, as_json=False) as (_, tell):
+    monkeypatch.setattr("terrafm.api.arguments.console", terminal)
+    with telling(True, "computing features") as tell:
         tell(f"features of /w[/b]/[red]:fire:{TITLE}")
     assert "features of /w[/b]/[red]:fire:\ufffd]0;owned" in file.getvalue()
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from terrafm.cli import early
+from terrafm import early
 from terrafm.cli.options import ConfigOption, DataOption, OutputOption, SetOption
 from terrafm.config import load_config
 from terrafm.report.blocks import Section

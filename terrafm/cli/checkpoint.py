@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from terrafm.cli import early
+from terrafm import early
 from terrafm.errors import TerraFMError
 from terrafm.progress import progress_bar
 from terrafm.terminal import JsonOption, console, report

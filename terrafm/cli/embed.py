@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from terrafm.cli import early
-from terrafm.cli.evaluate import Normalise, ReadoutOption, band_names
+from terrafm import api
+from terrafm.cli.evaluate import Normalise, ReadoutOption
+from terrafm.cli.options import SENSORS
 from terrafm.eval.features.readouts import Readout
-from terrafm.progress import progress_bar
-from terrafm.storage import check_exists, check_no_file
 from terrafm.terminal import console
 
 
@@ -31,7 +30,7 @@ def embed(
     output: Annotated[str, typer.Option("--output", help="URI of the folder to write.")],
     modality: Annotated[
         list[str] | None,
-        typer.Option("--modality", help="s1, s2_l1c or s2_l2a; several are fused. By default one."),
+        typer.Option("--modality", help=f"{SENSORS}; several are fused. By default one."),
     ] = None,
     dense: Annotated[
         bool, typer.Option("--dense", help="Patch embeddings too, as cloud-optimised GeoTIFFs.")
@@ -66,25 +65,20 @@ def embed(
     ] = None,
 ) -> None:
     """Embed an archive as GeoParquet; given again, the same command goes on."""
-    early.check_weights([weights])
-    check_exists("data", data)
-    check_no_file(output)
-    from terrafm.embed.job import embed as run_embed
-    from terrafm.embed.request import EmbedOptions
-
-    options = EmbedOptions(
-        modalities=modality,
+    done = api.embed(
+        weights,
+        data,
+        output,
+        modality=modality,
+        dense=dense,
         size=size,
-        batch=batch,
         window=window,
         overlap=overlap,
-        bands=band_names(bands),
+        bands=bands,
         readout=readout,
-        by_set=normalise is Normalise.SET,
-        dense=dense,
+        normalise=normalise,
+        batch=batch,
         workers=workers,
         device=None if device is None else device.value,
     )
-    with progress_bar(console, "tiles") as advance:
-        done = run_embed(weights, data, output, options, progress=advance)
     console.print(done.render(), soft_wrap=True, highlight=False)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
-from terrafm.cli import early
+from terrafm import api
+from terrafm.cli.options import SENSORS
 from terrafm.eval.features.readouts import Readout
-from terrafm.progress import Advance, progress_bar
-from terrafm.storage import check_exists
-from terrafm.terminal import JsonOption, console, report
+from terrafm.terminal import JsonOption, show
 
 evaluate_app = typer.Typer(help="Score weights on a labelled set.", no_args_is_help=True)
 
@@ -58,15 +53,10 @@ def knn_command(
     as_json: JsonOption = False,
 ) -> None:
     """Nearest neighbours of frozen features, beside untrained and spectral baselines."""
-    early.check_weights([weights])
-    early.check_labelled_set(data)
-    from terrafm.eval.features.job import FeatureWorkers
-    from terrafm.eval.probes.knn import evaluate_knn, render
-
-    with _shown(workers, as_json) as (advance, _):
-        many = None if workers is None else FeatureWorkers(workers, progress=advance)
-        result = evaluate_knn(weights, data, workers=many, readout=readout, size=size)
-    report(result, as_json, render)
+    result = api.evaluate_knn(
+        weights, data, readout=readout, size=size, workers=workers, progress=not as_json
+    )
+    show(result, as_json)
 
 
 @evaluate_app.command("retrieval")
@@ -89,23 +79,20 @@ def retrieval_command(
 
     Beside chance, band statistics and untrained encoders.
     """
-    early.check_weights([weights])
-    check_exists("dataset", data)
-    from terrafm.eval.retrieval.evaluate import RetrievalOptions, evaluate_retrieval, render
-
-    options = RetrievalOptions(
-        modalities=modality,
+    result = api.evaluate_retrieval(
+        weights,
+        data,
+        modality=modality,
         readout=readout,
+        normalise=normalise,
         size=size,
         samples=samples,
         batch=batch,
-        by_set=normalise is Normalise.SET,
         seed=seed,
         resamples=resamples,
+        progress=not as_json,
     )
-    with _shown(None, as_json):
-        result = evaluate_retrieval(weights, data, options)
-    report(result, as_json, render)
+    show(result, as_json)
 
 
 @evaluate_app.command("compare")
@@ -132,7 +119,7 @@ def compare_command(
     ] = None,
     modality: Annotated[
         list[str] | None,
-        typer.Option("--modality", help="s1, s2_l1c or s2_l2a; several are fused."),
+        typer.Option("--modality", help=f"{SENSORS}; several are fused."),
     ] = None,
     bands: Annotated[
         str | None,
@@ -163,54 +150,24 @@ def compare_command(
 
     Mean spectrum, other encoders, an untrained one, and the weights.
     """
-    early.check_labelled_set(data)
-    early.check_weights(weights or ())
-    from terrafm.eval.datasets.registry import OpenOptions
-    from terrafm.eval.tables.common import CompareOptions, render
-    from terrafm.eval.tables.compare import compare
-
-    options = CompareOptions(
-        modalities=modality,
-        protocols=tuple(protocol) if protocol else None,
-        features=features,
+    result = api.evaluate(
+        data,
+        weights or (),
+        baseline=baseline,
+        protocol=protocol,
+        modality=modality,
+        bands=bands,
+        partition=partition,
+        trust_pickles=trust_pickles,
+        normalise=normalise,
         readout=readout,
+        features=features,
         size=size,
         batch=batch,
-        by_set=normalise is Normalise.SET,
         seed=seed,
         resamples=resamples,
         workers=workers,
         epochs=epochs,
-        open=OpenOptions(
-            modality=modality[0] if modality and len(modality) == 1 else None,
-            bands=band_names(bands),
-            trust_pickles=trust_pickles,
-            partition=partition,
-            check_units=normalise is not Normalise.SET,
-        ),
+        progress=not as_json,
     )
-    with _shown(workers, as_json) as (advance, tell):
-        options = replace(options, progress=advance)
-        result = compare(data, weights or (), baseline or (), options, tell)
-    report(result, as_json, render)
-
-
-@contextmanager
-def _shown(
-    workers: int | None, as_json: bool
-) -> Iterator[tuple[Advance | None, Callable[[str], None]]]:
-    """A bar of the images that workers have done, or what is being done, in words."""
-    if as_json:
-        yield None, lambda _: None
-    elif workers is None:
-        with console.status("computing features") as status:
-            # A status reads markup in a str, whatever the console does.
-            yield None, lambda text: status.update(Text(text))
-    else:
-        with progress_bar(console, "images") as advance:
-            yield advance, lambda _: None
-
-
-def band_names(text: str | None) -> tuple[str, ...] | None:
-    """The names in a comma-separated list; None where none was given."""
-    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+    show(result, as_json)

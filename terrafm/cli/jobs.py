@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from terrafm.cli import early
+from terrafm import early
 from terrafm.terminal import JsonOption, errors, report
 
 jobs_app = typer.Typer(help="List, follow and stop the jobs of a cluster.", no_args_is_help=True)

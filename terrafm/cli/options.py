@@ -5,6 +5,10 @@ from typing import Annotated
 import typer
 
 from terrafm.config import recipe_names
+from terrafm.modalities import MODALITIES
+
+SENSORS = ", ".join(MODALITIES)
+"""Names of all that are known, for --help."""
 
 SetOption = Annotated[
     list[str] | None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from terrafm.cli import early
+from terrafm import api, early
 from terrafm.cli.options import SetOption
 from terrafm.config import load_config
 from terrafm.terminal import console, errors
@@ -37,20 +37,19 @@ def report(
     overrides: SetOption = None,
 ) -> None:
     """Write a page about runs, datasets, embeddings or sweeps (docs/report.md)."""
+    if watch is None:
+        page = api.report(folders, output, pictures=pictures, data=data, set=overrides)
+        size = human_bytes(page.bytes)
+        console.print(f"wrote {output}, {size}", soft_wrap=True, highlight=False)
+        return
     config = load_config(None, overrides or [])
     targets = early.check_report(folders, output, data)
     from terrafm.report.kinds import Wanted
     from terrafm.report.writing import watch as keep_writing
-    from terrafm.report.writing import write_report
 
-    wanted = Wanted(config, pictures, data)
-    if watch is None:
-        with console.status(f"reading {', '.join(target.uri for target in targets)}"):
-            size = write_report(targets, wanted, output)
-        console.print(f"wrote {output}, {human_bytes(size)}", soft_wrap=True, highlight=False)
-        return
     message = f"writing {output} every {watch} s; Ctrl+C ends it, and the page stays"
     console.print(message, soft_wrap=True, highlight=False)
+    wanted = Wanted(config, pictures, data)
     try:
         keep_writing(targets, wanted, output, watch, told=lambda size: None)
     except KeyboardInterrupt:

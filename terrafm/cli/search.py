@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from terrafm import api
+from terrafm.api.embeddings import draw_found
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage.faults import one_line
-from terrafm.terminal import JsonOption, console, errors, report
-
-if TYPE_CHECKING:
-    from terrafm.embed.schema import EmbeddingManifest
+from terrafm.terminal import JsonOption, console, errors, show
 
 _SHEET = "contact_sheet.png"
 
@@ -42,17 +40,12 @@ def search(
     Its embedding is compared with all others by cosine. Pictures come from the dataset or the
     GeoTIFFs that were embedded.
     """
-    from terrafm.search.embeddings import Embeddings
-    from terrafm.search.similar import find_similar, render
-
     place = None if point is None else _place(point)
-    folder = Embeddings(uri)
-    with console.status("comparing") if not as_json else nullcontext():
-        result = find_similar(folder, tile, place, count)
-        # What was found is shown whether or not its pictures can be drawn.
-        fault = _draw(folder.manifest, data, result, output or _SHEET)
+    result = api.search(uri, tile=tile, point=place, k=count, progress=not as_json)
+    # What was found is shown whether or not its pictures can be drawn.
+    fault = _draw(uri, result, output or _SHEET, data)
     result["contact_sheet"] = None if fault else output or _SHEET
-    report(result, as_json, render)
+    show(result, as_json)
     if fault and (output or data):
         raise fault
     if fault:
@@ -61,15 +54,9 @@ def search(
         console.print(f"\nwrote {result['contact_sheet']}", soft_wrap=True, highlight=False)
 
 
-def _draw(
-    manifest: EmbeddingManifest, data: str | None, result: dict[str, Any], path: str
-) -> Exception | None:
-    from terrafm.search.contact_sheet import draw_contact_sheet
-    from terrafm.search.previews import open_previews
-
+def _draw(uri: str, result: dict[str, Any], path: str, data: str | None) -> Exception | None:
     try:
-        previews = open_previews(manifest, data, [result["query"], *result["neighbours"]])
-        draw_contact_sheet(result, previews, path)
+        draw_found(uri, result, path, data)
     except (TerraFMError, OSError) as error:
         return error
     return None

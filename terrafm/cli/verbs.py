@@ -7,11 +7,11 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from terrafm.cli import early
+from terrafm import api
 from terrafm.cli.checkpoint import checkpoint_app
 from terrafm.cli.cluster import cluster_app, doctor
 from terrafm.cli.embed import embed
@@ -26,19 +26,15 @@ from terrafm.cli.jobs import jobs_app, submit
 from terrafm.cli.options import ConfigOption, DataOption, OutputOption, SetOption
 from terrafm.cli.report import report as write_report
 from terrafm.cli.search import search
-from terrafm.config import load_config, settings
+from terrafm.config import settings
 from terrafm.data.sources.registry import source_names
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.export.request import ExportFormat, ExportOptions, Network
-from terrafm.modalities import MODALITIES
-from terrafm.progress import progress_bar
+from terrafm.export.request import ExportFormat, Network
+from terrafm.modalities import SENTINEL, check_plugins
 from terrafm.storage import check_no_file
 from terrafm.storage.addresses import check_address
 from terrafm.storage.faults import one_line
-from terrafm.terminal import JsonOption, PlainFormatter, console, errors, report
-
-if TYPE_CHECKING:
-    from terrafm.train.checkpoints.validations import Validation, ValidationTask
+from terrafm.terminal import JsonOption, PlainFormatter, console, errors, show
 
 # Each verb imports what it needs when it runs: torch and Ray take seconds to load, and --help or
 # a mistyped key should answer at once.
@@ -103,7 +99,7 @@ def ingest(
     tile_size: Annotated[
         int, typer.Option(help="Side of a tile on the finest grid, pixels.")
     ] = 534,
-    modalities: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(MODALITIES),
+    modalities: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(SENTINEL),
     grid: Annotated[
         str | None,
         typer.Option(help="Cells of scenes: mgrs (default), major-tom, or utm:PIXELS of 10 m."),
@@ -127,26 +123,23 @@ def ingest(
     overrides: SetOption = None,
 ) -> None:
     """Cut an archive into tiles and pack them into Parquet shards."""
-    config = load_config(None, overrides or [])
-    from terrafm.data.ingest.append import append as run_append
-    from terrafm.data.ingest.job import ingest as run_ingest
-    from terrafm.data.sources.scenes.request import SceneWords
-
-    with progress_bar(console, "cells") as advance:
-        run: Any = run_append if append else run_ingest
-        outcome = run(
-            source,
-            input_uri,
-            output,
-            worldcover=worldcover,
-            legend_uri=legend,
-            climate=climate,
-            tile_size=tile_size,
-            modalities=tuple(m.strip() for m in modalities.split(",") if m.strip()),
-            scenes=SceneWords(grid, bbox, geometry, time, sign),
-            config=config.ingest,
-            progress=advance,
-        )
+    outcome = api.ingest(
+        source,
+        input_uri,
+        output,
+        worldcover=worldcover,
+        legend=legend,
+        climate=climate,
+        tile_size=tile_size,
+        modalities=modalities,
+        grid=grid,
+        bbox=bbox,
+        geometry=geometry,
+        time=time,
+        sign=sign,
+        append=append,
+        set=overrides,
+    )
     console.print(outcome.render())
 
 
@@ -157,11 +150,7 @@ def inspect(
     overrides: SetOption = None,
 ) -> None:
     """Show what a dataset holds and how it will be resampled."""
-    config = load_config(None, overrides or [])
-    from terrafm.data.inspect import inspect as run_inspect
-    from terrafm.data.inspect import render
-
-    report(run_inspect(uri, config), as_json, render)
+    show(api.inspect(uri, set=overrides), as_json)
 
 
 @app.command()
@@ -171,13 +160,11 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read a whole dataset and compare it with its checksums; exit 1 where anything is wrong."""
-    from terrafm.data.shards.verify import render, summary
-    from terrafm.data.shards.verify import verify as run_verify
-
-    with progress_bar(console, "shards") as advance:
-        result = run_verify(uri, version, progress=advance)
-    report(result, as_json, render)
+    result = api.verify(uri, version=version)
+    show(result, as_json)
     if result["faults"]:
+        from terrafm.data.shards.verify import summary
+
         raise TerraFMError(summary(result))
 
 
@@ -188,10 +175,7 @@ def tile(
     output: OutputOption,
 ) -> None:
     """Write one tile as GeoTIFFs, one for each sensor and ground sampling distance."""
-    check_no_file(output)
-    from terrafm.data.shards.tile_export import export_tile
-
-    for written in export_tile(uri, tile_id, output):
+    for written in api.tile(uri, tile_id, output):
         console.print(f"wrote {written}", soft_wrap=True, highlight=False)
 
 
@@ -214,33 +198,14 @@ def pretrain(
     overrides: SetOption = None,
 ) -> None:
     """Pretrain, or go on with the run that lies in --output."""
-    traced = ["train.profile_steps=3"] if profile else []
-    tree = load_config(config, [*traced, *(overrides or [])])
-    early.check_dataset(data, tree.data.modalities)
-    labelled = tree.validation.data if tree.validation.every_steps else None
-    early.check_run(output, tree.model.init, labelled)
     if dry_run:
-        from terrafm.train.driver.estimate import describe_estimate
-        from terrafm.train.driver.pretrain import dry_run as run_dry
-
-        figures = run_dry(tree, data, output, validate=_validation, extend=extend)
-        report(figures, as_json, describe_estimate)
-        return
-    from terrafm.train.driver.pretrain import describe
-    from terrafm.train.driver.pretrain import pretrain as run_pretrain
-
-    with progress_bar(console, "steps") as advance:
-        result = run_pretrain(
-            tree, data, output, progress=advance, validate=_validation, extend=extend
+        figures = api.pretrain(
+            config, data, output, dry_run=True, profile=profile, extend=extend, set=overrides
         )
-    console.print(describe(result), soft_wrap=True, highlight=False)
-
-
-def _validation(task: ValidationTask) -> Validation:
-    """Only a run that validates needs what evaluation imports."""
-    from terrafm.eval.validation import CheckpointValidation
-
-    return CheckpointValidation(task)
+        show(figures, as_json)
+        return
+    result = api.pretrain(config, data, output, profile=profile, extend=extend, set=overrides)
+    console.print(result.render(), soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -272,17 +237,20 @@ def export(
     ] = None,
 ) -> None:
     """Write a checkpoint's encoder as weights or a graph, and say how to load it."""
-    early.check_checkpoint(checkpoint)
-    from terrafm.export.writing import export_checkpoint
-
-    options = ExportOptions(modality, image_size, license_name, scores)
-    written, snippet = export_checkpoint(
-        checkpoint, output, file_format, network=network, options=options
+    done = api.export(
+        checkpoint,
+        output,
+        file_format,
+        model=network,
+        modality=modality,
+        image_size=image_size,
+        license=license_name,
+        scores=scores,
     )
-    for uri in written:
+    for uri in done.written:
         console.print(f"wrote {uri}", soft_wrap=True, highlight=False)
     console.print("\nLoad it with:\n", highlight=False)
-    console.print(snippet, soft_wrap=True, highlight=False)
+    console.print(done.snippet, soft_wrap=True, highlight=False)
 
 
 app.command()(embed)
@@ -313,6 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with ends_by_sigterm():
             for word in words:
                 check_address(word)
+            check_plugins()
             app(args=None if arguments is None else list(arguments), prog_name="terrafm")
     except TerminatedError:
         _tell_how_to_go_on(words)

@@ -36,7 +36,7 @@ from terrafm.config.values import (
     Workers,
     WorkersOrNone,
 )
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import SENTINEL
 
 # Of one matrix: 40 GB.
 _MOST_WEIGHTS = 10**10
@@ -135,7 +135,7 @@ class LossConfig(Section):
 class DataConfig(Section):
     """What a sample is: sampling, modality augmentation, crops."""
 
-    modalities: SomeModalities = Field(tuple(MODALITIES), description="modalities to train on")
+    modalities: SomeModalities = Field(SENTINEL, description="modalities to train on")
     resample_exponent: Fraction = Field(
         0.5, description="0 keeps the archive's classes, 1 equalises"
     )
@@ -314,7 +314,7 @@ class IngestConfig(Section):
     on_resume: ClassVar[OnResume] = "free"
 
     require_modalities: Modalities = Field(
-        tuple(MODALITIES), description="modalities whose absence is a fault of the tile"
+        SENTINEL, description="modalities whose absence is a fault of the tile"
     )
     allow_missing_bands: Modalities = Field(
         (), description="modalities whose products may lack bands; those are stored as nodata"

@@ -14,7 +14,7 @@ from terrafm.data.land.climate import UNKNOWN
 from terrafm.data.land.regions import region_codes, region_name
 from terrafm.data.samples.plan import high_frequency_classes, make_plan
 from terrafm.data.shards.dataset import Dataset
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import MODALITIES, OPTICAL
 from terrafm.units import human_bytes
 
 _RULES = {"gap": "too far in time from the anchor", "clouds": "too cloudy"}
@@ -149,7 +149,7 @@ def _sensors(d: dict[str, Any]) -> Table:
     for name in d["modalities"]:
         statistics = d["statistics"][name]
         for i, band in enumerate(statistics["bands"]):
-            digits = 2 if MODALITIES[name].unit == "dB" else 4
+            digits = 4 if MODALITIES[name].unit == "reflectance" else 2
             table.add_row(
                 name if i == 0 else "",
                 f"{d['tiles_with'][name]:,}" if i == 0 else "",
@@ -193,7 +193,7 @@ def _origin(d: dict[str, Any]) -> Table:
     for modality, decisions in d["decisions"].items():
         lines = [
             f"{x['products']:,} x {x['unit']}"
-            + ("" if modality == "s1" else f", offset {x['offset']} by {x['reason']}")
+            + (f", offset {x['offset']} by {x['reason']}" if modality in OPTICAL else "")
             + (f" (by {x['margin']:,} DN or more)" if "margin" in x else "")
             for x in decisions
         ]

@@ -35,6 +35,7 @@ from terrafm.storage import (
     write_bytes,
 )
 from terrafm.storage.lease import lease
+from terrafm.terminal import InNotebooks
 
 # Files of a part, and those of a writer that was killed: nothing else is cleared away.
 _PART = re.compile(r"part-\d{5}\.\w+|\.part-\d{5}\.\w+\.[0-9a-f]{32}")
@@ -45,7 +46,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class EmbeddingReport:
+class EmbeddingReport(InNotebooks):
     """What an embedding did.
 
     Attributes:

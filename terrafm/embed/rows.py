@@ -21,7 +21,6 @@ from terrafm.embed.schema import (
     geo_metadata,
 )
 from terrafm.embed.source import Place
-from terrafm.modalities import MODALITIES
 
 _DEGREES = "OGC:CRS84"
 _THINNEST = 1e-9
@@ -62,6 +61,7 @@ def part_bytes(
     modalities: Sequence[tuple[str, ...]],
     embeddings: NDArray[np.float32],
     fingerprints: tuple[str, str],
+    asked: Sequence[str] = (),
 ) -> bytes:
     """A part as a whole GeoParquet file.
 
@@ -70,17 +70,20 @@ def part_bytes(
         modalities: those that each embedding was made of.
         embeddings: (N, D).
         fingerprints: of the model and of the data.
+        asked: the modalities that all parts of the folder are of.
     """
     outlines = np.array([footprint(place) for place in places], dtype=object)
     bounds = shapely.bounds(outlines).reshape(-1, 4)
     count, dim = embeddings.shape
     model, data = fingerprints
+    schema = embedding_schema(dim, asked)
     times = {
-        TIME_PREFIX + name: [
+        column: [
             place.times.get(name) if name in used else None
             for place, used in zip(places, modalities, strict=True)
         ]
-        for name in MODALITIES
+        for column in schema.names
+        if (name := column.removeprefix(TIME_PREFIX)) != column
     }
     columns = {
         "tile_id": [place.tile_id for place in places],
@@ -103,7 +106,6 @@ def part_bytes(
         "model_fingerprint": [model] * count,
         "data_fingerprint": [data] * count,
     }
-    schema = embedding_schema(dim)
     arrays = [
         column if isinstance(column, pa.Array) else pa.array(column, schema.field(name).type)
         for name, column in columns.items()

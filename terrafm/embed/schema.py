@@ -9,6 +9,7 @@ A folder without the manifest is an unfinished job.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from terrafm.errors import UsageError
 from terrafm.eval.features.readouts import Readout
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import SENTINEL
 from terrafm.storage import exists, join, parse_record, read_bytes, to_json
 
 MANIFEST = "embedding.json"
@@ -107,12 +108,15 @@ class EmbeddingManifest(_Part):
         return to_json(self.model_dump(mode="json"), indent=1) + "\n"
 
 
-def embedding_schema(dim: int) -> pa.Schema:
+def embedding_schema(dim: int, modalities: Sequence[str] = ()) -> pa.Schema:
     """Columns of a part, without the metadata that make it GeoParquet.
 
     Args:
         dim: length D of an embedding.
+        modalities: those asked for. The paper's three have a column of times anyhow, sensors of
+            other packages only where they stand here.
     """
+    timed = (*SENTINEL, *(name for name in modalities if name not in SENTINEL))
     box = pa.struct([pa.field(side, pa.float64(), nullable=False) for side in BBOX_SIDES])
     window = pa.struct([pa.field(side, pa.int32(), nullable=False) for side in WINDOW_SIDES])
     return pa.schema(
@@ -122,7 +126,7 @@ def embedding_schema(dim: int) -> pa.Schema:
             pa.field("geometry", pa.binary(), nullable=False),
             pa.field("bbox", box, nullable=False),
             pa.field("modalities", pa.list_(pa.string()), nullable=False),
-            *(pa.field(TIME_PREFIX + m, pa.timestamp("us", tz="UTC")) for m in MODALITIES),
+            *(pa.field(TIME_PREFIX + m, pa.timestamp("us", tz="UTC")) for m in timed),
             pa.field("land_cover", pa.int32()),
             pa.field("land_cover_name", pa.string()),
             pa.field("grid_cell", pa.string()),

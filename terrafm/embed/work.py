@@ -107,6 +107,7 @@ class PartWork:
                 [used[at] for at in seen],
                 embeddings[seen],
                 (request.model_fingerprint, request.source.fingerprint),
+                request.modalities,
             )
             file = write_part(output, part_name(part.number), content, len(seen))
         entry = Entry(file, len(rows) - len(seen))

@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from terrafm.export.request import ExportFormat, ExportOptions, Network
+from terrafm.verb_package import make_callable
 
 if TYPE_CHECKING:
     from terrafm.export.snippets import loading_snippet as loading_snippet
@@ -29,6 +30,9 @@ _LAZY = {
     "export_weights": "terrafm.export.writing",
     "loading_snippet": "terrafm.export.snippets",
 }
+
+
+make_callable(__name__)
 
 
 def __getattr__(name: str) -> Any:

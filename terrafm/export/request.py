@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from terrafm.errors import UsageError
+from terrafm.modalities import SENTINEL
 from terrafm.storage import join
 
 if TYPE_CHECKING:
@@ -151,6 +152,12 @@ def check_options(format: ExportFormat, contract: WeightsContract, options: Expo
             name = option.name.replace("_", "-")
             taken = ", ".join(_TAKEN_BY[option.name])
             raise UsageError(f"--{name} is for the formats {taken}, not for {format}")
+    others = [name for name in contract.modalities if name not in SENTINEL]
+    if format == ExportFormat.RELEASED and others:
+        raise UsageError(
+            f"the format released has the three sensors of the released weights, and these know "
+            f"{', '.join(others)} too: take safetensors, hf, or a graph of one sensor"
+        )
     chosen_modality(contract, options)
     if format == ExportFormat.RELEASED and options.modality not in (None, "s2_l2a"):
         raise UsageError(

@@ -19,6 +19,7 @@ from terrafm.errors import UsageError
 from terrafm.jobs import package
 from terrafm.jobs.arguments import Command
 from terrafm.jobs.client import RUN_KEY, JobServer
+from terrafm.modalities import VARIABLE as SENSORS_VARIABLE
 from terrafm.storage import canonical
 
 # On the head, which is not taken away: the resource that Ray gives it alone. An empty request
@@ -76,7 +77,11 @@ def submit(
             entrypoint=shlex.join([python or _interpreter(head), "-m", "ray_jobs", *command.words]),
             runtime_env={
                 "working_dir": str(packed.path),
-                "env_vars": {VERSIONS_VARIABLE: json.dumps(own_versions()), JOB_VARIABLE: name},
+                "env_vars": {
+                    VERSIONS_VARIABLE: json.dumps(own_versions()),
+                    JOB_VARIABLE: name,
+                    **_sensors(),
+                },
             },
             metadata={
                 RUN_KEY: run,
@@ -85,6 +90,12 @@ def submit(
             },
             entrypoint_resources=ON_HEAD,
         )
+
+
+def _sensors() -> dict[str, str]:
+    """Sensors of modules of one's own, which travel with the folder or lie in the image."""
+    named = os.environ.get(SENSORS_VARIABLE)
+    return {SENSORS_VARIABLE: named} if named else {}
 
 
 def check_versions(server: JobServer, head: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import terrafm
 from terrafm.errors import UsageError
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import MODALITIES, VARIABLE
 from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE
 from terrafm.storage import parse_json
 from terrafm.storage.records import Finite, first_fault, validated
@@ -93,7 +93,12 @@ class WeightsContract(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name, modality in self.modalities.items():
-            if name not in MODALITIES or modality.bands != MODALITIES[name].bands:
+            if name not in MODALITIES:
+                raise ValueError(
+                    f"no sensor {name} is known here: install the package that brings it, or name "
+                    f"it in {VARIABLE} (docs/new_sensor.md)"
+                )
+            if modality.bands != MODALITIES[name].bands:
                 raise ValueError(f"modality {name} with bands {' '.join(modality.bands)}")
         return self
 

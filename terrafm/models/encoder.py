@@ -7,7 +7,7 @@ Parameter names and shapes are those of the released weights; only training has
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from terrafm.errors import UsageError
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import MODALITIES, SENTINEL, VARIABLE
 from terrafm.models.block import EncoderBlock, layer_norm
 from terrafm.models.drop_path import drop_path_scales
 from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE, PatchEmbed
@@ -52,6 +52,7 @@ class Encoder(nn.Module):
         architecture: width, depth, heads.
         drop_path: stochastic depth rate of the last block; linear in depth from 0.
         num_queries: fusion queries per position (N_q).
+        others: sensors of other packages, beside the three that every encoder has.
 
     Attributes:
         activation_checkpointing: recompute each block's activations in the backward pass.
@@ -60,7 +61,12 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, architecture: Architecture, *, drop_path: float = 0.0, num_queries: int = 5
+        self,
+        architecture: Architecture,
+        *,
+        drop_path: float = 0.0,
+        num_queries: int = 5,
+        others: Sequence[str] = (),
     ) -> None:
         super().__init__()
         dim = architecture.embed_dim
@@ -73,7 +79,7 @@ class Encoder(nn.Module):
         self.contract: WeightsContract | None = None
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + (IMAGE_SIZE // PATCH_SIZE) ** 2, dim))
-        self.patch_embed = PatchEmbed(dim, PATCH_SIZE, num_queries)
+        self.patch_embed = PatchEmbed(dim, PATCH_SIZE, num_queries, others)
         self.blocks = nn.ModuleList(
             EncoderBlock(dim, architecture.num_heads) for _ in range(architecture.depth)
         )
@@ -296,7 +302,7 @@ class Encoder(nn.Module):
     def _checked(
         self, x: Tensor | Mapping[str, Tensor], modality: str | None
     ) -> Mapping[str, Tensor]:
-        known = ", ".join(MODALITIES)
+        known = ", ".join(self.patch_embed.modalities)
         if isinstance(x, Tensor):
             if modality is None:
                 raise ValueError(f"say which modality the images are: one of {known}")
@@ -306,7 +312,7 @@ class Encoder(nn.Module):
         if not x:
             raise ValueError("no images: the mapping of modalities is empty")
         for name, images in x.items():
-            if name not in MODALITIES:
+            if name not in self.patch_embed.modalities:
                 raise ValueError(f"unknown modality {name!r}: one of {known}")
             channels = MODALITIES[name].channels
             if images.ndim != 4 or images.shape[1] != channels:
@@ -330,20 +336,31 @@ class Encoder(nn.Module):
         return x
 
 
-def build_encoder(name: str, *, drop_path: float = 0.0, num_queries: int = 5) -> Encoder:
+def build_encoder(
+    name: str, *, drop_path: float = 0.0, num_queries: int = 5, modalities: Iterable[str] = ()
+) -> Encoder:
     """An initialised encoder in training mode.
 
     Args:
         name: a key of `ARCHITECTURES`.
         drop_path: stochastic depth rate of the last block.
         num_queries: fusion queries per position.
+        modalities: that it is to see. The paper's three it sees anyhow; those of other packages
+            have parameters only where they stand here.
 
     Raises:
-        UsageError: no such architecture.
+        UsageError: no such architecture, or no such sensor.
     """
     if name not in ARCHITECTURES:
         raise UsageError(f"unknown model {name!r}: one of {', '.join(ARCHITECTURES)}")
-    return Encoder(ARCHITECTURES[name], drop_path=drop_path, num_queries=num_queries)
+    others = [modality for modality in modalities if modality not in SENTINEL]
+    for other in others:
+        if other not in MODALITIES:
+            raise UsageError(
+                f"unknown sensor {other}: install the package that brings it, or name it in "
+                f"{VARIABLE} (docs/new_sensor.md)"
+            )
+    return Encoder(ARCHITECTURES[name], drop_path=drop_path, num_queries=num_queries, others=others)
 
 
 @torch.no_grad()

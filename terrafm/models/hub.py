@@ -8,6 +8,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor
 
 from terrafm.errors import UsageError
+from terrafm.modalities import SENTINEL
 from terrafm.models.encoder import ARCHITECTURES, Encoder
 from terrafm.models.weights import (
     TRAINING_ONLY,
@@ -51,7 +52,9 @@ class HubEncoder(
     ) -> None:
         if model not in ARCHITECTURES:
             raise UsageError(f"unknown model {model!r}: one of {', '.join(ARCHITECTURES)}")
-        super().__init__(ARCHITECTURES[model], num_queries=num_queries)
+        held = contract.modalities if contract else ()
+        others = [modality for modality in held if modality not in SENTINEL]
+        super().__init__(ARCHITECTURES[model], num_queries=num_queries, others=others)
         self.contract = contract
 
     @classmethod

@@ -1,6 +1,6 @@
 """Pixels to tokens: one patch embedding per modality, then fusion and projection."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +22,19 @@ class PatchEmbed(nn.Module):
         embed_dim: D; a modality token has width D' = 3 D.
         patch_size: side of a patch, pixels.
         num_queries: fusion queries (N_q).
+        others: sensors of other packages, beside the three that every encoder has.
     """
 
-    def __init__(self, embed_dim: int, patch_size: int, num_queries: int) -> None:
+    def __init__(
+        self, embed_dim: int, patch_size: int, num_queries: int, others: Sequence[str] = ()
+    ) -> None:
         super().__init__()
+        self.modalities = (*_RELEASED_ORDER, *sorted(others))
         self.patch_size = patch_size
         self.token_dim = token_dim = 3 * embed_dim
-        for name in _RELEASED_ORDER:
+        for name in self.modalities:
             self.register_parameter(f"{name}_embed", nn.Parameter(torch.empty(1, token_dim)))
-        for name in _RELEASED_ORDER:
+        for name in self.modalities:
             conv = nn.Conv2d(MODALITIES[name].channels, token_dim, patch_size, patch_size)
             self.add_module(f"conv2d_{name}", conv)
         self.projection = Projection(token_dim, embed_dim)
@@ -38,7 +42,7 @@ class PatchEmbed(nn.Module):
 
     def modality_vectors(self) -> list[nn.Parameter]:
         """The vector of each modality, (1, D')."""
-        return [self.get_parameter(f"{name}_embed") for name in _RELEASED_ORDER]
+        return [self.get_parameter(f"{name}_embed") for name in self.modalities]
 
     def forward(
         self,
@@ -72,7 +76,7 @@ class PatchEmbed(nn.Module):
     def _fuse(self, pixels: Mapping[str, Tensor], image: Mapping[str, Tensor], size: int) -> Tensor:
         some = next(iter(pixels.values()))
         tokens, rows = [], []
-        for name in _RELEASED_ORDER:
+        for name in self.modalities:
             absent = name not in pixels
             nothing = some.new_zeros((0, MODALITIES[name].channels, *some.shape[-2:]))
             tokens.append(self._embed(name, nothing if absent else pixels[name]))

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from terrafm.errors import UsageError
+from terrafm.modalities import SENTINEL
 from terrafm.models.claims import check_weights, is_pickled
 from terrafm.models.contract import WeightsContract as WeightsContract
 from terrafm.models.encoder import ARCHITECTURES, Encoder, build_encoder
@@ -50,6 +52,7 @@ _METADATA_KEY = "terrafm_contract"
 # Every encoder has it, and what wraps one puts its name before it.
 _SURE = "cls_token"
 _COMPILED = "_orig_mod."
+_PATCHES = re.compile(r"patch_embed\.conv2d_(\w+)\.weight")
 _DEEPEST = 4
 _MOST_NAMES = 1_000_000
 
@@ -166,20 +169,36 @@ def read_contract(uri: str) -> WeightsContract | None:
     return None if stated is None else WeightsContract.from_json(stated)
 
 
-def load_state(encoder: Encoder, state: Mapping[str, Tensor], source: str = "weights") -> None:
+def load_state(
+    encoder: Encoder,
+    state: Mapping[str, Tensor],
+    source: str = "weights",
+    *,
+    new_sensors: bool = False,
+) -> None:
     """Copies weights into an encoder; only the fusion parameters may be missing, all of them.
 
     Args:
         encoder: receives them.
         state: released names, with or without the training-only ones.
         source: where they come from, for the message.
+        new_sensors: a training begins with them: sensors of other packages that they do not know
+            stay as they were drawn.
 
     Raises:
         UsageError: a name is missing or unknown, or a shape differs; the first is named.
     """
     own = encoder.state_dict()
     fusion = any(name.startswith(TRAINING_ONLY) for name in state)
+    new = set(encoder.patch_embed.modalities) - {*SENTINEL, *held_modalities(state)}
+    fresh = {
+        f"patch_embed.{name}"
+        for modality in (new if new_sensors else ())
+        for name in (f"{modality}_embed", f"conv2d_{modality}.weight", f"conv2d_{modality}.bias")
+    }
     for name, tensor in own.items():
+        if name in fresh:
+            continue
         if name not in state:
             if fusion or not name.startswith(TRAINING_ONLY):
                 raise UsageError(f"{source}: parameter {name} is missing")
@@ -193,6 +212,12 @@ def load_state(encoder: Encoder, state: Mapping[str, Tensor], source: str = "wei
         raise UsageError(f"{source}: parameter {unknown[0]} is unknown to the model")
     encoder.load_state_dict(dict(state), strict=False)
     encoder.fusion_loaded = fusion
+
+
+def held_modalities(state: Mapping[str, Any]) -> list[str]:
+    """Sensors of which a state dict has the patch embedding."""
+    found = [_PATCHES.fullmatch(name) for name in state]
+    return [match.group(1) for match in found if match]
 
 
 def infer_model_name(state: Mapping[str, Tensor], source: str = "weights") -> str:
@@ -224,10 +249,13 @@ def encoder_from_state(state: Mapping[str, Tensor], source: str = "weights") -> 
     # Released weights leave the fusion as it is drawn: the same by every process that loads them.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        sensors = held_modalities(state)
         encoder = (
-            build_encoder(name)
+            build_encoder(name, modalities=sensors)
             if queries is None
-            else build_encoder(name, num_queries=queries.shape[0] if queries.ndim else 1)
+            else build_encoder(
+                name, num_queries=queries.shape[0] if queries.ndim else 1, modalities=sensors
+            )
         )
     load_state(encoder, state, source)
     return encoder.eval()

@@ -26,10 +26,14 @@ WORLDCOVER_COLOURS = {
 }
 
 
-def true_colour(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Red, green, blue of (12, H, W) Sentinel-2 in model band order; (H, W, 3)."""
-    bands = MODALITIES["s2_l2a"].bands
-    return np.stack([image[bands.index(b)] for b in ("B04", "B03", "B02")], axis=-1)
+def true_colour(image: NDArray[np.float32], name: str = "s2_l2a") -> NDArray[np.float32]:
+    """The picture bands of (C, H, W) in model band order, red, green and blue; (H, W, 3).
+
+    One band alone is grey.
+    """
+    sensor = MODALITIES[name]
+    planes = [image[sensor.bands.index(band)] for band in sensor.picture]
+    return np.stack(planes if len(planes) > 1 else planes * 3, axis=-1)
 
 
 def false_colour(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -38,8 +42,13 @@ def false_colour(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def colours(image: NDArray[np.float32], name: str) -> NDArray[np.float32]:
-    """Natural colour of Sentinel-2 or false colour of Sentinel-1, (C, H, W) physical; (H, W, 3)."""
-    return false_colour(image) if name == "s1" else true_colour(image)
+    """Natural colour, or false colour of Sentinel-1, of (C, H, W) physical; (H, W, 3)."""
+    return false_colour(image) if name == "s1" else true_colour(image, name)
+
+
+def colour_bands(name: str) -> set[str]:
+    """Bands that `colours` needs."""
+    return set(MODALITIES[name].bands if name == "s1" else MODALITIES[name].picture)
 
 
 def whole_tile(dataset: Dataset, pixels: dict[str, Any], name: str) -> NDArray[np.float32]:

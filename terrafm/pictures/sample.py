@@ -46,7 +46,9 @@ def quicklook(
     have = [dataset.modalities.index(name) for name in cropper.modalities]
     views = cropper.draw(np.array([0]), np.array([position]), dataset.available[[row]][:, have])
     crops = _cut(cropper, pixels, views)
-    shown = [name for name in SENSOR_TITLES if any(key.startswith(name) for key in pixels)]
+    sensors = [name for name in SENSOR_TITLES if name in dataset.modalities]
+    there = {group.modality for group in dataset.groups if group.name in pixels}
+    shown = [name for name in sensors if name in there]
     whole = {name: whole_tile(dataset, pixels, name) for name in shown}
     limits = {name: stretch_limits(image, name) for name, image in whole.items()}
     n_global = views.teacher.shape[1]
@@ -55,9 +57,10 @@ def quicklook(
     heights = [3.6, 3.0] + [1.75 * -(-n_local // columns)] * bool(n_local)
     with picture(path, (11, sum(heights))) as figure:
         parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
-        tile = parts[0].subplots(1, 4, width_ratios=(1, 1, 1, 0.46))
+        ratios = (*[1.0] * len(sensors), 0.46)
+        tile = parts[0].subplots(1, len(ratios), width_ratios=ratios)
         parts[0].subplots_adjust(left=0.012, right=0.985, top=0.84, bottom=0.02, wspace=0.04)
-        for axis, name in zip(tile, SENSOR_TITLES, strict=False):
+        for axis, name in zip(tile, sensors, strict=False):
             bare(axis)
             axis.set_title(SENSOR_TITLES[name], loc="left")
             if name not in whole:
@@ -65,7 +68,7 @@ def quicklook(
                 continue
             axis.imshow(stretch(whole[name], limits[name]), interpolation="antialiased")
             _draw_boxes(axis, views, cropper.unit / dataset.gsd, n_global)
-        _land_cover_bar(tile[3], dataset, row)
+        _land_cover_bar(tile[-1], dataset, row)
         where = place_name(dataset.latitude[row], dataset.longitude[row])
         parts[0].suptitle(
             f"Tile {dataset.tile_ids[row]}   {where}   "

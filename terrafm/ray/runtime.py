@@ -44,7 +44,9 @@ from terrafm.clusters.joining import WANTED, join
 from terrafm.clusters.node import Node
 from terrafm.clusters.patience import patient_start
 from terrafm.clusters.private import go_private, leave_private
+from terrafm.clusters.versions import JOB_VARIABLE
 from terrafm.errors import RayStartError, UsageError
+from terrafm.modalities import VARIABLE as SENSORS_VARIABLE
 from terrafm.storage.faults import one_line
 
 logger = logging.getLogger(__name__)
@@ -90,6 +92,12 @@ def ensure_ray(num_cpus: int | None = None) -> None:
             leave_private()
             join(address)
             where: dict[str, Any] = {"address": address}
+            # Its workers have environments of their own. Those of a job have the job's, and Ray
+            # refuses a variable that is given twice.
+            if os.environ.get(SENSORS_VARIABLE) and not os.environ.get(JOB_VARIABLE):
+                where["runtime_env"] = {
+                    "env_vars": {SENSORS_VARIABLE: os.environ[SENSORS_VARIABLE]}
+                }
         else:
             where = {"address": "local", "num_cpus": num_cpus, **go_private()}
         try:

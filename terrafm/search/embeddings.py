@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from terrafm.embed.schema import (
+    TIME_PREFIX,
     EmbeddingManifest,
     PartFile,
     embedding_schema,
@@ -32,8 +33,7 @@ _PARTS_AHEAD = 8
 # Ids on either side of one that is not there: among them are those that it was meant to be.
 _NEIGHBOURING_IDS = 50
 _NOTES = (
-    "tile_id", "geometry", "modalities", "time_s1", "time_s2_l1c", "time_s2_l2a",
-    "land_cover", "land_cover_name", "crs", "source", "window",
+    "tile_id", "geometry", "modalities", "land_cover", "land_cover_name", "crs", "source", "window",
 )  # fmt: skip
 
 
@@ -54,7 +54,10 @@ class Embeddings:
         self.manifest: EmbeddingManifest = read_manifest(self.uri)
         if self.manifest.rows == 0:
             raise UsageError(f"embeddings {self.uri} are empty")
-        self._nothing = embedding_schema(self.manifest.dim).empty_table()
+        schema = embedding_schema(self.manifest.dim, self.manifest.modalities)
+        self._nothing = schema.empty_table()
+        times = [name for name in schema.names if name.startswith(TIME_PREFIX)]
+        self._notes = [*_NOTES, *times]
         # Smallest and largest id of a part, once its footer has been read.
         self._spans: dict[str, tuple[str, str] | None] = {}
 
@@ -98,7 +101,7 @@ class Embeddings:
         Raises:
             TerraFMError: as `vectors`.
         """
-        table = self._rows(tile_ids, list(_NOTES))
+        table = self._rows(tile_ids, self._notes)
         centres = self._footprints(table["geometry"].combine_chunks()).centres().tolist()
         rows = {
             row["tile_id"]: {**row, "longitude": place[0], "latitude": place[1]}

@@ -15,8 +15,8 @@ from terrafm.data.sources.sensor_files import SensorFiles, survey_of
 from terrafm.embed.schema import EmbeddingManifest
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.modalities import MODALITIES
-from terrafm.pictures.colours import colours
-from terrafm.search.preview import COLOUR_BANDS, Preview
+from terrafm.pictures.colours import colour_bands, colours
+from terrafm.search.preview import Preview
 from terrafm.storage import exists, join
 from terrafm.storage.limits import WINDOW_SIDE
 
@@ -47,9 +47,8 @@ class GeotiffPreviews:
         # As `terrafm.data.rasters.bands.BandMatch` has it: "... (by their names): B02=1 B03=2".
         went = str(manifest.options["bands"]).partition("): ")[2].partition(";")[0]
         places = {band: int(place) for band, place in re.findall(r"(\w+)=(\d+)", went)}
-        wanted = sorted(COLOUR_BANDS & set(MODALITIES[self._modality].bands))
         self._places = places
-        self._is_whole = set(wanted) <= set(places)
+        self._is_whole = colour_bands(self._modality) <= set(places)
         self._survey = survey_of(manifest.options.get("pixels", {}))
 
     def preview(self, tile: dict[str, Any]) -> Preview | None:

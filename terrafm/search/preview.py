@@ -6,8 +6,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-COLOUR_BANDS = {"B04", "B03", "B02", "VV", "VH"}
-
 
 @dataclass(frozen=True)
 class Preview:

@@ -7,8 +7,8 @@ from terrafm.data.shards.dataset import Dataset
 from terrafm.embed.schema import EmbeddingManifest
 from terrafm.errors import UsageError
 from terrafm.modalities import SENSOR_TITLES
-from terrafm.pictures.colours import whole_tile
-from terrafm.search.preview import COLOUR_BANDS, Preview, Previews
+from terrafm.pictures.colours import colour_bands, whole_tile
+from terrafm.search.preview import Preview, Previews
 
 
 def open_previews(
@@ -62,7 +62,7 @@ class DatasetPreviews:
             groups = [
                 group.name
                 for group in dataset.groups
-                if group.modality == modality and COLOUR_BANDS & set(group.bands)
+                if group.modality == modality and colour_bands(modality) & set(group.bands)
             ]
             pixels = dataset.reader.read(location, [groups])[0]
             if pixels:

@@ -12,8 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from terrafm.embed.schema import TIME_PREFIX
 from terrafm.errors import UsageError
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import FIRST_CHOICE
 from terrafm.search.embeddings import Embeddings
 from terrafm.search.footprints import distances
 from terrafm.search.nearest import Nearest
@@ -123,7 +124,8 @@ def place_of(tile: dict[str, Any]) -> str:
 
 def time_of(tile: dict[str, Any]) -> str:
     """Day of a tile's optical product, else of its radar product; "" where neither is known."""
-    known = [tile["times"][name] for name in reversed(MODALITIES) if tile["times"][name]]
+    times = tile["times"]
+    known = [times[name] for name in FIRST_CHOICE if times.get(name)]
     return known[0][:10] if known else ""
 
 
@@ -138,7 +140,8 @@ def _comparable(folder: Embeddings) -> Callable[[NDArray[np.floating]], NDArray[
 
 
 def _described(row: dict[str, Any]) -> dict[str, Any]:
-    times = {name: row.pop(f"time_{name}") for name in MODALITIES}
+    columns = [name for name in row if name.startswith(TIME_PREFIX)]
+    times = {name.removeprefix(TIME_PREFIX): row.pop(name) for name in columns}
     return {**row, "times": {name: _iso(time) for name, time in times.items()}}
 
 

@@ -10,7 +10,7 @@ import logging
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from terrafm.data.sources.pairing import count_pairs
 from terrafm.data.sources.registry import open_source
 from terrafm.data.sources.scenes.request import SceneRequest, SceneWords, scene_request
 from terrafm.errors import TerraFMError, UsageError
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import MODALITIES, SENTINEL
 from terrafm.storage import (
     absolute,
     canonical,
@@ -74,7 +74,7 @@ def ingest(
     legend_uri: str | None = None,
     climate: str | None = None,
     tile_size: int = 534,
-    modalities: tuple[str, ...] = tuple(MODALITIES),
+    modalities: tuple[str, ...] = SENTINEL,
     scenes: SceneWords | None = None,
     config: IngestConfig | None = None,
     progress: Progress | None = None,
@@ -140,6 +140,9 @@ def _ingest(
         "modalities": list(modalities),
         "ingest": config.model_dump(mode="json", exclude=_NOT_CONTENT),
     }
+    if others := [name for name in modalities if name not in SENTINEL]:
+        # Entries of other packages may change: what these tiles were stored by is kept.
+        settings["sensors"] = {name: asdict(MODALITIES[name]) for name in others}
     if request is not None:
         settings["scenes"] = request.to_json()
     # What is recorded, and compared with what was: a signature may be another each time.

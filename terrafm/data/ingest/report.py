@@ -7,13 +7,14 @@ from typing import Any
 from rich.text import Text
 
 from terrafm.storage import join
+from terrafm.terminal import InNotebooks
 
 QUARANTINE = "quarantine.jsonl"
 _NAMED = 20
 
 
 @dataclass(frozen=True)
-class IngestReport:
+class IngestReport(InNotebooks):
     """What an ingest did.
 
     Attributes:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from terrafm.data.archive import Listed
 from terrafm.data.land.regions import region_codes
+from terrafm.modalities import FIRST_CHOICE
 
 WATER = 80
 """WorldCover's code."""
@@ -22,7 +23,7 @@ WATER = 80
 NO_CLASS = -1
 """In land cover, of pixels of which the class is not known: they have no vote."""
 
-ANCHORS = ("s2_l2a", "s2_l1c", "s1")
+ANCHORS = FIRST_CHOICE
 SPREADS = ("land_cover", "climate", "region")
 
 

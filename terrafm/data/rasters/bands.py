@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from terrafm.errors import PixelError
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import MODALITIES, SENTINEL
 
 RULE = "0 after normalisation"
 CIRRUS = "B10"
@@ -19,8 +19,8 @@ L1C_ORDER = (*_L2A[:10], CIRRUS, *_L2A[10:])
 EUROSAT_ORDER = (*_L2A[:8], "B09", CIRRUS, "B11", "B12", "B8A")
 """Level-1C as EuroSAT's authors stored it: B8A comes last."""
 UNDERSTOOD = {
-    "dB": "VV, VH, VV_db, Gamma0_VH",
-    "reflectance": "B01, B1, 8A, B12_sr, blue, rededge1, nir, nir08, swir16",
+    "sentinel-1": "VV, VH, VV_db, Gamma0_VH",
+    "sentinel-2": "B01, B1, 8A, B12_sr, blue, rededge1, nir, nir08, swir16",
 }
 
 _COMMON = {
@@ -139,7 +139,11 @@ def canonical(label: str, modality: str) -> str | None:
     Returns:
         Its usual name, or None where it is no band of that sensor.
     """
-    if MODALITIES[modality].unit == "dB":
+    sensor = MODALITIES[modality]
+    if sensor.radiometry == "stated":
+        named = {_compact(band): band for band in sensor.bands}
+        return named.get(_compact(label))
+    if sensor.radiometry == "sentinel-1":
         found = _RADAR.fullmatch(re.sub(r"[^a-z0-9]", "", label.lower()))
         return found.group(1).upper() if found else None
     text = re.sub(r"infra[ _-]?red", "infrared", label.lower())
@@ -185,10 +189,12 @@ def match_bands(labels: Sequence[str], modality: str, source: str, where: str) -
         if name is None and not _is_no_band(label, modality)
     ]
     if unknown:
+        own = ", ".join(sensor.bands)
         raise PixelError(
             where,
             f"band {', '.join(unknown[:4])} is not understood as a band of {modality} (understood "
-            f"are such as {UNDERSTOOD[sensor.unit]}): name it otherwise, or with --bands",
+            f"are such as {UNDERSTOOD.get(sensor.radiometry, own)}): name it otherwise, or with "
+            "--bands",
         )
     pairs = []
     for channel, band in enumerate(sensor.bands):
@@ -234,9 +240,12 @@ def match_file(
     count = len(labels)
     if bands is not None:
         return match_bands(bands, modality, "as named", where)
-    if _only_count(labels):
+    radiometry = MODALITIES[modality].radiometry
+    # SR_B1 to SR_B7 count as well, and are names where the sensor's entry has them.
+    is_named = radiometry == "stated" and all(canonical(label, modality) for label in labels)
+    if _only_count(labels) and not is_named:
         number = _compact(labels[0]).removeprefix("b")
-        if number.isdigit() and count <= 12 and MODALITIES[modality].unit == "reflectance":
+        if number.isdigit() and count <= 12 and radiometry == "sentinel-2":
             raise PixelError(
                 where,
                 f"its bands are labelled {labels[0]} to {labels[-1]}, which may count them or "
@@ -279,7 +288,7 @@ def usual_order(
     bands = MODALITIES[modality].bands
     if count == len(bands):
         return bands, "no names in the files: the usual order"
-    if MODALITIES[modality].unit == "dB" or count != len(L1C_ORDER):
+    if MODALITIES[modality].radiometry != "sentinel-2" or count != len(L1C_ORDER):
         # Level-2A has no cirrus band.
         also = " or 13" if modality == "s2_l1c" else ""
         raise PixelError(
@@ -319,6 +328,10 @@ def modality_of(labels: Sequence[str], where: str) -> str:
     Raises:
         PixelError: they tell none, or not Level-1C from Level-2A.
     """
+    own = [name for name in MODALITIES if name not in SENTINEL and _are_all(labels, name)]
+    # Names as Sentinel-2 itself writes them are no other sensor's.
+    if len(own) == 1 and not set(labels) <= {*L1C_ORDER}:
+        return own[0]
     if any(canonical(label, "s1") for label in labels):
         return "s1"
     if any(canonical(label, "s2_l1c") == CIRRUS for label in labels) or (
@@ -326,12 +339,20 @@ def modality_of(labels: Sequence[str], where: str) -> str:
     ):
         return "s2_l1c"
     if not any(labels):
-        raise PixelError(where, f"{len(labels)} bands without names: say which with --bands")
+        raise PixelError(
+            where,
+            f"{len(labels)} bands without names: say which with --bands, or "
+            "which sensor with --modality",
+        )
     raise PixelError(
         where,
         f"its bands ({', '.join(labels)}) do not tell Sentinel-2 L1C from L2A: say which with "
         "--modality s2_l1c or s2_l2a",
     )
+
+
+def _are_all(labels: Sequence[str], modality: str) -> bool:
+    return {canonical(label, modality) for label in labels} == set(MODALITIES[modality].bands)
 
 
 def _number(found: re.Match[str]) -> str | None:
@@ -344,8 +365,11 @@ def _number(found: re.Match[str]) -> str | None:
 def _is_no_band(label: str, modality: str) -> bool:
     """A mask or another layer, a placeholder, or a band of the other sensor."""
     words = set(re.findall(r"[a-z0-9]+", label.lower()))
-    other = "s1" if MODALITIES[modality].unit == "reflectance" else "s2_l1c"
-    return not words or bool(words & _LAYERS) or canonical(label, other) is not None
+    if not words or words & _LAYERS:
+        return True
+    others = {"sentinel-1": "s2_l1c", "sentinel-2": "s1"}
+    other = others.get(MODALITIES[modality].radiometry)
+    return other is not None and canonical(label, other) is not None
 
 
 def _compact(label: str) -> str:

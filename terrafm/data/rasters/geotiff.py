@@ -23,7 +23,7 @@ from terrafm.data.rasters.opening import (
     open_raster,
     open_raster_bytes,
 )
-from terrafm.data.rasters.units import is_missing, sample
+from terrafm.data.rasters.units import is_missing, sample, stated_values
 from terrafm.errors import PixelError, UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import file_size, read_bytes
@@ -165,8 +165,8 @@ class Stored:
             take: positions of the bands; all by default.
 
         Returns:
-            (len(take), H, W): optical integers without tags as they are, 0 where nothing was
-            measured; else floats, NaN there.
+            (len(take), H, W): Sentinel-2's integers without tags as they are, 0 where nothing was
+            measured; else floats, NaN there. Of other packages' sensors physical values.
 
         Raises:
             PixelError: only some of the bands have a scale tag, or one is 0 or not finite.
@@ -185,11 +185,16 @@ class Stored:
         if plain in tags and len(set(tags)) > 1:
             raise PixelError(where, "some of its bands have a scale tag and others have none")
         integers = stored.dtype.kind in "ui"
-        optical = MODALITIES[modality].unit == "reflectance"
+        sensor = MODALITIES[modality]
+        optical = sensor.radiometry == "sentinel-2"
         if integers and optical:
             # The sensor's own nodata.
             missing |= stored == 0
         if tags[:1] == [plain] or not tags:
+            if sensor.radiometry == "stated":
+                values = stated_values(stored, sensor)
+                values[missing] = np.nan
+                return values
             if integers and optical:
                 return np.where(missing, stored.dtype.type(0), stored) if missing.any() else stored
             values = stored.astype(np.float64 if integers else stored.dtype)

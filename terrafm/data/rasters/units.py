@@ -5,6 +5,8 @@ DN without the offset of newer products: max(DN - offset, 1), with 0 for nodata.
 
 Sentinel-1: linear power or dB. Shards hold int16 hundredths of a dB, not below -50 dB, with -32768
 for nodata.
+
+Sensors of other packages: what files and entries state, see `terrafm.modality.Modality`.
 """
 
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from terrafm.errors import PixelError
 from terrafm.modalities import MODALITIES
+from terrafm.modality import Modality
 
 OFFSET = 1000
 """What Sentinel-2 products since baseline 04.00 add to their digital numbers."""
@@ -45,7 +48,8 @@ class Decision:
         offset: DN to subtract: 0 or 1000, or -1000 where the file's own tag took it off twice;
             always 0 for radar.
         reason: evidence for the offset.
-        unit: of the raw pixels: "DN", "reflectance", "linear" or "dB".
+        unit: of the raw pixels: "DN", "reflectance", "linear" or "dB"; of other packages' sensors
+            that of the sensor.
         margin: DN between the evidence and the value that would have decided otherwise; None
             where it is not of pixels.
     """
@@ -89,13 +93,16 @@ def unit_of(
         usual: unit of the products beside it, which the darkest one may share.
 
     Returns:
-        "DN" or "reflectance"; "dB" or "linear".
+        "DN" or "reflectance"; "dB" or "linear"; the sensor's own unit of other packages' sensors.
 
     Raises:
         PixelError: the values can be in neither; says what they look like.
     """
+    sensor = MODALITIES[modality]
+    if sensor.radiometry == "stated":
+        return _stated_unit(bands, sensor, nodata, where)
     values = np.concatenate([sample(band, nodata) for band in bands.values()]).astype(np.float64)
-    if MODALITIES[modality].unit == "dB":
+    if sensor.radiometry == "sentinel-1":
         return _radar_unit(values, where, usual)
     if any(band.dtype.itemsize == 1 for band in bands.values()):
         raise PixelError(
@@ -119,16 +126,34 @@ def to_storage(
         decision: of the whole product, not of these pixels alone.
 
     Returns:
-        uint16 (optical) or int16 (radar) of the same shape; pixels without a measurement hold the
-        modality's nodata value.
+        The modality's storage type, of the same shape; pixels without a measurement hold its
+        nodata value.
     """
+    sensor = MODALITIES[modality]
     missing = is_missing(pixels, nodata)
-    if modality == "s1":
+    if sensor.radiometry == "sentinel-1":
         stored = _radar(pixels, missing, decision.unit)
-    else:
+    elif sensor.radiometry == "sentinel-2":
         stored = _optical(pixels, missing, decision)
-    stored[missing] = MODALITIES[modality].nodata
+    else:
+        stored = _stated(pixels, missing, sensor)
+    stored[missing] = sensor.nodata
     return stored
+
+
+def stated_values(pixels: NDArray[Any], sensor: Modality) -> NDArray[np.float64]:
+    """Raw pixels without a scale tag as physical values, NaN where the entry says so.
+
+    Args:
+        pixels: integers as a file has them, or floats, which are physical values already.
+        sensor: of another package, whose entry states scale and offset.
+    """
+    if pixels.dtype.kind == "f":
+        return pixels.astype(np.float64)
+    values = pixels.astype(np.float64) * sensor.raw_scale + sensor.raw_offset
+    if sensor.raw_nodata is not None:
+        values[pixels == sensor.raw_nodata] = np.nan
+    return values
 
 
 def digital_numbers(pixels: NDArray[Any], unit: str) -> NDArray[Any]:
@@ -152,6 +177,27 @@ def _fitting(dtype: np.dtype[Any]) -> NDArray[Any]:
         return np.array(_SENTINELS, dtype)
     least = np.iinfo(dtype).min
     return np.array([value for value in _SENTINELS if value >= least], dtype)
+
+
+def _stated_unit(
+    bands: Mapping[str, NDArray[Any]], sensor: Modality, nodata: float | None, where: str
+) -> str:
+    """The sensor's own unit, unless most values could not even be stored in it."""
+    least, most = sensor.storable
+    if sensor.unit == "reflectance":
+        most = min(most, _MOST_REFLECTANCE)
+    for name, band in bands.items():
+        # Zero is a height above the sea like any other: `sample` would leave it out.
+        values = stated_values(band.reshape(-1)[:: max(1, band.size // _SAMPLED)], sensor)
+        values = values[~is_missing(values, nodata)]
+        middle = float(np.median(values)) if values.size else least
+        if not least <= middle <= most:
+            raise PixelError(
+                where,
+                f"{name} has a median of {middle:.6g} {sensor.unit}, and {sensor.name} holds "
+                f"{least:g} to {most:g}: does the file lack a scale tag, or the sensor raw_scale?",
+            )
+    return sensor.unit
 
 
 def _optical_unit(
@@ -229,3 +275,15 @@ def _optical(pixels: NDArray[Any], missing: NDArray[np.bool_], decision: Decisio
     if values.dtype.kind == "f":
         values = np.rint(values)
     return np.clip(values.astype(np.int64) - decision.offset, 1, 65535).astype(np.uint16)
+
+
+def _stated(pixels: NDArray[Any], missing: NDArray[np.bool_], sensor: Modality) -> NDArray[Any]:
+    values = stated_values(pixels, sensor)
+    missing |= ~np.isfinite(values)
+    stored = np.rint(np.where(missing, 0.0, values) / sensor.scale)
+    limits = np.iinfo(sensor.dtype)
+    stored = np.clip(stored, limits.min, limits.max)
+    # What was measured must not become the value of what was not.
+    beside = sensor.nodata + (1 if sensor.nodata < limits.max else -1)
+    stored[stored == sensor.nodata] = beside
+    return stored.astype(sensor.dtype)

@@ -5,6 +5,7 @@ position); a view owns a fixed stretch of its counter. So a crop does not depend
 that makes it, on its neighbours in the batch, or on how many other views there are.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from terrafm.config import DataConfig
 from terrafm.data.shards.dataset import Dataset
 from terrafm.data.shards.manifest import CellGroup
 from terrafm.errors import UsageError
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import MODALITIES, SENTINEL
 
 # Parallelism is by process: a thread pool in each of them would only fight for the same cores.
 cv2.setNumThreads(1)
@@ -29,9 +30,10 @@ cv2.setNumThreads(1)
 _ASPECT_RATIO = (3 / 4, 4 / 3)
 _AREA, _RATIO, _TOP, _LEFT, _FLIP, _TURNS, _DROP_PATH, _TEACHER_ONE, _STUDENT_ONE = range(9)
 _TEACHER_KEEP = 9
-_STUDENT_KEEP = _TEACHER_KEEP + len(MODALITIES)
-_OTHER_DATE = _STUDENT_KEEP + len(MODALITIES)
+_STUDENT_KEEP = _TEACHER_KEEP + len(SENTINEL)
+_OTHER_DATE = _STUDENT_KEEP + len(SENTINEL)
 _WORDS = 16  # a multiple of 4, what Philox makes per counter value
+_OTHERS_WORDS = 4  # of a sensor of another package: for the teacher, for the student, two unused
 _MAX_CHANNELS = 4  # of an image that cv2.resize takes
 
 
@@ -145,7 +147,7 @@ def draw_views(
     for i, (epoch, position) in enumerate(zip(epochs.tolist(), positions.tolist(), strict=True)):
         bits = np.random.Philox(key=[seed, 1], counter=[0, 0, position, epoch])
         words[i] = bits.random_raw(n_views * _WORDS).reshape(n_views, _WORDS)
-    uniform = (words >> np.uint64(11)) * 2.0**-53
+    uniform = _uniform(words)
 
     is_global = np.arange(n_views) < n_global
     low, high = np.where(is_global[:, None], config.global_scale, config.local_scale).T
@@ -156,7 +158,7 @@ def draw_views(
     sides = np.clip(np.rint(sides), 1, units).astype(np.int64)
     corners = np.floor(uniform[..., [_TOP, _LEFT]] * (units - sides + 1)).astype(np.int64)
 
-    index = [list(MODALITIES).index(name) for name in modalities]
+    chances = _keep_chances(uniform, modalities, seed, epochs, positions)
     shape = (len(epochs), n_views, len(modalities))
     present = np.broadcast_to(available[:, None, :], shape)
     other_date = np.zeros(shape[:2], dtype=bool)
@@ -165,13 +167,13 @@ def draw_views(
         other_date |= (uniform[..., _OTHER_DATE] < config.other_date) & has_other
         present = np.where(other_date[..., None], elsewhen[:, None, :], present)
 
-    def keep(first: int, one: int) -> NDArray[np.bool_]:
+    def keep(who: int, one: int) -> NDArray[np.bool_]:
         number = np.cumsum(present, axis=-1) - 1
         chosen = np.floor(uniform[..., one, None] * present.sum(axis=-1, keepdims=True))
         single: NDArray[np.bool_] = present & (number == chosen)
         if not config.fusion:
             return single
-        kept = present & (uniform[..., [first + i for i in index]] < config.keep_probability)
+        kept = present & (chances[who] < config.keep_probability)
         kept_or_one: NDArray[np.bool_] = np.where(kept.any(axis=-1, keepdims=True), kept, single)
         return kept_or_one
 
@@ -181,11 +183,44 @@ def draw_views(
         box=np.concatenate([corners, sides], axis=-1),
         flip=uniform[..., _FLIP] < 0.5,
         turns=(uniform[..., _TURNS] * 4).astype(np.int64),
-        teacher=keep(_TEACHER_KEEP, _TEACHER_ONE)[:, :n_global],
-        student=keep(_STUDENT_KEEP, _STUDENT_ONE),
+        teacher=keep(0, _TEACHER_ONE)[:, :n_global],
+        student=keep(1, _STUDENT_ONE),
         drop_path_key=words[..., _DROP_PATH].view(np.int64),
         other_date=other_date,
     )
+
+
+def _keep_chances(
+    uniform: NDArray[np.float64],
+    modalities: tuple[str, ...],
+    seed: int,
+    epochs: NDArray[np.int64],
+    positions: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """(2, n, V, M) what is held against the chance to keep a modality: teacher's and student's.
+
+    The words of other packages' sensors come from generators of their own, keyed by their names:
+    what a seed means does not change with the packages that are installed.
+    """
+    chances = np.empty((2, *uniform.shape[:2], len(modalities)))
+    for m, name in enumerate(modalities):
+        if name in SENTINEL:
+            at = SENTINEL.index(name)
+            chances[0, ..., m] = uniform[..., _TEACHER_KEEP + at]
+            chances[1, ..., m] = uniform[..., _STUDENT_KEEP + at]
+            continue
+        key = [seed, int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")]
+        count = uniform.shape[1] * _OTHERS_WORDS
+        for i, (epoch, position) in enumerate(zip(epochs, positions, strict=True)):
+            bits = np.random.Philox(key=key, counter=[0, 0, int(position), int(epoch)])
+            own = _uniform(bits.random_raw(count).reshape(-1, _OTHERS_WORDS))
+            chances[:, i, :, m] = own[:, :2].T
+    return chances
+
+
+def _uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Random words as numbers in [0, 1)."""
+    return np.asarray((words >> np.uint64(11)) * 2.0**-53, np.float64)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from terrafm.data.shards.codec import CODECS, DEFAULT_CODEC, check_codec
 from terrafm.data.shards.report import check_report
 from terrafm.errors import UsageError
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import MODALITIES, VARIABLE
 from terrafm.storage import exists, join, list_names, read_bytes, to_json
 from terrafm.storage.records import parse_json, validated
 
@@ -144,7 +144,10 @@ class Manifest(_Part):
         # Memory is taken for arrays of these sides before a cell is seen.
         for group in self.groups:
             if group.modality not in MODALITIES:
-                raise ValueError(f"cell group {group.name} is of no modality that is known here")
+                raise ValueError(
+                    f"cell group {group.name} is of no modality that is known here: install the "
+                    f"package that brings it, or name it in {VARIABLE} (docs/new_sensor.md)"
+                )
             side = side_of(self.tile_size, self.gsd, group.gsd)
             if side < 1 or (group.height, group.width) != (side, side):
                 raise ValueError(
@@ -154,6 +157,21 @@ class Manifest(_Part):
             unknown = set(group.bands) - set(MODALITIES[group.modality].bands)
             if unknown or len(set(group.bands)) < len(group.bands):
                 raise ValueError(f"cell group {group.name} has other bands than {group.modality}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_entries(self) -> Self:
+        """Tiles of another package's sensor mean what its entry said when they were made."""
+        settings = self.report.get("settings", {})
+        for name, stated in settings.get("sensors", {}).items():
+            sensor = MODALITIES.get(name)
+            for key in ("gsd", "dtype", "nodata", "scale", "unit") if sensor else ():
+                now = getattr(sensor, key)
+                if stated.get(key) != (list(now) if isinstance(now, tuple) else now):
+                    raise ValueError(
+                        f"the entry of the sensor {name} has changed since these tiles were made: "
+                        f"{key} was {stated.get(key)}, now {now}"
+                    )
         return self
 
     @model_validator(mode="after")

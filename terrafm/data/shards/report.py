@@ -36,6 +36,7 @@ class _Archive(TypedDict):
 class _Origin(TypedDict):
     source: NotRequired[str]
     input: NotRequired[str]
+    sensors: NotRequired[dict[str, dict[str, Any]]]
 
 
 @open_keys

@@ -10,12 +10,18 @@ from typing import Any, TypeVar
 
 from terrafm.data.archive import BadCellError, CellRef, Source
 from terrafm.errors import UsageError
+from terrafm.modalities import MODALITIES, SENTINEL
 from terrafm.storage import join, list_names, parse_json, read_bytes, resolve
 from terrafm.storage.clutter import is_clutter
 from terrafm.storage.faults import explain, is_passing, patiently
 
 LAND_COVER = "land_cover"
 WORLDCOVER = "worldcover"
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
 
 _ALIASES = {
     "s1": "s1",
@@ -33,6 +39,13 @@ _ALIASES = {
     "lc": LAND_COVER,
     "worldcover": WORLDCOVER,
 }
+# A folder of another package's sensor is named as it, or as its entry says.
+_ALIASES = {
+    _letters(folder): name
+    for name in MODALITIES
+    if name not in SENTINEL
+    for folder in (name, *MODALITIES[name].folders)
+} | _ALIASES
 
 # So many cells tell what is usual: one odd one among them is outvoted.
 _PROBED = 3
@@ -46,7 +59,7 @@ def content_of(folder: str) -> str | None:
 
     Case and punctuation do not count, nor does the "Core-" before Major-TOM's names.
     """
-    letters = "".join(c for c in folder.lower() if c.isalnum())
+    letters = _letters(folder)
     return _ALIASES.get(letters) or _ALIASES.get(letters.removeprefix("core"))
 
 
@@ -54,7 +67,7 @@ def misspelt_land_cover(uri: str) -> str | None:
     """The folder of an archive that seems to be meant for land cover and is not read; or None."""
     wanted = [alias for alias, content in _ALIASES.items() if content in (LAND_COVER, WORLDCOVER)]
     for name in names_if_listed(uri):
-        letters = "".join(c for c in name.lower() if c.isalnum())
+        letters = _letters(name)
         near = difflib.get_close_matches(letters, wanted, n=1, cutoff=_NEAR)
         if content_of(name) is None and near and "." not in name:
             return join(uri, name)

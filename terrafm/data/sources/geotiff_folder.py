@@ -3,11 +3,13 @@
     ARCHIVE/S1RTC/PLACE.tif      2 bands: VV, VH; linear power or dB
     ARCHIVE/S2L1C/PLACE.tif      12 bands, or 13 with B10; digital numbers or reflectance
     ARCHIVE/S2L2A/PLACE.tif      12 bands
+    ARCHIVE/NAME/PLACE.tif       a sensor of another package, as its entry says
     ARCHIVE/LULC/PLACE.tif       1 band of class codes, any legend; the folder may be absent
 
 All bands of a place lie on one grid, projected in metres, with pixels of one size in the whole
-archive. Bands are taken by their names, and only without any by the order of
-`terrafm.data.rasters.bands`.
+archive. Only a sensor of another package may have larger pixels, those of its entry: a whole
+multiple of the others' over the same ground. Bands are taken by their names, and only without any
+by the order of `terrafm.data.rasters.bands`.
 """
 
 from collections import Counter
@@ -30,7 +32,7 @@ from terrafm.data.sources.folders import (
 from terrafm.data.sources.offsets import named_product
 from terrafm.data.sources.raster import Grid, Raster, read_geotiff, read_grid, reference_grid
 from terrafm.errors import PixelError, TerraFMError, UsageError
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import MODALITIES, SENTINEL
 from terrafm.storage import exists, join
 
 _SUFFIXES = (".tif", ".tiff")
@@ -64,7 +66,7 @@ class GeotiffFolder:
         return Layout(
             gsd,
             shape,
-            {m: (gsd,) * MODALITIES[m].channels for m in self._modalities},
+            {m: (_own_gsd(m, looked_at, gsd),) * MODALITIES[m].channels for m in self._modalities},
             land_cover=LAND_COVER in folders,
             worldcover=find_folders(self._uri).get(WORLDCOVER),
         )
@@ -165,7 +167,11 @@ class GeotiffFolder:
         for grids in places:
             for content, grid in grids.items():
                 sizes.setdefault(content, Counter())[grid.gsd] += 1
-        usual = _most_common([gsd for own in sizes.values() for gsd in own.elements()])
+        ours = {c: own for c, own in sizes.items() if not all(_is_own(c, gsd) for gsd in own)}
+        usual = _most_common([gsd for own in (ours or sizes).values() for gsd in own.elements()])
+        for content in set(sizes) - set(ours):
+            if not max(sizes[content]) % usual:
+                del sizes[content]
         # What is odd in one of several places is that place's fault.
         odd = {c: next(iter(own)) for c, own in sizes.items() if own[usual] == 0 and len(own) == 1}
         odd = {c: gsd for c, gsd in odd.items() if sizes[c][gsd] == len(places)}
@@ -193,16 +199,37 @@ def _ref(place: str, files: dict[str, list[str]], modalities: tuple[str, ...]) -
 
 
 def _one_grid(grids: dict[str, Grid]) -> tuple[str, dict[str, str]]:
-    """As `reference_grid`, but pixels of another size do not match, whatever they cover."""
-    usual = _most_common([grid.gsd for grid in grids.values()])
+    """As `reference_grid`, but pixels of another size do not match, whatever they cover.
+
+    Those of a sensor whose entry says so do, where they are a whole multiple of the others'.
+    """
+    ours = [grid.gsd for name, grid in grids.items() if not _is_own(name, grid.gsd)]
+    usual = _most_common(ours) if ours else min(grid.gsd for grid in grids.values())
     alike = {name: grid for name, grid in grids.items() if grid.gsd == usual}
     reference, differences = reference_grid(alike)
     for name, grid in grids.items():
-        if name not in alike:
-            differences[name] = (
-                f"pixels do not match those of {reference}: {grid}, not {grids[reference]}"
-            )
+        if name in alike:
+            continue
+        if _is_own(name, grid.gsd) and grid.gsd % usual == 0:
+            if why := grid.difference(grids[reference]):
+                differences[name] = f"grid does not match that of {reference}: {why}"
+            continue
+        differences[name] = (
+            f"pixels do not match those of {reference}: {grid}, not {grids[reference]}"
+        )
     return reference, differences
+
+
+def _is_own(content: str, gsd: int) -> bool:
+    """Whether a folder's pixels have the size that the entry of another package's sensor states."""
+    return content not in (*SENTINEL, LAND_COVER) and set(MODALITIES[content].gsd) == {gsd}
+
+
+def _own_gsd(modality: str, places: list[dict[str, Grid]], gsd: int) -> int:
+    """Of a sensor's pixels in the places looked at; that of the archive where it is in none."""
+    found = [grids[modality].gsd for grids in places if modality in grids]
+    own = [size for size in found if _is_own(modality, size) and size % gsd == 0]
+    return own[0] if own else gsd
 
 
 def _most_common(sizes: list[int]) -> int:

@@ -25,6 +25,7 @@ from terrafm.data.rasters.units import (
     unit_of,
 )
 from terrafm.errors import PixelError
+from terrafm.modalities import OPTICAL
 
 FIRST_BASELINE_WITH_OFFSET = 400
 # Collection-1 test products, published without the offset.
@@ -128,8 +129,8 @@ def decide(
     decisions: dict[str, Decision] = {}
     for name, product in sorted(products.items()):
         unit = _unit(product, survey, where)
-        if name == "s1":
-            decisions[name] = Decision(0, "radar", unit)
+        if name not in OPTICAL:
+            decisions[name] = Decision(0, "radar" if name == "s1" else "as stated", unit)
             continue
         pair = None
         if name == "s2_l2a" and "s2_l1c" in decisions:
@@ -143,7 +144,7 @@ def survey_archive(source: Source, refs: Sequence[CellRef]) -> Survey:
     """Looks at a few cells from all over an archive; at one where that one tells by itself."""
     found = []
     for at in spread(len(refs)):
-        optical = tuple(name for name in refs[at].modalities if name != "s1")
+        optical = tuple(name for name in refs[at].modalities if name in OPTICAL)
         if not optical:
             continue
         try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from terrafm.data.archive import Source
 from terrafm.errors import UsageError
+from terrafm.modalities import SENTINEL
 
 if TYPE_CHECKING:
     # The command line lists the sources before anything that takes time is loaded.
@@ -36,6 +37,8 @@ _SCENES = {
     "eopf": "terrafm.data.sources.eopf:EopfArchive",
 }
 _SYNTHETIC = "synthetic"
+# The layouts of which a folder can hold a sensor of another package.
+_ANY_SENSOR = ("geotiff",)
 _METHODS = ("layout", "cells", "read")
 
 
@@ -75,6 +78,12 @@ def open_source(
     Raises:
         UsageError: no such source, or a specification that cannot be read.
     """
+    others = [modality for modality in modalities if modality not in SENTINEL]
+    if others and name in (*_BUILT_IN, *_SCENES, _SYNTHETIC) and name not in _ANY_SENSOR:
+        raise UsageError(
+            f"--source {name} reads {', '.join(SENTINEL)}: for {', '.join(others)} take "
+            f"--source {' or '.join(_ANY_SENSOR)}, or a source of your own (docs/sources.md)"
+        )
     if name == _SYNTHETIC:
         from terrafm.data.sources.synthetic import open_synthetic
 

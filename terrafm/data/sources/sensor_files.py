@@ -20,7 +20,7 @@ from terrafm.data.rasters.geotiff import Stored, band_levels
 from terrafm.data.rasters.units import Decision, to_storage
 from terrafm.data.sources.offsets import Survey, claimed_offset, decide, named_product
 from terrafm.errors import PixelError, UsageError
-from terrafm.modalities import MODALITIES
+from terrafm.modalities import MODALITIES, OPTICAL
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class SensorFiles:
         """What was decided of the files looked at, in one line."""
         counts = Counter(
             decision.unit
-            if self.modality == "s1"
+            if self.modality not in OPTICAL
             else f"{decision.unit}, offset {decision.offset} by {decision.reason}"
             for decision in self.decided.values()
         )

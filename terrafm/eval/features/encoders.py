@@ -137,8 +137,8 @@ def weights_rows(
             untrained[name] = [
                 _encoder_row(
                     f"untrained {name} (seed {seed})",
-                    untrained_spec(name, seed),
-                    untrained_like(name, seed),
+                    untrained_spec(name, seed, inputs.modalities),
+                    untrained_like(name, seed, inputs.modalities),
                     normalisation,
                     f"{source} of {uri}",
                     images,

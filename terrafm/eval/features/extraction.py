@@ -1,6 +1,6 @@
 """One vector per image: a readout of the frozen encoder, or the mean spectrum as a baseline."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,19 @@ Normalisation = Mapping[str, Mapping[str, Any]]  # modality -> {"mean", "std"}, 
 UNTRAINED_SEEDS = (0, 1, 2, 3, 4)
 
 
-def untrained_like(name: str, seed: int = UNTRAINED_SEEDS[0]) -> Encoder:
-    """An encoder of the same architecture with fresh weights from a fixed seed, in eval mode."""
+def untrained_like(
+    name: str, seed: int = UNTRAINED_SEEDS[0], modalities: Iterable[str] = ()
+) -> Encoder:
+    """An encoder of the same architecture with fresh weights from a fixed seed, in eval mode.
+
+    Args:
+        name: of the architecture.
+        seed: of the weights.
+        modalities: that it is to see, as `build_encoder` takes them.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_encoder(name).eval()
+        return build_encoder(name, modalities=modalities).eval()
 
 
 def input_side(encoder: Encoder, asked: int | None) -> int:

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,6 +16,7 @@ from terrafm.eval.datasets.labelled import ImageSet
 from terrafm.eval.datasets.registry import OpenOptions, absolute_uri, open_set
 from terrafm.eval.features.extraction import Normalisation, encoder_features, untrained_like
 from terrafm.eval.features.readouts import Readout
+from terrafm.modalities import SENTINEL
 from terrafm.models.encoder import Encoder
 from terrafm.models.weights import load_encoder, state_fingerprint
 from terrafm.ray.parts import Part, Work, divide, rows_per_part, run_parts
@@ -214,13 +215,14 @@ def _part_file(part: Part) -> str:
     return f"{part.first:09d}-{part.stop:09d}.npy"
 
 
-def untrained_spec(name: str, seed: int) -> str:
+def untrained_spec(name: str, seed: int, modalities: Iterable[str] = ()) -> str:
     """How `EncoderFeatures` names an untrained encoder, instead of a URI."""
-    return f"{_UNTRAINED}{name}:{seed}"
+    others = [modality for modality in modalities if modality not in SENTINEL]
+    return ":".join([f"{_UNTRAINED}{name}", str(seed), *others])
 
 
 def _load(name: str) -> Encoder:
     if not name.startswith(_UNTRAINED):
         return load_encoder(name)
-    architecture, seed = name.removeprefix(_UNTRAINED).split(":")
-    return untrained_like(architecture, int(seed))
+    architecture, seed, *others = name.removeprefix(_UNTRAINED).split(":")
+    return untrained_like(architecture, int(seed), others)

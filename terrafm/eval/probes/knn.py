@@ -217,7 +217,7 @@ def evaluate_knn(
     choices = modality_choices(encoder, images, modalities, notes)
     used = tuple(m for m in images.modalities if any(m in choice for choice in choices))
     normalisation, source = normalisation_for(encoder, images, used, notes)
-    fresh = [untrained_spec(name, seed) for seed in UNTRAINED_SEEDS] if baselines else []
+    fresh = [untrained_spec(name, seed, used) for seed in UNTRAINED_SEEDS] if baselines else []
     encoders = (absolute(weights), *fresh)
     extractor = EncoderFeatures(encoders, tuple(choices), normalisation, size, batch, (), readout)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -118,7 +118,7 @@ def evaluate_retrieval(
         notes.append(f"{len(rows)} of {len(images.places)} tiles, whole places drawn at random")
     tasks, places = tasks_of(images, modalities, rows)
     size = input_side(encoder, options.size)
-    encoders = [encoder, *(untrained_like(name, seed) for seed in UNTRAINED_SEEDS)]
+    encoders = [encoder, *(untrained_like(name, seed, modalities) for seed in UNTRAINED_SEEDS)]
     views = sensor_views(
         encoders,
         images,

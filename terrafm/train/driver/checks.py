@@ -158,5 +158,9 @@ def _check_init(config: Config) -> None:
     """Fails before any work where the weights to start from cannot be used."""
     if config.model.init is not None:
         weights, _ = load_weights(config.model.init)
-        encoder = build_encoder(config.model.name, num_queries=config.model.num_queries)
-        load_state(encoder, weights, config.model.init)
+        encoder = build_encoder(
+            config.model.name,
+            num_queries=config.model.num_queries,
+            modalities=config.data.modalities,
+        )
+        load_state(encoder, weights, config.model.init, new_sensors=True)

@@ -18,6 +18,7 @@ from terrafm.storage import absolute, is_local, join, remove, to_json, write_byt
 from terrafm.storage.addresses import without_secrets
 from terrafm.storage.faults import one_line
 from terrafm.storage.lease import lease
+from terrafm.terminal import InNotebooks
 from terrafm.train.checkpoints.best import Best, read_best
 from terrafm.train.checkpoints.exported import bring_up_to_date, exported_weights
 from terrafm.train.checkpoints.retention import Retention, prune_checkpoints
@@ -51,7 +52,7 @@ Progress = Callable[[int, int, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunResult(InNotebooks):
     """A finished run.
 
     Attributes:
@@ -71,6 +72,10 @@ class RunResult:
     metrics: dict[str, Any]
     best: Best | None = None
     exported: tuple[str, ...] = ()
+
+    def render(self) -> str:
+        """How the run ended, and where its checkpoints and weights are."""
+        return describe(self)
 
 
 def pretrain(

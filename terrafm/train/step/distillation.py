@@ -60,6 +60,7 @@ class Network(nn.Module):
             config.model.name,
             drop_path=config.model.drop_path,
             num_queries=config.model.num_queries,
+            modalities=config.data.modalities,
         )
         self.head = DINOHead(
             self.encoder.embed_dim,

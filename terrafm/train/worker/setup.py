@@ -172,7 +172,7 @@ class TrainingSetup:
             check_optimizer(student, restored.engine.optimizer, restored.file("optimizer"))
         elif self.config.model.init is not None:
             weights, _ = load_weights(self.config.model.init)
-            load_state(student.encoder, weights, self.config.model.init)
+            load_state(student.encoder, weights, self.config.model.init, new_sensors=True)
             teacher.load_state_dict(student.state_dict())
         engine = engine_factory(student.to(device))
         criterion = build_criterion(self.config, bool(self.high_frequency)).to(device)
