@@ -95,7 +95,7 @@ def test_what_is_being_done_is_told_in_its_own_words(monkeypatch):
     file = io.StringIO()
     terminal = PlainConsole(file=file, force_terminal=True, color_system=None, width=200)
     monkeypatch.setattr("terrafm.cli.evaluate.console", terminal)
-    with _shown(None, as_json=False) as (_, tell):
+    with _shown(None, "scoring") as (_, tell):
         tell(f"features of /w[/b]/[red]:fire:{TITLE}")
     assert "features of /w[/b]/[red]:fire:\ufffd]0;owned" in file.getvalue()
 

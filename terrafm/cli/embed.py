@@ -12,7 +12,7 @@ from terrafm.cli.evaluate import Normalise, ReadoutOption, band_names
 from terrafm.eval.features.readouts import Readout
 from terrafm.progress import progress_bar
 from terrafm.storage import check_exists, check_no_file
-from terrafm.terminal import console
+from terrafm.terminal import JsonOption, QuietOption, console, report
 
 
 class Device(StrEnum):
@@ -64,27 +64,29 @@ def embed(
     device: Annotated[
         Device | None, typer.Option(help="By default a GPU where the cluster has any.")
     ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Embed an archive as GeoParquet; given again, the same command goes on."""
     early.check_weights([weights])
     check_exists("data", data)
     check_no_file(output)
-    from terrafm.embed.job import embed as run_embed
-    from terrafm.embed.request import EmbedOptions
+    with progress_bar(console, "tiles", f"embedding {data} with {weights}") as advance:
+        from terrafm.embed.job import embed as run_embed
+        from terrafm.embed.request import EmbedOptions
 
-    options = EmbedOptions(
-        modalities=modality,
-        size=size,
-        batch=batch,
-        window=window,
-        overlap=overlap,
-        bands=band_names(bands),
-        readout=readout,
-        by_set=normalise is Normalise.SET,
-        dense=dense,
-        workers=workers,
-        device=None if device is None else device.value,
-    )
-    with progress_bar(console, "tiles") as advance:
+        options = EmbedOptions(
+            modalities=modality,
+            size=size,
+            batch=batch,
+            window=window,
+            overlap=overlap,
+            bands=band_names(bands),
+            readout=readout,
+            by_set=normalise is Normalise.SET,
+            dense=dense,
+            workers=workers,
+            device=None if device is None else device.value,
+        )
         done = run_embed(weights, data, output, options, progress=advance)
-    console.print(done.render(), soft_wrap=True, highlight=False)
+    report(done.as_dict(), as_json, lambda _: done.render())

@@ -9,13 +9,12 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from terrafm.cli import early
 from terrafm.eval.features.readouts import Readout
-from terrafm.progress import Advance, progress_bar
+from terrafm.progress import Advance, progress_bar, working
 from terrafm.storage import check_exists
-from terrafm.terminal import JsonOption, console, report
+from terrafm.terminal import JsonOption, QuietOption, console, report
 
 evaluate_app = typer.Typer(help="Score weights on a labelled set.", no_args_is_help=True)
 
@@ -56,14 +55,15 @@ def knn_command(
     size: SizeOption = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Nearest neighbours of frozen features, beside untrained and spectral baselines."""
     early.check_weights([weights])
     early.check_labelled_set(data)
-    from terrafm.eval.features.job import FeatureWorkers
-    from terrafm.eval.probes.knn import evaluate_knn, render
+    with _shown(workers, f"scoring {weights} on {data}") as (advance, _):
+        from terrafm.eval.features.job import FeatureWorkers
+        from terrafm.eval.probes.knn import evaluate_knn, render
 
-    with _shown(workers, as_json) as (advance, _):
         many = None if workers is None else FeatureWorkers(workers, progress=advance)
         result = evaluate_knn(weights, data, workers=many, readout=readout, size=size)
     report(result, as_json, render)
@@ -84,6 +84,7 @@ def retrieval_command(
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap draws.")] = 1000,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Is a place found again, by another sensor or at another date? Needs no label.
 
@@ -91,19 +92,19 @@ def retrieval_command(
     """
     early.check_weights([weights])
     check_exists("dataset", data)
-    from terrafm.eval.retrieval.evaluate import RetrievalOptions, evaluate_retrieval, render
+    with _shown(None, f"searching places of {data} with {weights}"):
+        from terrafm.eval.retrieval.evaluate import RetrievalOptions, evaluate_retrieval, render
 
-    options = RetrievalOptions(
-        modalities=modality,
-        readout=readout,
-        size=size,
-        samples=samples,
-        batch=batch,
-        by_set=normalise is Normalise.SET,
-        seed=seed,
-        resamples=resamples,
-    )
-    with _shown(None, as_json):
+        options = RetrievalOptions(
+            modalities=modality,
+            readout=readout,
+            size=size,
+            samples=samples,
+            batch=batch,
+            by_set=normalise is Normalise.SET,
+            seed=seed,
+            resamples=resamples,
+        )
         result = evaluate_retrieval(weights, data, options)
     report(result, as_json, render)
 
@@ -158,6 +159,7 @@ def compare_command(
         int, typer.Option(min=1, help="Of UPerNet and, at most, of fine-tuning.")
     ] = 30,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """One table of encoders, each score with its 95 % interval: neighbours, probes, fine-tuning.
 
@@ -165,31 +167,31 @@ def compare_command(
     """
     early.check_labelled_set(data)
     early.check_weights(weights or ())
-    from terrafm.eval.datasets.registry import OpenOptions
-    from terrafm.eval.tables.common import CompareOptions, render
-    from terrafm.eval.tables.compare import compare
+    with _shown(workers, f"comparing encoders on {data}") as (advance, tell):
+        from terrafm.eval.datasets.registry import OpenOptions
+        from terrafm.eval.tables.common import CompareOptions, render
+        from terrafm.eval.tables.compare import compare
 
-    options = CompareOptions(
-        modalities=modality,
-        protocols=tuple(protocol) if protocol else None,
-        features=features,
-        readout=readout,
-        size=size,
-        batch=batch,
-        by_set=normalise is Normalise.SET,
-        seed=seed,
-        resamples=resamples,
-        workers=workers,
-        epochs=epochs,
-        open=OpenOptions(
-            modality=modality[0] if modality and len(modality) == 1 else None,
-            bands=band_names(bands),
-            trust_pickles=trust_pickles,
-            partition=partition,
-            check_units=normalise is not Normalise.SET,
-        ),
-    )
-    with _shown(workers, as_json) as (advance, tell):
+        options = CompareOptions(
+            modalities=modality,
+            protocols=tuple(protocol) if protocol else None,
+            features=features,
+            readout=readout,
+            size=size,
+            batch=batch,
+            by_set=normalise is Normalise.SET,
+            seed=seed,
+            resamples=resamples,
+            workers=workers,
+            epochs=epochs,
+            open=OpenOptions(
+                modality=modality[0] if modality and len(modality) == 1 else None,
+                bands=band_names(bands),
+                trust_pickles=trust_pickles,
+                partition=partition,
+                check_units=normalise is not Normalise.SET,
+            ),
+        )
         options = replace(options, progress=advance)
         result = compare(data, weights or (), baseline or (), options, tell)
     report(result, as_json, render)
@@ -197,17 +199,14 @@ def compare_command(
 
 @contextmanager
 def _shown(
-    workers: int | None, as_json: bool
+    workers: int | None, doing: str
 ) -> Iterator[tuple[Advance | None, Callable[[str], None]]]:
     """A bar of the images that workers have done, or what is being done, in words."""
-    if as_json:
-        yield None, lambda _: None
-    elif workers is None:
-        with console.status("computing features") as status:
-            # A status reads markup in a str, whatever the console does.
-            yield None, lambda text: status.update(Text(text))
+    if workers is None:
+        with working(console, doing) as tell:
+            yield None, tell
     else:
-        with progress_bar(console, "images") as advance:
+        with progress_bar(console, "images", doing) as advance:
             yield advance, lambda _: None
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from terrafm.errors import TerraFMError, UsageError
+from terrafm.progress import working
 from terrafm.storage.faults import one_line
-from terrafm.terminal import JsonOption, console, errors, report
+from terrafm.terminal import JsonOption, QuietOption, console, errors, report
 
 if TYPE_CHECKING:
     from terrafm.embed.schema import EmbeddingManifest
@@ -36,18 +36,19 @@ def search(
         typer.Option("--data", help="URI of the pixels, where they no longer lie where they did."),
     ] = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Find the tiles that are most similar to one: a table, and a contact sheet of pictures.
 
     Its embedding is compared with all others by cosine. Pictures come from the dataset or the
     GeoTIFFs that were embedded.
     """
-    from terrafm.search.embeddings import Embeddings
-    from terrafm.search.similar import find_similar, render
-
     place = None if point is None else _place(point)
-    folder = Embeddings(uri)
-    with console.status("comparing") if not as_json else nullcontext():
+    with working(console, f"searching {uri}"):
+        from terrafm.search.embeddings import Embeddings
+        from terrafm.search.similar import find_similar, render
+
+        folder = Embeddings(uri)
         result = find_similar(folder, tile, place, count)
         # What was found is shown whether or not its pictures can be drawn.
         fault = _draw(folder.manifest, data, result, output or _SHEET)
@@ -58,7 +59,7 @@ def search(
     if fault:
         errors.print(f"terrafm: {one_line(fault)}")
     elif not as_json:
-        console.print(f"\nwrote {result['contact_sheet']}", soft_wrap=True, highlight=False)
+        console.tell(f"\nwrote {result['contact_sheet']}")
 
 
 def _draw(

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,11 +32,19 @@ from terrafm.data.sources.registry import source_names
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.export.request import ExportFormat, ExportOptions, Network
 from terrafm.modalities import MODALITIES
-from terrafm.progress import progress_bar
+from terrafm.progress import progress_bar, working
 from terrafm.storage import check_no_file
 from terrafm.storage.addresses import check_address
 from terrafm.storage.faults import one_line
-from terrafm.terminal import JsonOption, PlainFormatter, console, errors, render_figures, report
+from terrafm.terminal import (
+    JsonOption,
+    PlainFormatter,
+    QuietOption,
+    console,
+    errors,
+    render_figures,
+    report,
+)
 
 if TYPE_CHECKING:
     from terrafm.train.checkpoints.validations import Validation, ValidationTask
@@ -73,14 +82,18 @@ _TRAINING = ("model", "head", "optim", "train", "validation", "tune")
 @app.command()
 def demo(
     output: OutputOption = "terrafm-demo",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Walk the whole road on a small synthetic Earth, in minutes on a laptop."""
     # Before all that takes seconds to load.
     check_no_file(output)
-    console.print(f"TerraFM demo in {output}\n", soft_wrap=True, highlight=False)
+    console.say(f"TerraFM demo in {output}\n")
     from terrafm.demo import run_demo
 
-    run_demo(output, console)
+    result = run_demo(output, console)
+    console.say("\n")
+    report(result.summary, as_json, lambda _: result.tables)
 
 
 @app.command(epilog=_settings_help(*_TRAINING, "loss", "data"))
@@ -124,15 +137,17 @@ def ingest(
     append: Annotated[
         bool, typer.Option("--append", help="Add the tiles to the complete dataset in --output.")
     ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Cut an archive into tiles and pack them into Parquet shards."""
     config = load_config(None, overrides or [])
-    from terrafm.data.ingest.append import append as run_append
-    from terrafm.data.ingest.job import ingest as run_ingest
-    from terrafm.data.sources.scenes.request import SceneWords
+    with progress_bar(console, "cells", f"reading {input_uri} into {output}") as advance:
+        from terrafm.data.ingest.append import append as run_append
+        from terrafm.data.ingest.job import ingest as run_ingest
+        from terrafm.data.sources.scenes.request import SceneWords
 
-    with progress_bar(console, "cells") as advance:
         run: Any = run_append if append else run_ingest
         outcome = run(
             source,
@@ -147,21 +162,24 @@ def ingest(
             config=config.ingest,
             progress=advance,
         )
-    console.print(outcome.render())
+    report(outcome.as_dict(), as_json, lambda _: outcome.render())
 
 
 @app.command(epilog=_settings_help(*_TRAINING, "ingest"))
 def inspect(
     uri: Annotated[str, typer.Argument(help="URI of a dataset made by ingest.")],
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Show what a dataset holds and how it will be resampled."""
     config = load_config(None, overrides or [])
-    from terrafm.data.inspect import inspect as run_inspect
-    from terrafm.data.inspect import render
+    with working(console, f"reading {uri}"):
+        from terrafm.data.inspect import inspect as run_inspect
+        from terrafm.data.inspect import render
 
-    report(run_inspect(uri, config), as_json, render)
+        found = run_inspect(uri, config)
+    report(found, as_json, render)
 
 
 @app.command()
@@ -169,12 +187,13 @@ def verify(
     uri: Annotated[str, typer.Argument(help="URI of a dataset made by ingest.")],
     version: Annotated[int | None, typer.Option(help="By default the newest.")] = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Read a whole dataset and compare it with its checksums; exit 1 where anything is wrong."""
-    from terrafm.data.shards.verify import render, summary
-    from terrafm.data.shards.verify import verify as run_verify
+    with progress_bar(console, "shards", f"reading all of {uri}") as advance:
+        from terrafm.data.shards.verify import render, summary
+        from terrafm.data.shards.verify import verify as run_verify
 
-    with progress_bar(console, "shards") as advance:
         result = run_verify(uri, version, progress=advance)
     report(result, as_json, render)
     if result["faults"]:
@@ -186,13 +205,16 @@ def tile(
     uri: Annotated[str, typer.Argument(help="URI of a dataset made by ingest.")],
     tile_id: Annotated[str, typer.Argument(help="Id of the tile.")],
     output: OutputOption,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Write one tile as GeoTIFFs, one for each sensor and ground sampling distance."""
     check_no_file(output)
-    from terrafm.data.shards.tile_export import export_tile
+    with working(console, f"reading {tile_id} of {uri}"):
+        from terrafm.data.shards.tile_export import export_tile
 
-    for written in export_tile(uri, tile_id, output):
-        console.print(f"wrote {written}", soft_wrap=True, highlight=False)
+        written = export_tile(uri, tile_id, output)
+    report({"written": written}, as_json, lambda _: "\n".join(f"wrote {uri}" for uri in written))
 
 
 @app.command(epilog=_settings_help("ingest", "tune"))
@@ -211,6 +233,7 @@ def pretrain(
             "--extend", help="Go on with a run of another length, on the schedules of this one."
         ),
     ] = False,
+    quiet: QuietOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Pretrain, or go on with the run that lies in --output."""
@@ -220,19 +243,21 @@ def pretrain(
     labelled = tree.validation.data if tree.validation.every_steps else None
     early.check_run(output, tree.model.init, labelled)
     if dry_run:
-        from terrafm.train.driver.pretrain import dry_run as run_dry
+        with working(console, f"measuring one step of {tree.model.name} on this machine"):
+            from terrafm.train.driver.pretrain import dry_run as run_dry
 
-        figures = run_dry(tree, data, output, validate=_validation, extend=extend)
+            figures = run_dry(tree, data, output, validate=_validation, extend=extend)
         report(figures, as_json, render_figures)
         return
-    from terrafm.train.driver.pretrain import describe
-    from terrafm.train.driver.pretrain import pretrain as run_pretrain
+    doing = f"pretraining {tree.model.name} on {data} in {output}"
+    with progress_bar(console, "steps", doing) as advance:
+        from terrafm.train.driver.pretrain import describe
+        from terrafm.train.driver.pretrain import pretrain as run_pretrain
 
-    with progress_bar(console, "steps") as advance:
         result = run_pretrain(
             tree, data, output, progress=advance, validate=_validation, extend=extend
         )
-    console.print(describe(result), soft_wrap=True, highlight=False)
+    report(asdict(result), as_json, lambda _: describe(result))
 
 
 def _validation(task: ValidationTask) -> Validation:
@@ -265,19 +290,20 @@ def export(
     scores: Annotated[
         str | None, typer.Option(help="What evaluate --json printed, for hf's model card.")
     ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Write a checkpoint's encoder as weights or a graph, and say how to load it."""
     early.check_checkpoint(checkpoint)
-    from terrafm.export.writing import export_checkpoint
+    with working(console, f"reading {checkpoint}"):
+        from terrafm.export.writing import export_checkpoint
 
-    options = ExportOptions(modality, image_size, license_name, scores)
-    written, snippet = export_checkpoint(
-        checkpoint, output, file_format, network=network, options=options
-    )
-    for uri in written:
-        console.print(f"wrote {uri}", soft_wrap=True, highlight=False)
-    console.print("\nLoad it with:\n", highlight=False)
-    console.print(snippet, soft_wrap=True, highlight=False)
+        options = ExportOptions(modality, image_size, license_name, scores)
+        written, snippet = export_checkpoint(
+            checkpoint, output, file_format, network=network, options=options
+        )
+    lines = [*(f"wrote {uri}" for uri in written), "\nLoad it with:\n", snippet]
+    report({"written": written, "load": snippet}, as_json, lambda _: "\n".join(lines))
 
 
 app.command()(embed)
@@ -303,6 +329,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handler.setFormatter(PlainFormatter("terrafm: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ray").setLevel(logging.ERROR)
+    # Of an earlier command of this process, as in tests: --quiet and --json are for one.
+    console.results_only = False
+    logging.getLogger().setLevel(logging.WARNING)
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with ends_by_sigterm():
