@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -217,3 +218,24 @@ def test_something_is_said_before_anything_heavy_is_loaded(arguments, verb):
     said, _, heavy = done.stdout.partition("|")
     assert said.startswith(SAID), done.stderr
     assert heavy == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ray_and_deepspeed_add_nothing_to_a_real_run(small_dataset, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    words = ["pretrain", "--config", "demo", "--data", small_dataset, "--output", tmp_path / "run",
+             *SMALL, "--set", "head.num_prototypes=32"]  # fmt: skip
+
+    def terrafm(option):
+        return subprocess.run(
+            [sys.executable, "-m", "terrafm", *map(str, words), option],
+            capture_output=True, text=True, check=True, env=environment,
+        ).stdout  # fmt: skip
+
+    found = json.loads(terrafm("--json"))
+    assert found["steps"] == 4
+    assert found["metrics"]["step"] == 4
+    (line, *weights) = terrafm("--quiet").splitlines()
+    assert line.startswith("nothing to do: ")
+    assert weights == [f"weights {found['exported'][0]}"]

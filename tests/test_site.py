@@ -161,8 +161,9 @@ def test_what_is_broken_foreign_or_lonely_is_found(tmp_path):
     assert unreachable_pages(tmp_path) == {"lonely.html"}
 
 
-def test_a_link_to_nowhere_ends_the_build(tmp_path):
+def test_a_link_to_nowhere_and_a_page_without_a_place_end_the_build(tmp_path):
     (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "lost.md").write_text("# Lost\n")
     (tmp_path / "pages" / "new.md").write_text("# New\n\n[gone](docs/gone.md)\n")
     text = (ROOT / "mkdocs.yml").read_text()
     text = text.replace("docs/site/pages", f"{tmp_path}/pages")
@@ -174,6 +175,7 @@ def test_a_link_to_nowhere_ends_the_build(tmp_path):
     done = build(tmp_path / "site", tmp_path / "mkdocs.yml")
     assert done.returncode != 0
     assert "gone.md" in done.stderr
+    assert "lost.md" in done.stderr
 
 
 def test_the_command_lines_page_has_every_verb(site):
