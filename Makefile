@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: install demo test test-all fuzz lint audit sbom bench clean
+.PHONY: install demo test test-all fuzz lint docs audit sbom bench clean
 
 install: .venv/.installed
 
@@ -39,6 +39,12 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/bandit -q -c pyproject.toml -r terrafm ray_jobs tuning benchmarks cluster
+
+# The pages as a website in build/docs, which opens from the disk. A warning is an error, but not
+# with --quiet. The variable keeps the theme's note about MkDocs 2 out of the log.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "open build/docs/index.html"
 
 # Known holes of the images' packages and of what is installed; asks an advisory service. One that
 # cannot be mended goes in here as --ignore-vuln ID, and into docs/security.md with the reason.

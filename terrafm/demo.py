@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from rich.console import Group
 from rich.table import Table
 
 from terrafm.config import Config, load_config
@@ -29,9 +29,10 @@ from terrafm.export import export_checkpoint
 from terrafm.pictures.dataset import class_histogram, tile_map
 from terrafm.pictures.sample import quicklook
 from terrafm.pictures.training import loss_curve
-from terrafm.progress import progress_bar
+from terrafm.progress import progress_bar, working
 from terrafm.ray.runtime import ensure_ray
 from terrafm.storage import join, to_json, write_bytes
+from terrafm.terminal import PlainConsole
 from terrafm.train.driver.pretrain import describe, pretrain
 
 TRAINING_ARCHIVE = "synthetic:cells=192,seed=0,px=264"
@@ -41,6 +42,7 @@ TILE_SIZE = 132
 LOGICAL_CPUS = 4
 RETRIEVAL_TILES = 200
 HEADLINE = "s1>s2_l2a"
+_WITH_BAR = ("pretrain",)
 
 
 def demo_config(seed: int) -> Config:
@@ -52,18 +54,19 @@ def demo_config(seed: int) -> Config:
 class _Stages:
     """What was done, how long it took, and what came out."""
 
-    console: Console
+    console: PlainConsole
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, Any]]:
         began = time.perf_counter()
         row: dict[str, Any] = {"stage": name, "seconds": 0.0, "result": ""}
-        with self.console.status(name):
+        # A stage with a bar of its own shows that: a terminal has room for one.
+        with nullcontext() if name in _WITH_BAR else working(self.console, f"  {name} ..."):
             yield row
         row["seconds"] = round(time.perf_counter() - began, 1)
         self.rows.append(row)
-        self.console.print(f"  {name:<10} {row['seconds']:>6.1f} s   {row['result']}")
+        self.console.say(f"  {name:<10} {row['seconds']:>6.1f} s   {row['result']}")
 
     def table(self) -> Table:
         table = Table(title="TerraFM demo", title_justify="left")
@@ -78,18 +81,31 @@ class _Stages:
         return table
 
 
-def run_demo(output: str, console: Console, *, seed: int = 0) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DemoResult:
+    """What came out.
+
+    Attributes:
+        summary: stages with seconds, kNN accuracies (0..1) of the trained encoder, of the same
+            encoder untrained, and of mean spectra, with Sentinel-2 L2A alone under `knn`, and for
+            each sensor and all fused under `knn_by_modality`.
+        tables: the same for the terminal.
+    """
+
+    summary: dict[str, Any]
+    tables: Group
+
+
+def run_demo(output: str, console: PlainConsole, *, seed: int = 0) -> DemoResult:
     """Runs every stage once and writes `summary.json` and pictures; a repeat goes on.
 
     Args:
         output: URI of the demo's folder.
-        console: where the stages and the closing table go.
+        console: where the stages go.
         seed: of the training run; the two archives are always the same.
 
     Returns:
-        The content of `summary.json`: stages with seconds, kNN accuracies (0..1) of the trained
-        encoder, of the same encoder untrained, and of mean spectra, with Sentinel-2 L2A alone
-        under `knn`, and for each sensor and all fused under `knn_by_modality`.
+        The content of `summary.json`, and tables of it.
     """
     config = demo_config(seed)
     stages = _Stages(console)
@@ -144,11 +160,7 @@ def run_demo(output: str, console: Console, *, seed: int = 0) -> dict[str, Any]:
         "seed": seed,
     }
     write_bytes(join(output, "summary.json"), (to_json(summary, indent=1) + "\n").encode())
-    console.print()
-    console.print(stages.table())
-    console.print(_retrieval_table(retrieval))
-    console.print(render(score))
-    return summary
+    return DemoResult(summary, Group(stages.table(), _retrieval_table(retrieval), render(score)))
 
 
 def _found_again(weights: str, data: str) -> dict[str, dict[str, float]]:

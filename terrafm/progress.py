@@ -1,19 +1,21 @@
-"""One clean progress bar: in the terminal, in a notebook, and as lines where a job has none."""
+"""What is being done, while it is.
 
-import os
+A bar or a spinner in a terminal, a line that is written anew in a notebook, plain lines where the
+output of a command is neither.
+"""
+
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from terrafm.clusters.versions import JOB_VARIABLE
-from terrafm.terminal import shown_text
+from terrafm.terminal import PlainConsole, shown_text
+from terrafm.units import duration
 
-# Between two lines of a job.
+# Between two lines where the output is no terminal.
 _SECONDS = 10.0
 # Between two updates of a notebook: each is a message to the browser.
 _NOTEBOOK_SECONDS = 0.5
@@ -29,20 +31,27 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress_bar(console: Console, unit: str) -> Iterator[Advance]:
-    """A bar that is gone when the block ends.
+def progress_bar(console: PlainConsole, unit: str, doing: str = "") -> Iterator[Advance]:
+    """A bar that is gone when the block ends; lines every few seconds where there is no terminal.
+
+    Enter it before what takes seconds to import: the user then sees at once what is done.
 
     Args:
-        console: where it is drawn; where that is no terminal nothing appears, but for a line
-            every few seconds in a job, whose output somebody follows.
+        console: where it is drawn; nothing is where nobody looks (`PlainConsole.shows_work`).
         unit: what is counted.
+        doing: what is being done, said at once.
     """
-    if os.environ.get(JOB_VARIABLE) and not console.is_terminal:
-        yield _Lines(console, unit)
+    if not console.shows_work:
+        yield _ignore
         return
     if console.is_jupyter:
         with _notebook_line() as write:
+            write(doing)
             yield _Counter(write, unit)
+        return
+    console.say(doing)
+    if not console.is_terminal:
+        yield _Lines(console, unit)
         return
     columns = (
         BarColumn(),
@@ -61,21 +70,28 @@ def progress_bar(console: Console, unit: str) -> Iterator[Advance]:
 
 
 @contextmanager
-def activity(console: Console, text: str) -> Iterator[Callable[[str], None]]:
-    """Says in words what is being done, until the block ends.
+def working(console: PlainConsole, doing: str) -> Iterator[Callable[[str], None]]:
+    """A spinner with words, for work whose length is not known; a line where there is no terminal.
 
-    Args:
-        console: where it is said; where nobody watches, nothing is.
-        text: what is being done at first.
+    Yields:
+        What says that something else is done now.
     """
-    if console.is_jupyter:
+    if console.is_jupyter and console.shows_work:
         with _notebook_line() as write:
-            write(text)
+            write(doing)
             yield write
         return
-    # A status reads markup in a str, whatever the console does.
-    with console.status(Text(text)) as status:
-        yield lambda words: status.update(Text(words))
+    if console.is_terminal and console.shows_work:
+        # A status reads markup in a str, whatever the console does.
+        with console.status(Text(doing)) as status:
+            yield lambda text: status.update(Text(text))
+        return
+    console.say(doing)
+    yield console.say
+
+
+def _ignore(done: int, total: int, line: dict[str, Any] | None = None) -> None:
+    """Where only results are wanted."""
 
 
 @contextmanager
@@ -112,40 +128,53 @@ class _Counter:
         self._told_at = now
         filled = round(_BAR * done / max(total, 1))
         bar = "█" * filled + "░" * (_BAR - filled)
-        left = _left(now - self._began[0], done - self._began[1], total - done)
+        left = _time_left(now - self._began[0], done - self._began[1], total - done)
         self._write(f"{bar} {done}/{total} {self._unit}  {left}  {_note(line)}".rstrip())
 
 
-def _left(seconds: float, done: int, missing: int) -> str:
-    """Time that is left, such as 0:12; nothing where it cannot be told."""
-    if done <= 0 or missing <= 0:
-        return ""
-    minutes, rest = divmod(round(seconds / done * missing), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02} left"
-
-
 class _Lines:
-    """Progress of a job, as lines of its output."""
+    """Progress as lines of an output that is no terminal: of a job, or in a file."""
 
-    def __init__(self, console: Console, unit: str) -> None:
+    def __init__(self, console: PlainConsole, unit: str) -> None:
         self._console = console
         self._unit = unit
         self._last_done = -1
         self._told_at = 0.0
+        self._first: tuple[float, int] | None = None
 
     def __call__(self, done: int, total: int, line: dict[str, Any] | None = None) -> None:
         now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
         if done == self._last_done or (done < total and now - self._told_at < _SECONDS):
             return
         self._last_done, self._told_at = done, now
-        text = f"{done}/{total} {self._unit}  {_note(line)}".rstrip()
-        self._console.print(text, soft_wrap=True, highlight=False)
+        began, before = self._first
+        left = _time_left(now - began, done - before, total - done)
+        words = [f"{done}/{total} {self._unit}", _note(line), left]
+        self._console.say("  ".join(word for word in words if word))
+
+
+def _time_left(seconds: float, done: int, missing: int) -> str:
+    """Such as "about 12 s left"; nothing where it cannot be told.
+
+    Args:
+        seconds: since the work that is timed began.
+        done: in that time.
+        missing: what is left to do.
+    """
+    if done <= 0 or missing <= 0:
+        return ""
+    return f"about {duration(seconds / done * missing)} left"
 
 
 def _note(line: dict[str, Any] | None) -> str:
     if line is None:
         return ""
-    loss = f"loss {line['loss']:.3f}  " if line.get("loss") is not None else ""
-    best = line.get("best")
-    choice = f"  best {best['value']:.3g} at {best['step']}" if best else ""
-    return f"{loss}{line['tiles_per_second']:.1f} tiles/s{choice}"
+    words = [f"loss {line['loss']:.3f}"] if line.get("loss") is not None else []
+    words.append(f"{line['tiles_per_second']:.1f} tiles/s")
+    if line.get("bottleneck", "compute") != "compute":
+        words.append(f"{line['bottleneck']} {line['bottleneck_share']:.0%} of the time")
+    if best := line.get("best"):
+        words.append(f"best {best['value']:.3g} at {best['step']}")
+    return "  ".join(words)

@@ -33,10 +33,34 @@ class PlainConsole(Console):
     Paths, tile ids and class names come from files and arguments, and may hold anything. Styles
     are given beside the text, by `rich.text.Text` or a column's style. Secrets in addresses are
     left out.
+
+    Attributes:
+        results_only: with --quiet or --json nothing is shown of what is being done.
+        of_a_command: the command line prints here; a function that a script calls says nothing
+            where its output is neither a terminal nor a notebook.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
+        self.results_only = False
+        self.of_a_command = False
+
+    @property
+    def shows_work(self) -> bool:
+        """Whether what is being done is shown."""
+        watched = self.of_a_command or self.is_terminal or self.is_jupyter
+        return watched and not self.results_only
+
+    def say(self, text: str) -> None:
+        """Prints a line that is no result: what is being done, or how far it is."""
+        if text and self.shows_work:
+            self.print(text, soft_wrap=True, highlight=False)
+            # Whoever reads a pipe or a file sees it now, not when a buffer is full.
+            self.file.flush()
+
+    def tell(self, text: str) -> None:
+        """Prints a line of a result, however long."""
+        self.print(text, soft_wrap=True, highlight=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Replaces before a table measures its cells; rich would drop some of these silently."""
@@ -110,7 +134,29 @@ class Result(dict[str, Any], InNotebooks):
         printer.text(str(self))
 
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+def _show_results_only(given: bool) -> bool:
+    if given:
+        console.results_only = True
+    return given
+
+
+def _be_quiet(given: bool) -> bool:
+    if given:
+        logging.getLogger().setLevel(logging.ERROR)
+    return _show_results_only(given)
+
+
+# Both work by themselves: no verb has to look at `--quiet`, and none shows progress with `--json`.
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json", callback=_show_results_only, help="Print the result as one JSON object, alone."
+    ),
+]
+QuietOption = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", callback=_be_quiet, help="Print nothing but results and errors."),
+]
 
 
 def show(result: Result, as_json: bool) -> None:
@@ -119,12 +165,21 @@ def show(result: Result, as_json: bool) -> None:
 
 
 def report(
-    result: dict[str, Any], as_json: bool, render: Callable[[dict[str, Any]], RenderableType]
+    result: dict[str, Any],
+    as_json: bool,
+    render: Callable[[dict[str, Any]], RenderableType],
 ) -> None:
-    """Prints what a verb found, as one line of JSON or as its module renders it."""
+    """Prints a result, as one line of JSON or as its module renders it.
+
+    Args:
+        result: of plain types.
+        as_json: whether `--json` was given.
+        render: makes it readable.
+    """
     if as_json:
         sys.stdout.write(to_json(result) + "\n")
     else:
         rendered = render(result)
         # A sentence with a long path stays one line, for those who search a log for it.
-        console.print(rendered, soft_wrap=isinstance(rendered, str), crop=False)
+        is_text = isinstance(rendered, str | Text)
+        console.print(rendered, soft_wrap=is_text, highlight=not is_text, crop=False)

@@ -20,6 +20,7 @@ KNOW_RAY = {
     "terrafm/ray/standby.py",
     "terrafm/data/ingest/job.py",
     "terrafm/data/samples/stream.py",
+    "terrafm/train/metrics/operators.py",
     "terrafm/train/worker/control.py",
     "terrafm/train/worker/heartbeat.py",
     "terrafm/train/worker/loop.py",

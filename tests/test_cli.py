@@ -250,7 +250,7 @@ def test_dry_run_says_what_a_run_would_cost_and_writes_nothing(run, small_datase
 
 
 def test_a_dry_run_reads_well(run, small_dataset, tmp_path):
-    code, out, _ = run(*pretrain(small_dataset, tmp_path / "run"), "--dry-run")
+    code, out, _ = run(*pretrain(small_dataset, tmp_path / "run"), "--dry-run", "--quiet")
     assert code == 0
     names = [line[:20].strip() for line in out.splitlines()]
     assert names == [
@@ -293,7 +293,7 @@ def test_verify_says_what_is_wrong_and_ends_with_1(run, make_dataset, tmp_path):
 
 
 def test_a_tile_as_geotiffs(run, refused, small_dataset, tmp_path):
-    code, out, _ = run("tile", small_dataset, "tile_03", "--output", tmp_path)
+    code, out, _ = run("tile", small_dataset, "tile_03", "--output", tmp_path, "--quiet")
     assert code == 0
     assert len(out.splitlines()) == len(list(tmp_path.glob("tile_03_*.tif"))) == 7
     assert "nearest ids are" in refused("tile", small_dataset, "tile_3", "--output", tmp_path)

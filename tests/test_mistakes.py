@@ -34,12 +34,14 @@ def test_a_mistake_is_told_before_ray_and_torch_are_loaded(places):
     )
     found = json.loads(done.stdout.splitlines()[-1])
     for mistake in MISTAKES:
-        code, printed = found[mistake.name]
+        code, said, printed = found[mistake.name]
         assert (mistake.name, code) == (mistake.name, 2), printed
         assert mistake.said in printed, mistake.name
         lines = [line for line in printed.splitlines() if line]
         # Of a verb or an option that is none the usage is shown besides.
         assert len(lines) == 1 or "Usage:" in lines[0], printed
+        # What a verb said that it does, before it found the mistake.
+        assert len(said.splitlines()) <= 1, said
     # Nothing is half written, and nothing of anybody's has changed. A synthetic archive is drawn
     # before its grid is known, and is whole: the corrected command takes it up.
     after = snapshot(places)
@@ -72,13 +74,13 @@ def main():
 
     found = {}
     for name, words in request["commands"].items():
-        printed, code = io.StringIO(), 0
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        said, printed, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(printed):
             try:
                 main(words)
             except SystemExit as end:
                 code = end.code
-        found[name] = (code, printed.getvalue())
+        found[name] = (code, said.getvalue(), printed.getvalue())
     sys.stdout.write(json.dumps(found) + "\n")
 
 

@@ -35,7 +35,7 @@ VERBS = {
     ("evaluate", "retrieval"): terrafm.evaluate_retrieval,
 }
 # What only a command line has, and what Python has instead.
-NOT_FOR_PYTHON = {"json", "help", "watch"}
+NOT_FOR_PYTHON = {"json", "help", "watch", "quiet"}
 
 
 @pytest.mark.parametrize("words", VERBS, ids=" ".join)
@@ -44,7 +44,8 @@ def test_arguments_are_named_as_the_options_and_have_their_defaults(words):
     for word in words:
         command = command.commands[word]
     parameters = dict(inspect.signature(VERBS[words]).parameters)
-    assert parameters.pop("progress", None) is None or words not in {("tile",), ("inspect",)}
+    # Which is `--quiet`.
+    assert parameters.pop("progress").default is True
     for option in command.params:
         long = [name for name in option.opts if name.startswith("--")]
         name = (long or option.opts)[0].lstrip("-").replace("-", "_")
@@ -186,18 +187,19 @@ def test_progress_in_a_notebook_is_one_line_that_goes_away(monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda *_, **__: Line())
     monkeypatch.setattr(progress, "_NOTEBOOK_SECONDS", 0)
     console = PlainConsole(force_jupyter=True)
-    with progress.progress_bar(console, "steps") as advance:
+    with progress.progress_bar(console, "steps", "pretraining") as advance:
         advance(0, 4)
         advance(2, 4, {"loss": 1.5, "tiles_per_second": 3.0})
         advance(4, 4)
-    assert len(written) == 4
+    assert len(written) == 5
+    assert written.pop(0) == "pretraining"
     assert written[0].startswith("░" * 24 + " 0/4 steps")
     assert written[1].startswith("█" * 12 + "░" * 12 + " 2/4 steps")
     assert "left" in written[1]
     assert "loss 1.500" in written[1]
     assert written[2:] == ["█" * 24 + " 4/4 steps", ""]
     written.clear()
-    with progress.activity(console, "features") as tell:
+    with progress.working(console, "features") as tell:
         tell("more [b]of[/b] it\x1b")
     assert written == ["features", "more [b]of[/b] it\ufffd", ""]
 

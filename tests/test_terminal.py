@@ -127,7 +127,7 @@ def odd(make_dataset, tmp_path_factory):
 
 
 def test_inspect_names_paths_and_classes_as_they_are(run, odd):
-    code, out, told = run("inspect", odd)
+    code, out, told = run("inspect", odd, "--quiet")
     assert (code, told) == (0, "")
     assert out.splitlines()[0] == odd
     for name in ("10", "80"):
@@ -149,7 +149,7 @@ def test_verify_names_damaged_tiles_as_they_are(run, odd, tmp_path):
 
 def test_a_tile_names_the_files_it_wrote(run, odd, tmp_path):
     target = tmp_path / "[red]out" / "x[/y]"
-    code, out, told = run("tile", odd, "[bold]01", "--output", target)
+    code, out, told = run("tile", odd, "[bold]01", "--output", target, "--quiet")
     assert (code, told) == (0, "")
     written = [line.removeprefix("wrote ") for line in out.splitlines()]
     assert sorted(written) == sorted(map(str, target.iterdir()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -13,7 +14,8 @@ from terrafm.config import load_config
 from terrafm.report.blocks import Section
 from terrafm.report.kinds import Kind, Target, Wanted, register
 from terrafm.storage import check_no_file
-from terrafm.terminal import console
+from terrafm.terminal import JsonOption, QuietOption, console
+from terrafm.terminal import report as print_result
 
 
 def _is_sweep(names: Collection[str]) -> bool:
@@ -37,12 +39,16 @@ def sweep(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the sweep that lies in --output.")
     ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Pretrain with many settings, and compare what the encoders are worth (docs/sweeps.md)."""
     tree = load_config(config, overrides or [])
     early.check_dataset(data, tree.data.modalities)
     check_no_file(output)
+    console.say(f"a sweep of {config} on {data} in {output}")
     from tuning.sweep import Sweep, describe
 
-    console.print(describe(Sweep(tree, data, output).run(resume)), soft_wrap=True, highlight=False)
+    result = Sweep(tree, data, output).run(resume)
+    print_result(asdict(result), as_json, lambda _: describe(result))

@@ -201,7 +201,7 @@ class TrialWatch(Callback):  # type: ignore[misc]
     def _say(self, trials: list[TuneTrial], trial: TuneTrial, text: str) -> None:
         self._number(trials)
         number = self._numbers[trial.trial_id]
-        console.print(f"  trial {number:>3}  {text}", soft_wrap=True, highlight=False)
+        console.say(f"  trial {number:>3}  {text}")
 
 
 def _short(value: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from terrafm.config import Config, load_config
 from terrafm.errors import UsageError
 from terrafm.modalities import check_plugins
-from terrafm.progress import Advance, activity, progress_bar
+from terrafm.progress import Advance, progress_bar, working
 from terrafm.terminal import console
 
 Path = str | os.PathLike[str]
@@ -115,22 +115,25 @@ def at_least(**numbers: tuple[int | None, int]) -> None:
 
 
 @contextmanager
-def shown(progress: Progress, unit: str) -> Iterator[Advance | None]:
-    """What the work is to call as it proceeds; None where nobody wants to know."""
+def shown(progress: Progress, unit: str, doing: str) -> Iterator[Advance | None]:
+    """What the work is to call as it proceeds; None where nobody wants to know.
+
+    Enter it before what takes seconds to import: what is being done is then said at once.
+    """
     if callable(progress):
         yield lambda done, total, line=None: progress(done, total)
     elif progress:
-        with progress_bar(console, unit) as advance:
+        with progress_bar(console, unit, doing) as advance:
             yield advance
     else:
         yield None
 
 
 @contextmanager
-def telling(progress: Progress, text: str) -> Iterator[Callable[[str], None]]:
+def telling(progress: Progress, doing: str) -> Iterator[Callable[[str], None]]:
     """Says in words what is being done, where the work does not count anything."""
     if progress is True:
-        with activity(console, text) as tell:
+        with working(console, doing) as tell:
             yield tell
     else:
         yield lambda _: None

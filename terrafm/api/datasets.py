@@ -14,6 +14,7 @@ from terrafm.api.arguments import (
     config_of,
     names_of,
     shown,
+    telling,
     uri_of,
 )
 from terrafm.modalities import SENTINEL
@@ -75,12 +76,12 @@ def ingest(
     """
     begin()
     config = config_of(None, set)
-    from terrafm.data.ingest.append import append as run_append
-    from terrafm.data.ingest.job import ingest as run_ingest
-    from terrafm.data.sources.scenes.request import SceneWords
+    with shown(progress, "cells", f"reading {input} into {output}") as advance:
+        from terrafm.data.ingest.append import append as run_append
+        from terrafm.data.ingest.job import ingest as run_ingest
+        from terrafm.data.sources.scenes.request import SceneWords
 
-    run: Any = run_append if append else run_ingest
-    with shown(progress, "cells") as advance:
+        run: Any = run_append if append else run_ingest
         report: IngestReport = run(
             source,
             os.fspath(input),
@@ -97,12 +98,13 @@ def ingest(
     return report
 
 
-def inspect(uri: Path, *, set: Settings = None) -> Result:
+def inspect(uri: Path, *, set: Settings = None, progress: Progress = True) -> Result:
     """What a dataset holds and how it will be resampled: `terrafm inspect`.
 
     Args:
         uri: a dataset made by ingest.
         set: keys of the resampling, such as {"data.resample_exponent": 0.3}.
+        progress: say what is being done.
 
     Returns:
         As `--json` prints it: tiles, classes before and after, statistics per band in physical
@@ -113,10 +115,11 @@ def inspect(uri: Path, *, set: Settings = None) -> Result:
     """
     begin()
     config = config_of(None, set)
-    from terrafm.data.inspect import inspect as run_inspect
-    from terrafm.data.inspect import render
+    with telling(progress, f"reading {uri}"):
+        from terrafm.data.inspect import inspect as run_inspect
+        from terrafm.data.inspect import render
 
-    return Result(run_inspect(os.fspath(uri), config), render)
+        return Result(run_inspect(os.fspath(uri), config), render)
 
 
 def verify(uri: Path, *, version: int | None = None, progress: Progress = True) -> Result:
@@ -134,20 +137,21 @@ def verify(uri: Path, *, version: int | None = None, progress: Progress = True) 
         UsageError: no dataset there, or no such version.
     """
     begin()
-    from terrafm.data.shards.verify import render
-    from terrafm.data.shards.verify import verify as run_verify
+    with shown(progress, "shards", f"reading all of {uri}") as advance:
+        from terrafm.data.shards.verify import render
+        from terrafm.data.shards.verify import verify as run_verify
 
-    with shown(progress, "shards") as advance:
         return Result(run_verify(os.fspath(uri), version, progress=advance), render)
 
 
-def tile(uri: Path, tile_id: str, output: Path) -> tuple[str, ...]:
+def tile(uri: Path, tile_id: str, output: Path, *, progress: Progress = True) -> tuple[str, ...]:
     """Writes one tile as GeoTIFFs, one for each sensor and pixel size: `terrafm tile`.
 
     Args:
         uri: a dataset made by ingest.
         tile_id: id of the tile.
         output: folder to write.
+        progress: say what is being done.
 
     Returns:
         URIs of the files.
@@ -158,6 +162,7 @@ def tile(uri: Path, tile_id: str, output: Path) -> tuple[str, ...]:
     """
     begin()
     check_no_file(os.fspath(output))
-    from terrafm.data.shards.tile_export import export_tile
+    with telling(progress, f"reading {tile_id} of {uri}"):
+        from terrafm.data.shards.tile_export import export_tile
 
-    return tuple(export_tile(os.fspath(uri), tile_id, os.fspath(output)))
+        return tuple(export_tile(os.fspath(uri), tile_id, os.fspath(output)))

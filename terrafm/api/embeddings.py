@@ -19,6 +19,7 @@ from terrafm.api.arguments import (
     telling,
     uri_of,
 )
+from terrafm.eval.features.readouts import Readout
 from terrafm.storage import check_exists, check_no_file
 from terrafm.terminal import Result
 
@@ -77,24 +78,24 @@ def embed(
     check_no_file(output)
     at_least(size=(size, 16), window=(window, 1), overlap=(overlap, 0), batch=(batch, 1))
     at_least(workers=(workers, 0))
-    from terrafm.embed.job import embed as run_embed
-    from terrafm.embed.request import EmbedOptions
-    from terrafm.eval.features.readouts import Readout
+    chosen, by_set = choice_of(Readout, readout, "readout"), is_by_set(normalise)
+    with shown(progress, "tiles", f"embedding {data} with {weights}") as advance:
+        from terrafm.embed.job import embed as run_embed
+        from terrafm.embed.request import EmbedOptions
 
-    options = EmbedOptions(
-        modalities=names_of(modality),
-        size=size,
-        batch=batch,
-        window=window,
-        overlap=overlap,
-        bands=names_of(bands),
-        readout=choice_of(Readout, readout, "readout"),
-        by_set=is_by_set(normalise),
-        dense=dense,
-        workers=workers,
-        device=device,
-    )
-    with shown(progress, "tiles") as advance:
+        options = EmbedOptions(
+            modalities=names_of(modality),
+            size=size,
+            batch=batch,
+            window=window,
+            overlap=overlap,
+            bands=names_of(bands),
+            readout=chosen,
+            by_set=by_set,
+            dense=dense,
+            workers=workers,
+            device=device,
+        )
         return run_embed(weights, data, output, options, progress=advance)
 
 
@@ -127,9 +128,9 @@ def search(
         UsageError: no embeddings there, no such tile or place, or no pixels for the sheet.
     """
     begin()
-    from terrafm.search.similar import find_similar, render
+    with telling(progress, f"searching {embeddings}"):
+        from terrafm.search.similar import find_similar, render
 
-    with telling(progress, "comparing"):
         result = Result(find_similar(embeddings, tile, point, k), render)
         result["contact_sheet"] = uri_of(output)
         if output is not None:

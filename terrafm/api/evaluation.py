@@ -21,6 +21,7 @@ from terrafm.api.arguments import (
     uri_of,
     uris_of,
 )
+from terrafm.eval.features.readouts import Readout
 from terrafm.progress import Advance
 from terrafm.storage import check_exists
 from terrafm.terminal import Result
@@ -86,19 +87,17 @@ def evaluate(
     early.check_weights(uris)
     at_least(size=(size, 16), batch=(batch, 1), seed=(seed, 0), resamples=(resamples, 1))
     at_least(workers=(workers, 1), epochs=(epochs, 1))
-    from terrafm.eval.datasets.registry import OpenOptions
-    from terrafm.eval.features.readouts import Readout
-    from terrafm.eval.tables.common import CompareOptions, render
-    from terrafm.eval.tables.compare import compare
-
     by_set, sensors = is_by_set(normalise), names_of(modality)
-    chosen = choice_of(Readout, readout, "readout")
-    with _counted(progress, workers) as (advance, tell):
+    with _counted(progress, workers, f"comparing encoders on {data}") as (advance, tell):
+        from terrafm.eval.datasets.registry import OpenOptions
+        from terrafm.eval.tables.common import CompareOptions, render
+        from terrafm.eval.tables.compare import compare
+
         options = CompareOptions(
             modalities=sensors,
             protocols=names_of(protocol) or None,
             features=uri_of(features),
-            readout=chosen,
+            readout=choice_of(Readout, readout, "readout"),
             size=size,
             batch=batch,
             by_set=by_set,
@@ -149,13 +148,12 @@ def evaluate_knn(
     early.check_weights([os.fspath(weights)])
     early.check_labelled_set(os.fspath(data))
     at_least(size=(size, 16), workers=(workers, 1))
-    from terrafm.eval.features.job import FeatureWorkers
-    from terrafm.eval.features.readouts import Readout
-    from terrafm.eval.probes.knn import evaluate_knn as run_knn
-    from terrafm.eval.probes.knn import render
-
     chosen = choice_of(Readout, readout, "readout")
-    with _counted(progress, workers) as (advance, _):
+    with _counted(progress, workers, f"scoring {weights} on {data}") as (advance, _):
+        from terrafm.eval.features.job import FeatureWorkers
+        from terrafm.eval.probes.knn import evaluate_knn as run_knn
+        from terrafm.eval.probes.knn import render
+
         many = None if workers is None else FeatureWorkers(workers, progress=advance)
         result = run_knn(
             os.fspath(weights), os.fspath(data), workers=many, readout=chosen, size=size
@@ -205,33 +203,34 @@ def evaluate_retrieval(
     check_exists("dataset", os.fspath(data))
     at_least(size=(size, 16), samples=(samples, 2), batch=(batch, 1), seed=(seed, 0))
     at_least(resamples=(resamples, 1))
-    from terrafm.eval.features.readouts import Readout
-    from terrafm.eval.retrieval.evaluate import RetrievalOptions, render
-    from terrafm.eval.retrieval.evaluate import evaluate_retrieval as run_retrieval
+    chosen = choice_of(Readout, readout, "readout")
+    by_set = is_by_set(normalise)
+    with _counted(progress, None, f"searching places of {data} with {weights}"):
+        from terrafm.eval.retrieval.evaluate import RetrievalOptions, render
+        from terrafm.eval.retrieval.evaluate import evaluate_retrieval as run_retrieval
 
-    options = RetrievalOptions(
-        modalities=names_of(modality),
-        readout=choice_of(Readout, readout, "readout"),
-        size=size,
-        samples=samples,
-        batch=batch,
-        by_set=is_by_set(normalise),
-        seed=seed,
-        resamples=resamples,
-    )
-    with _counted(progress, None):
+        options = RetrievalOptions(
+            modalities=names_of(modality),
+            readout=chosen,
+            size=size,
+            samples=samples,
+            batch=batch,
+            by_set=by_set,
+            seed=seed,
+            resamples=resamples,
+        )
         result = run_retrieval(os.fspath(weights), os.fspath(data), options)
     return Result(result, render)
 
 
 @contextmanager
 def _counted(
-    progress: Progress, workers: int | None
+    progress: Progress, workers: int | None, doing: str
 ) -> Iterator[tuple[Advance | None, Callable[[str], None]]]:
     """Images that workers have done, or in words what this process does."""
     if workers is None:
-        with telling(progress, "computing features") as tell:
+        with telling(progress, doing) as tell:
             yield None, tell
     else:
-        with shown(progress, "images") as advance:
+        with shown(progress, "images", doing) as advance:
             yield advance, lambda _: None

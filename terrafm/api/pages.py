@@ -54,8 +54,8 @@ def report(
     config = config_of(None, set)
     output, data = os.fspath(output), uri_of(data)
     targets = early.check_report(uris_of(folders), output, data)
-    from terrafm.report.kinds import Wanted
-    from terrafm.report.writing import write_report
-
     with telling(progress, f"reading {', '.join(target.uri for target in targets)}"):
+        from terrafm.report.kinds import Wanted
+        from terrafm.report.writing import write_report
+
         return Page(output, write_report(targets, Wanted(config, pictures, data), output))

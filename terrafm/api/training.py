@@ -15,6 +15,7 @@ from terrafm.api.arguments import (
     choice_of,
     config_of,
     shown,
+    telling,
     uri_of,
 )
 from terrafm.terminal import Result
@@ -104,14 +105,17 @@ def pretrain(
     early.check_dataset(data, tree.data.modalities)
     labelled = tree.validation.data if tree.validation.every_steps else None
     early.check_run(output, tree.model.init, labelled)
-    from terrafm.train.driver import pretrain as driver
-
     if dry_run:
-        figures = driver.dry_run(tree, data, output, validate=_validation, extend=extend)
-        from terrafm.train.driver.estimate import describe_estimate
+        with telling(progress, f"measuring one step of {tree.model.name} on this machine"):
+            from terrafm.train.driver import pretrain as driver
+            from terrafm.train.driver.estimate import describe_estimate
 
-        return Result(figures, describe_estimate)
-    with shown(progress, "steps") as advance:
+            figures = driver.dry_run(tree, data, output, validate=_validation, extend=extend)
+            return Result(figures, describe_estimate)
+    doing = f"pretraining {tree.model.name} on {data} in {output}"
+    with shown(progress, "steps", doing) as advance:
+        from terrafm.train.driver import pretrain as driver
+
         return driver.pretrain(
             tree, data, output, progress=advance, validate=_validation, extend=extend
         )
@@ -127,6 +131,7 @@ def export(
     image_size: int | None = None,
     license: str | None = None,
     scores: Path | None = None,
+    progress: Progress = True,
 ) -> Exported:
     """Writes a checkpoint's encoder as weights or a graph: `terrafm export`.
 
@@ -140,6 +145,7 @@ def export(
         image_size: side of a graph's images, pixels; by default as trained.
         license: of the weights, for hf's model card.
         scores: file of what an evaluation printed as JSON, for hf's model card.
+        progress: say what is being done.
 
     Raises:
         UsageError: no checkpoint there, an unknown format, or an option that does not fit.
@@ -148,16 +154,17 @@ def export(
     begin()
     checkpoint = os.fspath(checkpoint)
     early.check_checkpoint(checkpoint)
-    from terrafm.export.request import ExportOptions, Network, check_format
-    from terrafm.export.writing import export_checkpoint
+    with telling(progress, f"reading {checkpoint}"):
+        from terrafm.export.request import ExportOptions, Network, check_format
+        from terrafm.export.writing import export_checkpoint
 
-    written, snippet = export_checkpoint(
-        checkpoint,
-        os.fspath(output),
-        check_format(format),
-        network=choice_of(Network, model, "model"),
-        options=ExportOptions(modality, image_size, license, uri_of(scores)),
-    )
+        written, snippet = export_checkpoint(
+            checkpoint,
+            os.fspath(output),
+            check_format(format),
+            network=choice_of(Network, model, "model"),
+            options=ExportOptions(modality, image_size, license, uri_of(scores)),
+        )
     return Exported(tuple(written), snippet)
 
 

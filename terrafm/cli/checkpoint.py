@@ -8,8 +8,8 @@ import typer
 
 from terrafm import early
 from terrafm.errors import TerraFMError
-from terrafm.progress import progress_bar
-from terrafm.terminal import JsonOption, console, report
+from terrafm.progress import progress_bar, working
+from terrafm.terminal import JsonOption, QuietOption, console, report
 
 checkpoint_app = typer.Typer(
     help="List, verify and average the checkpoints of runs.", no_args_is_help=True
@@ -20,15 +20,18 @@ checkpoint_app = typer.Typer(
 def list_command(
     uri: Annotated[str, typer.Argument(help="URI of a run's folder, or of its checkpoints.")],
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Show a run's checkpoints and why each is kept.
 
     The state is judged by the files' sizes and by state.json; `verify` reads everything.
     """
     early.check_checkpoints(uri)
-    from terrafm.train.checkpoints.inventory import list_run, render_list
+    with working(console, f"looking at the checkpoints of {uri}"):
+        from terrafm.train.checkpoints.inventory import list_run, render_list
 
-    report(list_run(uri), as_json, render_list)
+        found = list_run(uri)
+    report(found, as_json, render_list)
 
 
 @checkpoint_app.command("verify")
@@ -37,15 +40,16 @@ def verify_command(
         str, typer.Argument(help="URI of a checkpoint (or RUN/checkpoints/best), or of a run.")
     ],
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Compare checkpoints with their checksums.
 
     Every file is read; exit 1 names one that is damaged.
     """
     early.check_checkpoints(uri)
-    from terrafm.train.checkpoints.inventory import render_verify, summary, verify
+    with progress_bar(console, "checkpoints", f"reading every file of {uri}") as advance:
+        from terrafm.train.checkpoints.inventory import render_verify, summary, verify
 
-    with progress_bar(console, "checkpoints") as advance:
         result = verify(uri, progress=advance)
     report(result, as_json, render_verify)
     if result["faults"]:
@@ -59,6 +63,8 @@ def average_command(
         typer.Argument(metavar="CHECKPOINT...", help="URIs of two or more, of the same model."),
     ],
     output: Annotated[str, typer.Option("--output", help="URI of the folder to write.")],
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Average the weights of checkpoints.
 
@@ -68,7 +74,8 @@ def average_command(
     it; start from the exported weights with model.init.
     """
     early.check_average(checkpoints)
-    from terrafm.train.checkpoints.average import average_checkpoints, describe
+    with working(console, f"averaging {len(checkpoints)} checkpoints"):
+        from terrafm.train.checkpoints.average import average_checkpoints, describe
 
-    text = describe(average_checkpoints(checkpoints, output))
-    console.print(text, soft_wrap=True, highlight=False)
+        result = average_checkpoints(checkpoints, output)
+    report(result, as_json, describe)

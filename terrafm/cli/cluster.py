@@ -15,9 +15,10 @@ from rich.text import Text
 
 from terrafm.clusters.findings import FAULT, WARNING, Finding
 from terrafm.errors import TerraFMError, UsageError
+from terrafm.progress import working
 from terrafm.shell import quoted
 from terrafm.storage import resolve
-from terrafm.terminal import JsonOption, console, report
+from terrafm.terminal import JsonOption, QuietOption, console, report
 
 cluster_app = typer.Typer(
     help="Start, describe and end a Ray cluster on this machine.", no_args_is_help=True
@@ -32,24 +33,27 @@ def up_command(
     local: Annotated[bool, typer.Option("--local", help="On this machine, loopback only.")] = False,
     workers: Annotated[int, typer.Option(help="Worker nodes beside the head.")] = 2,
     cpus: Annotated[int, typer.Option(help="Logical CPUs of each worker node.")] = 2,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Start a head and workers here, with a token of their own; they stay until `down`."""
     if not local:
         raise UsageError("terrafm starts clusters with --local only: for others cluster/README.md")
-    from terrafm.clusters.local import up
+    with working(console, "starting head and workers"):
+        from terrafm.clusters.local import up
 
-    with console.status("starting head and workers"):
         cluster = up(workers, cpus)
-    console.print(
-        f"a head and {workers} workers run, dashboard {cluster.dashboard_url}\n\n"
-        f"export RAY_AUTH_TOKEN_PATH={quoted(cluster.token_path)}\n"
-        f"terrafm submit VERB ... --address {quoted(cluster.dashboard_url)}",
-        soft_wrap=True, highlight=False,
-    )  # fmt: skip
+    result = {
+        "address": cluster.address,
+        "dashboard_url": cluster.dashboard_url,
+        "token_path": cluster.token_path,
+        "workers": workers,
+    }
+    report(result, as_json, _render_up)
 
 
 @cluster_app.command("status")
-def status_command(as_json: JsonOption = False) -> None:
+def status_command(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """Describe the cluster on this machine."""
     from terrafm.clusters.local import status
 
@@ -57,13 +61,13 @@ def status_command(as_json: JsonOption = False) -> None:
 
 
 @cluster_app.command("down")
-def down_command() -> None:
+def down_command(as_json: JsonOption = False, quiet: QuietOption = False) -> None:
     """End the cluster on this machine, with all jobs on it."""
-    from terrafm.clusters.local import down
+    with working(console, "ending the cluster"):
+        from terrafm.clusters.local import down
 
-    with console.status("ending the cluster"):
         ended = down()
-    console.print(f"ended {ended} processes", highlight=False)
+    report({"ended_processes": ended}, as_json, lambda found: f"ended {ended} processes")
 
 
 def doctor(
@@ -83,10 +87,11 @@ def doctor(
         ),
     ] = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Check this machine, or who can reach a cluster; exit 1 where anything is at fault."""
     findings = []
-    with console.status("examining"):
+    with working(console, "examining the cluster" if cluster else "examining this machine"):
         for finding in _examine(cluster, address, store):
             findings.append(finding)
             if not as_json:
@@ -114,6 +119,14 @@ def _examine(cluster: bool, address: str | None, store: str | None) -> Iterator[
     from terrafm.clusters.doctor import examine
 
     return examine(address)
+
+
+def _render_up(cluster: dict[str, Any]) -> str:
+    return (
+        f"a head and {cluster['workers']} workers run, dashboard {cluster['dashboard_url']}\n\n"
+        f"export RAY_AUTH_TOKEN_PATH={quoted(cluster['token_path'])}\n"
+        f"terrafm submit VERB ... --address {quoted(cluster['dashboard_url'])}"
+    )
 
 
 def _render_status(status: dict[str, Any]) -> RenderableType:

@@ -11,7 +11,7 @@ from terrafm import api
 from terrafm.cli.evaluate import Normalise, ReadoutOption
 from terrafm.cli.options import SENSORS
 from terrafm.eval.features.readouts import Readout
-from terrafm.terminal import console
+from terrafm.terminal import JsonOption, QuietOption, report
 
 
 class Device(StrEnum):
@@ -63,6 +63,8 @@ def embed(
     device: Annotated[
         Device | None, typer.Option(help="By default a GPU where the cluster has any.")
     ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Embed an archive as GeoParquet; given again, the same command goes on."""
     done = api.embed(
@@ -81,4 +83,4 @@ def embed(
         workers=workers,
         device=None if device is None else device.value,
     )
-    console.print(done.render(), soft_wrap=True, highlight=False)
+    report(done.as_dict(), as_json, lambda _: done.render())

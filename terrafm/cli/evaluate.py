@@ -10,7 +10,7 @@ import typer
 from terrafm import api
 from terrafm.cli.options import SENSORS
 from terrafm.eval.features.readouts import Readout
-from terrafm.terminal import JsonOption, show
+from terrafm.terminal import JsonOption, QuietOption, show
 
 evaluate_app = typer.Typer(help="Score weights on a labelled set.", no_args_is_help=True)
 
@@ -51,11 +51,10 @@ def knn_command(
     size: SizeOption = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Nearest neighbours of frozen features, beside untrained and spectral baselines."""
-    result = api.evaluate_knn(
-        weights, data, readout=readout, size=size, workers=workers, progress=not as_json
-    )
+    result = api.evaluate_knn(weights, data, readout=readout, size=size, workers=workers)
     show(result, as_json)
 
 
@@ -74,6 +73,7 @@ def retrieval_command(
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap draws.")] = 1000,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Is a place found again, by another sensor or at another date? Needs no label.
 
@@ -90,7 +90,6 @@ def retrieval_command(
         batch=batch,
         seed=seed,
         resamples=resamples,
-        progress=not as_json,
     )
     show(result, as_json)
 
@@ -145,6 +144,7 @@ def compare_command(
         int, typer.Option(min=1, help="Of UPerNet and, at most, of fine-tuning.")
     ] = 30,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """One table of encoders, each score with its 95 % interval: neighbours, probes, fine-tuning.
 
@@ -168,6 +168,5 @@ def compare_command(
         resamples=resamples,
         workers=workers,
         epochs=epochs,
-        progress=not as_json,
     )
     show(result, as_json)

@@ -11,7 +11,8 @@ import typer
 from rich.table import Table
 
 from terrafm import early
-from terrafm.terminal import JsonOption, errors, report
+from terrafm.errors import UsageError
+from terrafm.terminal import JsonOption, QuietOption, console, errors, report
 
 jobs_app = typer.Typer(help="List, follow and stop the jobs of a cluster.", no_args_is_help=True)
 
@@ -69,7 +70,9 @@ def submit(
 
 
 @jobs_app.command("list")
-def list_command(address: AddressOption, as_json: JsonOption = False) -> None:
+def list_command(
+    address: AddressOption, as_json: JsonOption = False, quiet: QuietOption = False
+) -> None:
     """Show all jobs, the newest first."""
     early.check_dashboard(address)
     from terrafm.jobs.client import JobServer, as_dict
@@ -78,7 +81,12 @@ def list_command(address: AddressOption, as_json: JsonOption = False) -> None:
 
 
 @jobs_app.command("status")
-def status_command(job: JobArgument, address: AddressOption, as_json: JsonOption = False) -> None:
+def status_command(
+    job: JobArgument,
+    address: AddressOption,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
     """Show one job."""
     early.check_dashboard(address)
     from terrafm.jobs.client import JobServer, as_dict
@@ -91,8 +99,12 @@ def logs_command(
     job: JobArgument,
     address: AddressOption,
     watch: Annotated[bool, typer.Option("--follow", "-f", help="Until it ends.")] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Print what a job has printed; Ctrl-C while following asks, as submit does."""
+    if watch and as_json:
+        raise UsageError("--json prints what there is, once: leave out --follow")
     early.check_dashboard(address)
     from terrafm.jobs.client import JobServer
     from terrafm.jobs.follow import follow
@@ -102,17 +114,30 @@ def logs_command(
     if watch:
         server.job(job)
         sys.exit(follow(server, job))
-    sys.stdout.write(clean(server.logs(job)))
+    text = clean(server.logs(job))
+    if as_json:
+        report({"job": job, "logs": text}, as_json, str)
+    else:
+        # As it is: no line is too long for a log.
+        sys.stdout.write(text)
 
 
 @jobs_app.command("stop")
-def stop_command(job: JobArgument, address: AddressOption) -> None:
+def stop_command(
+    job: JobArgument,
+    address: AddressOption,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
     """Stop a job with all its processes; what it has written stays, and can go on."""
     early.check_dashboard(address)
     from terrafm.jobs.client import JobServer
 
     stopped = JobServer(address).stop(job)
-    _tell(f"{job} was stopped" if stopped else f"{job} had ended before")
+    if as_json:
+        report({"job": job, "stopped": stopped}, as_json, str)
+    elif not console.results_only:
+        _tell(f"{job} was stopped" if stopped else f"{job} had ended before")
 
 
 def _tell(text: str) -> None:

@@ -9,7 +9,8 @@ import typer
 from terrafm import api, early
 from terrafm.cli.options import SetOption
 from terrafm.config import load_config
-from terrafm.terminal import console, errors
+from terrafm.terminal import JsonOption, QuietOption, console, errors
+from terrafm.terminal import report as print_result
 from terrafm.units import human_bytes
 
 
@@ -34,25 +35,29 @@ def report(
         str | None,
         typer.Option("--data", help="URI of the tiles, where they no longer lie where they did."),
     ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Write a page about runs, datasets, embeddings or sweeps (docs/report.md)."""
     if watch is None:
         page = api.report(folders, output, pictures=pictures, data=data, set=overrides)
-        size = human_bytes(page.bytes)
-        console.print(f"wrote {output}, {size}", soft_wrap=True, highlight=False)
+        _tell(output, page.bytes, f"wrote {output}, {human_bytes(page.bytes)}", as_json)
         return
     config = load_config(None, overrides or [])
     targets = early.check_report(folders, output, data)
+    console.say(f"writing {output} every {watch} s; Ctrl+C ends it, and the page stays")
     from terrafm.report.kinds import Wanted
     from terrafm.report.writing import watch as keep_writing
 
-    message = f"writing {output} every {watch} s; Ctrl+C ends it, and the page stays"
-    console.print(message, soft_wrap=True, highlight=False)
-    wanted = Wanted(config, pictures, data)
+    sizes = [0]
     try:
-        keep_writing(targets, wanted, output, watch, told=lambda size: None)
+        keep_writing(targets, Wanted(config, pictures, data), output, watch, told=sizes.append)
     except KeyboardInterrupt:
         errors.print(f"terrafm: no longer writing {output}")
         return
-    console.print(f"wrote {output}: nothing goes on any more", soft_wrap=True, highlight=False)
+    _tell(output, sizes[-1], f"wrote {output}: nothing goes on any more", as_json)
+
+
+def _tell(output: str, size: int, text: str, as_json: bool) -> None:
+    print_result({"output": output, "bytes": size}, as_json, lambda _: text)

@@ -10,7 +10,7 @@ from terrafm import api
 from terrafm.api.embeddings import draw_found
 from terrafm.errors import TerraFMError, UsageError
 from terrafm.storage.faults import one_line
-from terrafm.terminal import JsonOption, console, errors, show
+from terrafm.terminal import JsonOption, QuietOption, console, errors, show
 
 _SHEET = "contact_sheet.png"
 
@@ -34,6 +34,7 @@ def search(
         typer.Option("--data", help="URI of the pixels, where they no longer lie where they did."),
     ] = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Find the tiles that are most similar to one: a table, and a contact sheet of pictures.
 
@@ -41,7 +42,7 @@ def search(
     GeoTIFFs that were embedded.
     """
     place = None if point is None else _place(point)
-    result = api.search(uri, tile=tile, point=place, k=count, progress=not as_json)
+    result = api.search(uri, tile=tile, point=place, k=count)
     # What was found is shown whether or not its pictures can be drawn.
     fault = _draw(uri, result, output or _SHEET, data)
     result["contact_sheet"] = None if fault else output or _SHEET
@@ -51,7 +52,7 @@ def search(
     if fault:
         errors.print(f"terrafm: {one_line(fault)}")
     elif not as_json:
-        console.print(f"\nwrote {result['contact_sheet']}", soft_wrap=True, highlight=False)
+        console.tell(f"\nwrote {result['contact_sheet']}")
 
 
 def _draw(uri: str, result: dict[str, Any], path: str, data: str | None) -> Exception | None:

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import entry_points
 from typing import Annotated
 
@@ -34,7 +35,15 @@ from terrafm.modalities import SENTINEL, check_plugins
 from terrafm.storage import check_no_file
 from terrafm.storage.addresses import check_address
 from terrafm.storage.faults import one_line
-from terrafm.terminal import JsonOption, PlainFormatter, console, errors, show
+from terrafm.terminal import (
+    JsonOption,
+    PlainFormatter,
+    QuietOption,
+    console,
+    errors,
+    report,
+    show,
+)
 
 # Each verb imports what it needs when it runs: torch and Ray take seconds to load, and --help or
 # a mistyped key should answer at once.
@@ -69,14 +78,18 @@ _TRAINING = ("model", "head", "optim", "train", "validation", "tune")
 @app.command()
 def demo(
     output: OutputOption = "terrafm-demo",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Walk the whole road on a small synthetic Earth, in minutes on a laptop."""
     # Before all that takes seconds to load.
     check_no_file(output)
-    console.print(f"TerraFM demo in {output}\n", soft_wrap=True, highlight=False)
+    console.say(f"TerraFM demo in {output}\n")
     from terrafm.demo import run_demo
 
-    run_demo(output, console)
+    result = run_demo(output, console)
+    console.say("\n")
+    report(result.summary, as_json, lambda _: result.tables)
 
 
 @app.command(epilog=_settings_help(*_TRAINING, "loss", "data"))
@@ -120,6 +133,8 @@ def ingest(
     append: Annotated[
         bool, typer.Option("--append", help="Add the tiles to the complete dataset in --output.")
     ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Cut an archive into tiles and pack them into Parquet shards."""
@@ -140,13 +155,14 @@ def ingest(
         append=append,
         set=overrides,
     )
-    console.print(outcome.render())
+    report(outcome.as_dict(), as_json, lambda _: outcome.render())
 
 
 @app.command(epilog=_settings_help(*_TRAINING, "ingest"))
 def inspect(
     uri: Annotated[str, typer.Argument(help="URI of a dataset made by ingest.")],
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Show what a dataset holds and how it will be resampled."""
@@ -158,6 +174,7 @@ def verify(
     uri: Annotated[str, typer.Argument(help="URI of a dataset made by ingest.")],
     version: Annotated[int | None, typer.Option(help="By default the newest.")] = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Read a whole dataset and compare it with its checksums; exit 1 where anything is wrong."""
     result = api.verify(uri, version=version)
@@ -173,10 +190,12 @@ def tile(
     uri: Annotated[str, typer.Argument(help="URI of a dataset made by ingest.")],
     tile_id: Annotated[str, typer.Argument(help="Id of the tile.")],
     output: OutputOption,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Write one tile as GeoTIFFs, one for each sensor and ground sampling distance."""
-    for written in api.tile(uri, tile_id, output):
-        console.print(f"wrote {written}", soft_wrap=True, highlight=False)
+    written = api.tile(uri, tile_id, output)
+    report({"written": written}, as_json, lambda _: "\n".join(f"wrote {uri}" for uri in written))
 
 
 @app.command(epilog=_settings_help("ingest", "tune"))
@@ -195,6 +214,7 @@ def pretrain(
             "--extend", help="Go on with a run of another length, on the schedules of this one."
         ),
     ] = False,
+    quiet: QuietOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Pretrain, or go on with the run that lies in --output."""
@@ -205,7 +225,7 @@ def pretrain(
         show(figures, as_json)
         return
     result = api.pretrain(config, data, output, profile=profile, extend=extend, set=overrides)
-    console.print(result.render(), soft_wrap=True, highlight=False)
+    report(asdict(result), as_json, lambda _: result.render())
 
 
 @app.command()
@@ -235,6 +255,8 @@ def export(
     scores: Annotated[
         str | None, typer.Option(help="What evaluate --json printed, for hf's model card.")
     ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Write a checkpoint's encoder as weights or a graph, and say how to load it."""
     done = api.export(
@@ -247,10 +269,9 @@ def export(
         license=license_name,
         scores=scores,
     )
-    for uri in done.written:
-        console.print(f"wrote {uri}", soft_wrap=True, highlight=False)
-    console.print("\nLoad it with:\n", highlight=False)
-    console.print(done.snippet, soft_wrap=True, highlight=False)
+    lines = [*(f"wrote {uri}" for uri in done.written), "\nLoad it with:\n", done.snippet]
+    found = {"written": done.written, "load": done.snippet}
+    report(found, as_json, lambda _: "\n".join(lines))
 
 
 app.command()(embed)
@@ -276,6 +297,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handler.setFormatter(PlainFormatter("terrafm: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ray").setLevel(logging.ERROR)
+    # Of an earlier command of this process, as in tests: --quiet and --json are for one.
+    console.results_only, console.of_a_command = False, True
+    logging.getLogger().setLevel(logging.WARNING)
     words = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with ends_by_sigterm():
@@ -298,6 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A disk that refuses: no permission, a file where a folder should be, no room.
         errors.print(f"terrafm: error: {one_line(error)}")
         sys.exit(UsageError.exit_code)
+    finally:
+        console.of_a_command = False
 
 
 def _tell_how_to_go_on(words: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 from rich.text import Text
 
@@ -62,6 +63,23 @@ class EmbeddingReport(InNotebooks):
     already_complete: bool
     resumed: int
     notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        found = self.manifest
+        return {
+            "output": self.uri,
+            "rows": found.rows,
+            "dim": found.dim,
+            "model": found.model,
+            "modalities": list(found.modalities),
+            "readout": found.readout.value,
+            "files": len(found.parts),
+            "skipped": found.skipped,
+            "already_complete": self.already_complete,
+            "resumed_rows": self.resumed,
+            "notes": list(self.notes),
+        }
 
     def render(self) -> Text:
         """One paragraph for the terminal."""

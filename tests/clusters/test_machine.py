@@ -323,11 +323,11 @@ def findings_of(monkeypatch, *levels):
 
 def test_the_verb_ends_with_1_on_a_fault_only(run, monkeypatch):
     findings_of(monkeypatch, OK, WARNING)
-    assert run("doctor")[:2] == (0, "ok      check 0\nwarning check 1\n")
+    assert run("doctor", "--quiet")[:2] == (0, "ok      check 0\nwarning check 1\n")
     findings_of(monkeypatch, OK, FAULT)
-    code, _, errors = run("doctor")
+    code, _, errors = run("doctor", "--quiet")
     assert (code, errors) == (1, "terrafm: error: 1 of 2 checks failed\n")
-    code, out, _ = run("doctor", "--json")
+    code, out, _ = run("doctor", "--quiet", "--json")
     assert code == 1
     assert json.loads(out)["findings"][1] == {"level": FAULT, "text": "check 1"}
 

@@ -83,7 +83,7 @@ def autoscaled_cluster(folder, cpus, most):
         cpus: of each worker node.
         most: worker nodes.
     """
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     config = {
         "cluster_name": "fake", "max_workers": most, "idle_timeout_minutes": 0.2,
         "upscaling_speed": 100, "auth": {}, "docker": {},
@@ -122,7 +122,7 @@ def autoscaled_cluster(folder, cpus, most):
              address.rpartition(":")[2], "--temp-dir", str(folder / "ray"),
              "--include-dashboard", "false", "--dashboard-port", "0",
              "--node-ip-address", "127.0.0.1",
-             *_head_ports(), "--object-store-memory", str(2**28),
+             *head_ports(), "--object-store-memory", str(2**28),
              "--autoscaling-config", str(folder / "fake.yaml")],
             env=others | joining | starting, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -145,15 +145,15 @@ def autoscaled_cluster(folder, cpus, most):
         psutil.wait_procs(family, timeout=30)
 
 
-def _head_ports():
+def head_ports():
     """Given to the head, which dies where its agents take longer than 15 s to choose."""
     names = ("ray-client-server", "dashboard-agent-listen", "dashboard-agent-grpc",
              "runtime-env-agent")  # fmt: skip
-    given = [word for name in names for word in (f"--{name}-port", str(_free_port()))]
-    return [*given, "--metrics-export-port", str(_free_port())]
+    given = [word for name in names for word in (f"--{name}-port", str(free_port()))]
+    return [*given, "--metrics-export-port", str(free_port())]
 
 
-def _free_port():
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

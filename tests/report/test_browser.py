@@ -1,50 +1,19 @@
 """The pages in a real browser: nothing asked for, nothing complained of, every chart drawn."""
 
 import json
-import re
-import shutil
-import subprocess
 
 import pytest
+from browsers import find_browser, opened, own_requests
 
 from terrafm.report.page import Page, render
 from terrafm.report.run_page import run_sections
 from terrafm.report.run_record import read_run
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
 
 @pytest.fixture(scope="session")
 def browser():
     """Path of a Chromium."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    return found
-
-
-def opened(browser, file, folder, *options):
-    """Opens a page; returns its elements after it was drawn, the console, and requests."""
-    log = folder / "net.json"
-    done = subprocess.run(
-        [
-            browser, "--headless", "--no-sandbox", "--disable-gpu",
-            "--disable-background-networking",
-            "--disable-component-update", "--no-first-run", f"--user-data-dir={folder / 'profile'}",
-            f"--log-net-log={log}", "--enable-logging=stderr", "--virtual-time-budget=4000",
-            *options, "--dump-dom", f"file://{file}",
-        ],
-        capture_output=True, text=True, timeout=180, check=True,
-    )  # fmt: skip
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    # A browser that ends may leave its log without an end.
-    urls = set(re.findall(r'"url":"(https?://[^"]*)"', log.read_text()))
-    return done.stdout, console, urls
-
-
-def own_requests(urls):
-    """Without those that Chromium makes for itself, whatever the page."""
-    return {url for url in urls if not re.search(r"//[\w.-]*(google|gvt1|gstatic)[\w.-]*/", url)}
+    return find_browser()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ def here(tmp_path, monkeypatch):
 
 
 def test_a_table_and_a_contact_sheet(run, embeddings, here):
-    code, out, errors = run("search", embeddings, "--tile", "tile_03", "-k", "3")
+    code, out, errors = run("search", embeddings, "--tile", "tile_03", "-k", "3", "--quiet")
     assert (code, errors) == (0, "")
     lines = out.splitlines()
     assert lines[0].startswith("tile_03  ")

@@ -77,6 +77,8 @@ def test_the_best_point_is_the_best_mean_over_seeds(arms):
     assert best["arm"] == "both"
     assert best["trials"] == 2
     assert best["set"] == {"loss.alpha": 0.4}
+    # As `terrafm sweep --json` prints them.
+    assert json.loads(json.dumps([states, best])) == [states, best]
     tree = yaml.safe_load((folder / "best.yaml").read_text())
     assert tree["loss"]["alpha"] == 0.4
     again = load_config(str(folder / "best.yaml"))

@@ -31,6 +31,16 @@ class IngestReport(InNotebooks):
     already_complete: bool
     details: dict[str, Any]
 
+    def as_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "output": self.uri,
+            "tiles": self.tiles,
+            "fingerprint": self.fingerprint,
+            "already_complete": self.already_complete,
+            "details": self.details,
+        }
+
     def render(self) -> Text:
         """One paragraph for the terminal."""
         counts = self.details["selection"]

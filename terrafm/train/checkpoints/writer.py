@@ -29,6 +29,7 @@ class CheckpointWriter:
         retention: which checkpoints stay.
         write_records: puts on file what the checkpoint counts as done; repeated after a failure.
         export: makes weights of a checkpoint that is whole; one that fails leaves a warning.
+        written: told the seconds that a whole checkpoint took to write.
         max_failed: so many failures in a row end the run.
         background: False writes before `save` returns.
     """
@@ -40,6 +41,7 @@ class CheckpointWriter:
         *,
         write_records: Callable[[], None],
         export: Callable[[TrainingState], None] | None = None,
+        written: Callable[[float], None] = lambda seconds: None,
         max_failed: int = 3,
         background: bool = True,
     ) -> None:
@@ -47,6 +49,7 @@ class CheckpointWriter:
         self._retention = retention
         self._write_records = write_records
         self._export = export
+        self._written = written
         self._max_failed = max_failed
         self._pool = futures.ThreadPoolExecutor(1, "checkpoint") if background else None
         self._pending: futures.Future[None] | None = None
@@ -128,6 +131,7 @@ class CheckpointWriter:
             )
 
     def _write(self, state: TrainingState) -> None:
+        began = time.perf_counter()
         try:
             self._write_records()
             save_checkpoint(self._folder, state)
@@ -144,6 +148,7 @@ class CheckpointWriter:
             )
             return
         self._failed = 0
+        self._written(time.perf_counter() - began)
         try:
             prune_checkpoints(self._folder, self._retention, state.step)
         except (TerraFMError, OSError) as error:

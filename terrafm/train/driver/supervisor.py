@@ -53,10 +53,11 @@ from terrafm.train.checkpoints.staging import remove_staging
 from terrafm.train.checkpoints.store import read_record
 from terrafm.train.driver.autoscaling import MachineDemand
 from terrafm.train.driver.capacity import fitting_workers, reading_cpus
-from terrafm.train.driver.events import EventLog
+from terrafm.train.driver.events import EventLog, read_events
 from terrafm.train.driver.hardware import group_facts
 from terrafm.train.driver.monitor import GroupLimits, WorkerMonitor
 from terrafm.train.driver.validator import Validator
+from terrafm.train.metrics.operators import DriverMetrics
 from terrafm.train.run_folder import RunFolder, read_failure
 from terrafm.train.worker.control import start_control
 from terrafm.train.worker.loop import task_arguments, train_worker
@@ -160,10 +161,12 @@ class Supervisor:
             TerraFMError: the run cannot go on, or failed too often without getting on.
         """
         total = self._setup.total_steps
+        self._exported = DriverMetrics(self._output, read_events(self._output))
         failures = unstarted = 0
         with ExitStack() as cleanup:
             scratch = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="terrafm-"))
             cleanup.callback(self._coordinator.cancel_resource_request)
+            cleanup.callback(self._exported.close)
             resume = self._choose_checkpoint()
             keep_data_actors_here()
             while True:
@@ -181,6 +184,7 @@ class Supervisor:
                 self._interrupted_at = time.time() - ending.seconds_silent
                 if ending.failure is None:
                     self._events.add("stopped", step=resume.step, reason=ending.monitor.stopping)
+                    self._exported.tell("stopped")
                     continue
                 failures += 1
                 unstarted += ending.unstarted
@@ -377,6 +381,7 @@ class Supervisor:
             step=step,
             seconds=round(ending.seconds_silent, 2),
         )
+        self._exported.tell("lost")
         self._events.add(
             "resumed",
             f"going on from step {newest}: {lost} steps, {seconds:g} s of work, were lost and are "

@@ -23,6 +23,7 @@ from terrafm.train.checkpoints.store import (
 )
 from terrafm.train.checkpoints.writer import CheckpointWriter
 from terrafm.train.metrics.log import MetricsLog
+from terrafm.train.metrics.operators import WorkerMetrics
 from terrafm.train.metrics.samples import (
     DamageLog,
     PendingRecords,
@@ -94,6 +95,7 @@ class Worker:
         self.heartbeat = Heartbeat(control, self.rank)
         self.stop_vote = StopVote()
         self.writer: CheckpointWriter | None = None
+        self.exported: WorkerMetrics | None = None
 
     def run(self) -> None:
         """Trains from the checkpoint to the last step, or until all are asked to stop."""
@@ -103,6 +105,8 @@ class Worker:
             # Ray ends the process soon after: a checkpoint under way would be lost.
             if self.writer is not None:
                 self.writer.settle()
+            if self.exported is not None:
+                self.exported.close()
             self.heartbeat.close()
 
     def _train(self) -> None:
@@ -145,7 +149,7 @@ class Worker:
             timer.step_done(self.config.train.global_batch)
             if done % self.config.train.log_every == 0 or done in (1, total):
                 statistics = reduce_statistics(statistics)
-                if log is not None:
+                if log is not None and self.exported is not None:
                     line = metrics_line(
                         done,
                         statistics,
@@ -155,6 +159,7 @@ class Worker:
                         skipped=skip_limit.total,
                     )
                     log.write(monitor.complete(line))
+                    self.exported.tell(log.newest)
             stopping = stop()
             if done % self.config.train.checkpoint_every == 0 or done == total or stopping:
                 self.heartbeat.at(done, "writing a checkpoint")
@@ -207,11 +212,13 @@ class Worker:
         train = self.config.train
         log = MetricsLog(self.task.output, start, train.trackers, self.task.config)
         self.records = PendingRecords(self.task.output, log)
+        self.exported = WorkerMetrics(self.task.output, self.setup.total_steps, self.world_size)
         self.writer = CheckpointWriter(
             self.checkpoints,
             Retention.of(train),
             write_records=self.records.write,
             export=partial(export_last, self.task.output),
+            written=self.exported.checkpoint_written,
         )
         return log
 
