@@ -90,7 +90,11 @@ _TEXT_WIDTH = 100
 
 def as_text(rendered: RenderableType) -> str:
     """What would be printed, as text without colours."""
-    page = PlainConsole(file=io.StringIO(), width=_TEXT_WIDTH, force_jupyter=False)
+    # A notebook's kernel has FORCE_COLOR set, which would put codes of colours into the text.
+    page = PlainConsole(
+        file=io.StringIO(), width=_TEXT_WIDTH, force_jupyter=False, force_terminal=False,
+        color_system=None,
+    )  # fmt: skip
     with page.capture() as text:
         page.print(rendered, soft_wrap=isinstance(rendered, str))
     return text.get().rstrip()

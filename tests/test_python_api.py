@@ -150,7 +150,8 @@ def test_a_result_is_values_and_a_table(small_dataset):
     assert "\x1b" not in str(found)
 
 
-def test_a_notebook_shows_what_the_verb_shows(small_dataset):
+def test_a_notebook_shows_what_the_verb_shows(small_dataset, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
     from IPython.core.formatters import DisplayFormatter
 
     from terrafm.train.driver.pretrain import RunResult
@@ -160,6 +161,7 @@ def test_a_notebook_shows_what_the_verb_shows(small_dataset):
 
     found = terrafm.inspect(small_dataset)
     assert shown(found) == str(found)
+    assert "\x1b" not in shown(found)
     run = RunResult("run", "run/checkpoints/step_00000003", 3, 0, {"loss": 2.5})
     assert shown(run) == "3 steps, loss 2.5000, checkpoint run/checkpoints/step_00000003"
 

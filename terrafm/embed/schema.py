@@ -116,7 +116,7 @@ def embedding_schema(dim: int, modalities: Sequence[str] = ()) -> pa.Schema:
         modalities: those asked for. The paper's three have a column of times anyhow, sensors of
             other packages only where they stand here.
     """
-    timed = (*SENTINEL, *(name for name in modalities if name not in SENTINEL))
+    timed = dict.fromkeys((*SENTINEL, *modalities))
     box = pa.struct([pa.field(side, pa.float64(), nullable=False) for side in BBOX_SIDES])
     window = pa.struct([pa.field(side, pa.int32(), nullable=False) for side in WINDOW_SIDES])
     return pa.schema(
