@@ -178,6 +178,14 @@ def test_a_link_to_nowhere_and_a_page_without_a_place_end_the_build(tmp_path):
     assert "lost.md" in done.stderr
 
 
+def test_links_are_called_by_words_not_by_files(site):
+    index = (site / "docs" / "index.html").read_text()
+    assert '<a href="your_archive.html">your archive</a>' in index
+    assert '<a href="../cluster/index.html">cluster</a>' in index
+    named = re.compile(r"<a [^>]*>[^<]*\.md</a>")
+    assert not [page for page in site.rglob("*.html") if named.search(page.read_text())]
+
+
 def test_the_command_lines_page_has_every_verb(site):
     page = (site / "commands.html").read_text()
     for verb in ("pretrain", "jobs logs", "evaluate compare", "sweep"):

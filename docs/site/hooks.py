@@ -24,6 +24,8 @@ PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "cluster/R
 RESULTS = "benchmarks/results/README.md"
 # Of a link or picture in Markdown: what stands in the brackets, without an anchor.
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
+# A link whose words are a file's name: of use in a repository, not on a website.
+_NAMED = re.compile(r"\[([\w./-]+)\.md\](?=\()")
 _FENCE = re.compile(r"^```(\w+) [\w-]+$", re.M)
 
 logger = logging.getLogger("mkdocs.hooks.terrafm")
@@ -74,7 +76,10 @@ def _linked_files(paths: list[str]) -> Iterator[str]:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Links to a folder lead to its page; a fence's second word is for our tests alone."""
+    """Links to a folder lead to its page, and no link is called by a file's name.
+
+    A fence's second word is for our tests alone.
+    """
     folder = (ROOT / page.file.src_uri).parent
 
     def to_page(match: re.Match[str]) -> str:
@@ -82,7 +87,13 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
             return f"{match[1].rstrip('/')}/README.md{match[2] or ''}"
         return match[0]
 
+    markdown = _NAMED.sub(lambda match: f"[{_words(match[1])}]", markdown)
     return _FENCE.sub(r"```\1", _LINK.sub(to_page, markdown))
+
+
+def _words(path: str) -> str:
+    """`docs/your_archive` -> "your archive", `../cluster/README` -> "cluster"."""
+    return path.removesuffix("/README").rpartition("/")[2].replace("_", " ")
 
 
 def _results_index(paths: list[str]) -> str:

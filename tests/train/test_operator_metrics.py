@@ -1,6 +1,7 @@
 """What is reported to Ray's metrics, and where nothing is."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +100,10 @@ def test_nothing_is_reported_where_ray_exports_nothing(reported, monkeypatch):
     metrics.checkpoint_written(1.0)
     operators.DriverMetrics("run", [{"event": "lost"}]).tell("lost")
     assert reported == {}
+
+
+def test_the_page_tells_of_every_metric():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
+    names = [name for name, _ in operators.GAUGES.values()]
+    for name in [*names, *operators._OTHERS, "terrafm_checkpoint_seconds"]:
+        assert f"`{name}`" in page, name
