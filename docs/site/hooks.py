@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import typer
@@ -114,6 +115,8 @@ def _reference_page() -> str:
     for name in package.__all__:
         if not name.startswith("__"):
             found = getattr(package, name)
+            if isinstance(found, ModuleType):  # A package that is called as the function.
+                found = getattr(importlib.import_module("terrafm.api"), name)
             lines += [f"::: {found.__module__}.{found.__qualname__}", ""]
     lines += [
         "## A source of your own", "",
