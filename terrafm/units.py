@@ -10,6 +10,11 @@ def human_bytes(size: float) -> str:
     return f"{size:.1f} TB"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, such as 1 tile or 1,024 tiles."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def place_name(latitude: float, longitude: float, digits: int = 2) -> str:
     """Degrees as on maps, such as 45.15°N 15.00°E; two digits are a kilometre."""
     north, east = "N" if latitude >= 0 else "S", "E" if longitude >= 0 else "W"

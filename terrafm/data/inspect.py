@@ -15,7 +15,7 @@ from terrafm.data.land.regions import region_codes, region_name
 from terrafm.data.samples.plan import high_frequency_classes, make_plan
 from terrafm.data.shards.dataset import Dataset
 from terrafm.modalities import MODALITIES, OPTICAL
-from terrafm.units import human_bytes
+from terrafm.units import counted, human_bytes
 
 _RULES = {"gap": "too far in time from the anchor", "clouds": "too cloudy"}
 _SHOWN = 8
@@ -109,7 +109,7 @@ def _overview(d: dict[str, Any]) -> Text:
     side = d["tile_size"]
     return Text.assemble(
         (f"{d['uri']}\n", "bold"),
-        f"{d['tiles']:,} tiles of {side} x {side} px at {d['gsd']} m "
+        f"{counted(d['tiles'], 'tile')} of {side} x {side} px at {d['gsd']} m "
         f"({side * d['gsd'] / 1000:g} km), {human_bytes(d['bytes'])}, version {d['version']}\n",
         (f"fingerprint {d['fingerprint']}\n", "dim"),
     )
@@ -169,9 +169,10 @@ def _origin(d: dict[str, Any]) -> Table:
     # Whoever wrote the dataset may have left any of it out.
     counts = defaultdict[str, int](int, d["selection"])
     table.add_row("archive", _named(d["settings"]))
-    table.add_row("cells", f"{counts['cells']:,}, {counts['tiles_seen']:,} tiles")
+    table.add_row("cells", f"{counts['cells']:,}, {counted(counts['tiles_seen'], 'tile')}")
     table.add_row(
-        "open sea", f"{counts['water_only']:,} tiles, {counts['water_only_dropped']:,} dropped"
+        "open sea",
+        f"{counted(counts['water_only'], 'tile')}, {counts['water_only_dropped']:,} dropped",
     )
     for modality, rules in d["products_left_out"].items():
         lines = [f"{count:,} {_RULES.get(rule, rule)}" for rule, count in rules.items()]
@@ -187,7 +188,9 @@ def _origin(d: dict[str, Any]) -> Table:
         table.add_row("max_tiles", f"{dropped:,} of {before:,} tiles dropped, spread over {spread}")
     table.add_row("edges", f"{counts['edge_pixels_dropped']:,} pixels that fill no tile, dropped")
     faults = {"tiles": 0, "faults": 0, **d["quarantine"]}
-    table.add_row("quarantine", f"{faults['tiles']:,} tiles, {faults['faults']:,} faults")
+    table.add_row(
+        "quarantine", f"{counted(faults['tiles'], 'tile')}, {counted(faults['faults'], 'fault')}"
+    )
     if lacking := d["worldcover_lacking"]:
         table.add_row("cells without WorldCover tile", _listed(lacking))
     for modality, decisions in d["decisions"].items():
@@ -203,7 +206,7 @@ def _origin(d: dict[str, Any]) -> Table:
         there = more["tiles_already_there"]
         table.add_row(
             f"version {more['version']}",
-            f"{more['tiles']:,} tiles of {_named(more['settings'])}"
+            f"{counted(more['tiles'], 'tile')} of {_named(more['settings'])}"
             + (f", {there:,} were there already" if there else ""),
         )
         _add_pairing(table, more["archive"])

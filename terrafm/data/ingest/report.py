@@ -8,6 +8,7 @@ from rich.text import Text
 
 from terrafm.storage import join
 from terrafm.terminal import InNotebooks
+from terrafm.units import counted
 
 QUARANTINE = "quarantine.jsonl"
 _NAMED = 20
@@ -45,7 +46,8 @@ class IngestReport(InNotebooks):
         """One paragraph for the terminal."""
         counts = self.details["selection"]
         head = "already complete" if self.already_complete else "done"
-        parts = [f"{head}: {self.tiles} tiles of {counts['cells']} cells"]
+        made = f"{counted(self.tiles, 'tile')} of {counted(counts['cells'], 'cell')}"
+        parts = [f"{head}: {made}"]
         if counts["water_only_dropped"]:
             parts.append(f"{counts['water_only_dropped']} of open sea dropped")
         if counts.get("tiles_over_limits"):
