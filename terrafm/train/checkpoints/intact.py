@@ -50,15 +50,18 @@ def seen_damage(uri: str, most: int | None = None) -> list[tuple[str, str]] | No
     Raises:
         UsageError: a newer version of this library wrote it.
     """
+    seen: list[tuple[str, str]] = []
     while True:
         before = _marker_of(uri)
         if before is None:
             return None
         with suppress(CheckpointGoneError):
             faults = list(islice(damage_of(uri), most))
-            # What is damaged is so under the marker that was read first.
-            if not faults or _marker_of(uri) == before:
+            # What is damaged is so twice, under the marker that was read first: between two
+            # folders of one name there is a moment without any.
+            if not faults or (faults == seen and _marker_of(uri) == before):
                 return faults
+            seen = faults
 
 
 def _marker_of(uri: str) -> bytes | None:

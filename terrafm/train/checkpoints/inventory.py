@@ -53,7 +53,7 @@ def list_run(uri: str) -> dict[str, Any]:
     # All that were seen may have gone before they were looked at: the run has newer ones.
     while not rows:
         found = _checkpoints_in(uri)
-        rows = [row for step, checkpoint in found if (row := _describe(step, checkpoint))]
+        rows = [row for step, checkpoint in found if (row := _seen_row(step, checkpoint))]
     # The newest knows the rules that hold now.
     rules = next((r["rules"] for r in reversed(rows) if r["rules"] is not None), None)
     why = {} if rules is None else rules.reasons(row["step"] for row in rows)
@@ -184,6 +184,12 @@ def _checkpoints_in(uri: str) -> list[tuple[int, str]]:
             "checkpoint with its complete.json"
         )
     return found
+
+
+def _seen_row(step: int, uri: str) -> dict[str, Any] | None:
+    """`_describe` of a checkpoint that its run may write anew meanwhile: damage is seen twice."""
+    row = _describe(step, uri)
+    return _describe(step, uri) if row is not None and row["damage"] else row
 
 
 def _describe(step: int, uri: str) -> dict[str, Any] | None:
