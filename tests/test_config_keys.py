@@ -62,7 +62,7 @@ BAD = {
     "ingest.dates_per_place": [0, 1.5, 1e9], "ingest.max_tiles": [0],
     "ingest.spread": ["region", "[country]", "[region, region]"],
     "ingest.tiles_per_shard": [0, 1e9], "ingest.codec": ["zip"], "ingest.workers": [-1, 1e9],
-    "ingest.seed": [-1, 2**63], "validation.every_steps": [-1, 7],
+    "validation.every_steps": [-1, 7],
     "validation.scores": ["[]", "knn", "[recall]", "[knn, knn]"], "validation.data": [1],
     "validation.samples": [1, 1e12],
     "validation.metric": ["''", 5], "validation.cpus": [0],

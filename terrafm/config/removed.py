@@ -46,6 +46,7 @@ REMOVED = {
         None, instead="validation.every_steps keeps the best checkpoint by a score"
     ),
     "train.keep_best_mode": Removed("min"),
+    "ingest.seed": Removed(0, True),
     "validation.mode": Removed("max", instead="the metric decides which values are better"),
     "validation.size": Removed(None, instead="images have the side of data.global_size"),
     "tune.seed": Removed(0, True, "train.seed is that of the search too"),

@@ -347,7 +347,6 @@ class IngestConfig(Section):
     workers: WorkersOrNone | None = Field(
         None, description="parallel readers; by default all CPUs, 0 for none beside the command"
     )
-    seed: Seed = Field(0, description="seed of the ocean rule and of max_tiles")
 
 
 class TuneConfig(Section):

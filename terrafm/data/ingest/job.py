@@ -57,6 +57,8 @@ logger = logging.getLogger(__name__)
 
 # Settings that change how an ingest runs or ends, but not the tiles it makes.
 _NOT_CONTENT = {"workers", "max_bad_fraction", "dates_per_place"}
+# Of the ocean rule and of `ingest.max_tiles`.
+_SEED = 0
 _OCEAN_DROP = {"geotiff": 0.0}
 _DEFAULT_OCEAN_DROP = 0.98
 # Small archives are still divided among several readers.
@@ -138,7 +140,8 @@ def _ingest(
         "climate": climate,
         "tile_size": tile_size,
         "modalities": list(modalities),
-        "ingest": config.model_dump(mode="json", exclude=_NOT_CONTENT),
+        # The seed was a setting, and stands in manifests of earlier versions.
+        "ingest": config.model_dump(mode="json", exclude=_NOT_CONTENT) | {"seed": _SEED},
     }
     if others := [name for name in modalities if name not in SENTINEL]:
         # Entries of other packages may change: what these tiles were stored by is kept.
@@ -331,7 +334,7 @@ def _thin(
     tiles = sum(entry.rows.num_rows for entry in entries)
     if config.max_tiles is None or tiles <= config.max_tiles:
         return entries, {}
-    masks = kept_rows(entries, config.spread, config.max_tiles, config.seed)
+    masks = kept_rows(entries, config.spread, config.max_tiles, _SEED)
     whole = [entry for entry, rows in zip(entries, masks, strict=True) if rows.all()]
     works = [
         _Thin(entry, rows)
@@ -429,7 +432,7 @@ def _make_cutter(
         required=tuple(m for m in config.require_modalities if m in layout.band_gsd),
         max_nodata=config.max_nodata,
         ocean_drop=ocean_drop,
-        seed=config.seed,
+        seed=_SEED,
         worldcover=cover,
         limits=Limits(config.max_gap_days, config.max_cloud_cover),
         partial=config.allow_missing_bands,
