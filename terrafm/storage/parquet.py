@@ -37,7 +37,7 @@ from terrafm.storage.limits import (
 )
 from terrafm.storage.local import check_regular
 from terrafm.storage.parquet_pages import Pages, read_pages
-from terrafm.storage.seekable import Seekable
+from terrafm.storage.seekable import Range, Seekable, joined
 
 # Arrow reads so many of a file's last bytes first, and the footer by itself where it is longer.
 _TAIL_BYTES = 64 << 10
@@ -225,10 +225,7 @@ class _Kept(Seekable):
         self._ranges: list[tuple[int, bytes]] = []
 
     @override
-    def read(self, size: int | None = -1) -> bytes:
-        start = min(self._position, self._size)
-        stop = self._size if size is None or size < 0 else min(start + size, self._size)
-        self._position = stop
+    def _bytes(self, start: int, stop: int) -> bytes:
         for first, content in self._ranges:
             if first <= start and stop <= first + len(content):
                 return content[start - first : stop - first]
@@ -240,12 +237,13 @@ class _Kept(Seekable):
         self._file.close()
         super().close()
 
-    def fetch(self, spans: Iterable[tuple[int, int]]) -> None:
+    def fetch(self, spans: Iterable[Range]) -> None:
         """Reads some ranges, and keeps them beside the others."""
-        self._ranges += [(start, self._ask(start, stop)) for start, stop in _joined(spans)]
+        wanted = joined(spans, _GAP_BYTES)
+        self._ranges += [(start, self._ask(start, stop)) for start, stop in wanted]
 
     @contextmanager
-    def keeping(self, spans: Iterable[tuple[int, int]]) -> Iterator[None]:
+    def keeping(self, spans: Iterable[Range]) -> Iterator[None]:
         """Keeps some ranges for as long as the block runs."""
         before = list(self._ranges)
         try:
@@ -261,16 +259,6 @@ class _Kept(Seekable):
             parts.append(part)
             start += len(part)
         return b"".join(parts)
-
-
-def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    joined: list[tuple[int, int]] = []
-    for start, stop in sorted(spans):
-        if joined and start <= joined[-1][1] + _GAP_BYTES:
-            joined[-1] = joined[-1][0], max(stop, joined[-1][1])
-        else:
-            joined.append((start, stop))
-    return joined
 
 
 def _arrow_source(source: Any) -> Any:

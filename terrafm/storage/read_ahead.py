@@ -6,22 +6,19 @@ other. In a store each of these waits for an answer.
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from typing_extensions import override
 
 from terrafm.storage.files import ask, read_range_of, resolve
-from terrafm.storage.seekable import Seekable
+from terrafm.storage.seekable import Range, Seekable, joined
 
 # The header of a COG of 11,000 x 11,000 pixels with its overviews takes about 12 kB.
 _HEAD = 16 << 10
 # What is asked for outside of all that was fetched is read in steps of this.
 _STEP = 4 << 10
-# Ranges with less between them are one request.
+# Ranges with at most so much between them are one request.
 _GAP = 4 << 10
 _THREADS = 16
-
-Range = tuple[int, int]
 
 
 class ReadAhead:
@@ -87,23 +84,12 @@ def fetch_all(wanted: Iterable[tuple[ReadAhead, Iterable[Range]]]) -> None:
     Raises:
         FileNotFoundError, StoreRefusedError, StoreFailedError: one cannot be read.
     """
-    jobs = [(file, *part) for file, ranges in wanted for part in merged(ranges)]
+    jobs = [(file, *part) for file, ranges in wanted for part in joined(ranges, _GAP)]
     if not jobs:
         return
     with ThreadPoolExecutor(min(_THREADS, len(jobs))) as pool:
         for _ in pool.map(lambda job: job[0].fetch(job[1], job[2]), jobs):
             pass
-
-
-def merged(ranges: Iterable[Range]) -> list[Range]:
-    """Ranges in order, those with little between them as one."""
-    found: list[Range] = []
-    for start, stop in sorted(ranges):
-        if found and start - found[-1][1] <= _GAP:
-            found[-1] = found[-1][0], max(stop, found[-1][1])
-        else:
-            found.append((start, stop))
-    return found
 
 
 class _View(Seekable):
@@ -112,18 +98,5 @@ class _View(Seekable):
         self._whole = whole
 
     @override
-    def read(self, size: int | None = -1) -> bytes:
-        stop = self._size if size is None or size < 0 else self._position + size
-        content = self._whole.read(self._position, stop)
-        self._position += len(content)
-        return content
-
-    @override
-    def readall(self) -> bytes:
-        return self.read(-1)
-
-    @override
-    def readinto(self, buffer: Any) -> int:
-        content = self.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
+    def _bytes(self, start: int, stop: int) -> bytes:
+        return self._whole.read(start, stop)

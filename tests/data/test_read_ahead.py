@@ -14,11 +14,12 @@ from test_stac import collection, item
 from terrafm.data.sources.scenes.blocks import block_ranges
 from terrafm.data.sources.scenes.request import SceneRequest
 from terrafm.data.sources.stac import StacItems
-from terrafm.storage.read_ahead import ReadAhead, fetch_all, merged
+from terrafm.storage.read_ahead import ReadAhead, fetch_all
+from terrafm.storage.seekable import joined
 
 
 def test_ranges_that_lie_beside_each_other_are_one():
-    assert merged([(90_000, 91_000), (0, 10), (10, 20), (1000, 2000), (100, 1500)]) == [
+    assert joined([(90_000, 91_000), (0, 10), (10, 20), (1000, 2000), (100, 1500)], 4096) == [
         (0, 2000), (90_000, 91_000),
     ]  # fmt: skip
 

@@ -6,7 +6,7 @@ import numpy as np
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from terrafm.storage.read_ahead import Range
+from terrafm.storage.seekable import Range
 
 # A block that was compressed without success, and its checksums.
 _LARGER, _AROUND = 2, 4096
