@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from terrafm.data.archive import BadCellError
 from terrafm.data.sources.eopf_product import modality_named, product_type, read_product
-from terrafm.data.sources.folders import for_all
+from terrafm.data.sources.folders import for_all, walk
 from terrafm.data.sources.safe_metadata import parse_name
 from terrafm.data.sources.scenes.engine import Found, SceneSource
 from terrafm.data.sources.scenes.product_files import ProductFiles
@@ -32,7 +32,6 @@ from terrafm.storage.zarr_arrays import BadZarrError
 from terrafm.storage.zarr_store import ZarrStore
 from terrafm.storage.zip_members import BadZipError
 
-_DEEPEST = 8
 _SUFFIXES = (".zarr.zip", ".zarr")
 
 
@@ -108,15 +107,10 @@ class EopfArchive(SceneSource):
             return _Seen(products=[self._uri])
         if not exists(self._uri):
             raise UsageError(f"archive {self._uri} does not exist")
-        whole = _Seen(folders=[self._uri])
-        for _ in range(_DEEPEST):
-            folders, whole.folders = whole.folders, []
-            for seen in for_all(self._folder, folders):
-                whole.products += seen.products
-                whole.radar += seen.radar
-                whole.folders += seen.folders
-            if not whole.folders:
-                break
+        whole = _Seen()
+        for seen in walk(self._folder, self._uri):
+            whole.products += seen.products
+            whole.radar += seen.radar
         return whole
 
     def _folder(self, uri: str) -> _Seen:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from terrafm.data.archive import BadCellError, CellRef, Source
 from terrafm.errors import UsageError
@@ -177,8 +177,38 @@ def is_file(uri: str) -> bool:
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+
+class Looked(Protocol):
+    """What was seen in a folder.
+
+    Attributes:
+        folders: URIs of those in it that are to be looked into.
+    """
+
+    folders: list[str]
+
+
+_Looked = TypeVar("_Looked", bound=Looked)
 # Listing an archive of small files is waiting: for a disk a little, for object storage mostly.
 _THREADS = 16
+
+
+def walk(look: Callable[[str], _Looked], folder: str, deepest: int = 8) -> Iterator[_Looked]:
+    """What `look` sees in a folder and in those that it names there, all of one depth at once.
+
+    Args:
+        look: called with the URI of a folder.
+        folder: URI to begin with.
+        deepest: so many folders within one another are looked into.
+    """
+    folders = [folder]
+    for _ in range(deepest):
+        if not folders:
+            return
+        seen = for_all(look, folders)
+        yield from seen
+        folders = [uri for one in seen for uri in one.folders]
 
 
 def for_all(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from terrafm.data.archive import BadCellError
-from terrafm.data.sources.folders import for_all
+from terrafm.data.sources.folders import for_all, walk
 from terrafm.data.sources.safe_metadata import SafeName, parse_name, scenes_of
 from terrafm.data.sources.scenes.engine import Found, SceneSource
 from terrafm.data.sources.scenes.product_files import ProductFiles, open_zip
@@ -33,7 +33,6 @@ from terrafm.errors import UsageError
 from terrafm.storage import exists, join, list_kinds
 from terrafm.storage.clutter import is_clutter
 
-_DEEPEST = 8
 _METADATA = re.compile(r"(?:MTD_MSIL(1C|2A)|S2[A-D]_\w+_MTD_SAFL(1C|2A)_.*)\.xml$")
 # What lies in the folder of a product and is no archive.
 _PARTS = {"granule", "datastrip", "html", "rep_info", "aux_data", "quicklook"}
@@ -85,18 +84,13 @@ class SafeArchive(SceneSource):
     def _walk(self) -> _Seen:
         if not exists(self._uri):
             raise UsageError(f"archive {self._uri} does not exist")
-        whole = _Seen(folders=[self._uri])
         if _is_zip(self._uri):
-            whole = self._zip(self._uri)
-        for _ in range(_DEEPEST):
-            folders, whole.folders = whole.folders, []
-            for seen in for_all(self._folder, folders):
-                whole.products += seen.products
-                whole.radar += seen.radar
-                whole.broken += seen.broken
-                whole.folders += seen.folders
-            if not whole.folders:
-                break
+            return self._zip(self._uri)
+        whole = _Seen()
+        for seen in walk(self._folder, self._uri):
+            whole.products += seen.products
+            whole.radar += seen.radar
+            whole.broken += seen.broken
         return whole
 
     def _folder(self, uri: str) -> _Seen:
