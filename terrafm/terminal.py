@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
@@ -100,12 +101,12 @@ def as_text(rendered: RenderableType) -> str:
     return text.get().rstrip()
 
 
-class InNotebooks:
+class InNotebooks(ABC):
     """The last value of a notebook's cell, shown as its verb shows it."""
 
+    @abstractmethod
     def render(self) -> RenderableType:
         """As the verb shows it."""
-        raise NotImplementedError
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
         # IPython prefers it to the repr of a dataclass; an inherited `_repr_pretty_` it does not.

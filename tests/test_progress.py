@@ -45,19 +45,12 @@ def test_lines_tell_rate_bottleneck_and_time_left(clock):
     ]
 
 
-def test_nothing_is_said_where_results_are_wanted_only():
+@pytest.mark.parametrize(("results_only", "of_a_command"), [(True, True), (False, False)])
+def test_nothing_is_said_where_results_are_wanted_only_or_a_script_calls(
+    results_only, of_a_command
+):
     console = plain()
-    console.results_only = True
-    with progress_bar(console, "steps", "pretraining") as advance:
-        advance(1, 2, LINE)
-    with working(console, "reading") as tell:
-        tell("features")
-    assert console.file.getvalue() == ""
-
-
-def test_a_function_that_a_script_calls_says_nothing():
-    console = plain()
-    console.of_a_command = False
+    console.results_only, console.of_a_command = results_only, of_a_command
     with progress_bar(console, "steps", "pretraining") as advance:
         advance(1, 2, LINE)
     with working(console, "reading") as tell:
