@@ -116,8 +116,9 @@ def test_two_pretrains_at_once_a_kill_and_a_sigterm(training, small_dataset, tmp
         winner = 1 - loser
         lines = [line for line in logs[loser].read_text().splitlines() if line.strip()]
         assert started[loser].returncode == 2, lines
-        assert len(lines) == 1, lines
-        assert f"process {started[winner].pid}, since" in lines[0]
+        assert len(lines) == 2, lines
+        assert lines[0].startswith("pretraining ")
+        assert f"process {started[winner].pid}, since" in lines[1]
         checkpoints = output / "checkpoints"
         wait_for(lambda: "step_00000005" in list_names(str(checkpoints)), started[winner],
                  logs[winner])  # fmt: skip

@@ -100,10 +100,10 @@ def test_killed_in_the_middle_of_2000_tiles_and_repeated_every_row_is_there_once
     # What a writer that was killed halfway leaves, and a file that no writer of ours leaves.
     (output / "tiles" / f".part-00001.parquet.{uuid4().hex}").write_bytes(b"PAR1")
     (output / "tiles" / ".part-00001.parquet.0123").write_bytes(b"PAR1")
-    process = start(*arguments, log=log)
+    process = start(*arguments, "--quiet", log=log)
     assert process.wait(timeout=1200) == 0, log.read_text()
     printed = log.read_text()
-    # Nothing of Ray's own.
+    # The results, and nothing of Ray's own.
     assert len(printed.strip().splitlines()) == 2, printed
     assert "2,000 embeddings of length 96" in printed
     assert "rows were there from before" in printed
