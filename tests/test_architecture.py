@@ -100,6 +100,13 @@ def test_nothing_below_embeds(folder):
     assert importers("terrafm.embed", f"terrafm/{folder}") == set()
 
 
+@pytest.mark.parametrize("package", ["ray", "deepspeed", "terrafm.train", "terrafm.export"])
+def test_adapters_stand_in_other_tools_environments(package):
+    assert importers(package, "terrafm/adapters") == set()
+    users = importers("terrafm.adapters", "terrafm")
+    assert all(path.startswith("terrafm/adapters/") for path in users)
+
+
 def test_embedding_does_not_train():
     assert importers("terrafm.train", "terrafm/embed") == set()
 

@@ -138,9 +138,11 @@ def export(
     Args:
         checkpoint: a checkpoint's folder; RUN/checkpoints/best is the best one. Or weights.
         output: the file, or its folder.
-        format: "safetensors", "released", "hf", "terratorch", "torch-export" or "onnx".
+        format: "safetensors", "released", "hf", "terratorch", "torchgeo-bench", "pangaea",
+            "torch-export" or "onnx".
         model: "teacher" or "student".
-        modality: of a graph, or of TerraTorch's backbone. Of "released", "s2_l2a" is for Level-2A
+        modality: of a graph, or of TerraTorch's backbone; all that torchgeo-bench sees; what
+            PANGAEA's optical bands are. Of "released", "s2_l2a" is for Level-2A
             in the paper's inference file, which takes any 12 bands for Level-1C.
         image_size: side of a graph's images, pixels; by default as trained.
         license: of the weights, for hf's model card.

@@ -242,8 +242,9 @@ def export(
     modality: Annotated[
         str | None,
         typer.Option(
-            help="Of a graph or TerraTorch's backbone. Of released, s2_l2a: for Level-2A in the "
-            "paper's inference file, which takes any 12 bands for Level-1C."
+            help="Of a graph or TerraTorch's backbone; all that torchgeo-bench sees; PANGAEA's "
+            "optical bands. Of released, s2_l2a: for Level-2A in the paper's inference file, "
+            "which takes any 12 bands for Level-1C."
         ),
     ] = None,
     image_size: Annotated[

@@ -1,6 +1,6 @@
 """Export: a checkpoint's encoder in the formats that other tools open, and the lines that load it.
 
-`writing` is the way in; `graphs`, `hub_folder` and `terratorch_folder` write what is more than a
+`writing` is the way in; `graphs` and the modules named after folders write what is more than a
 file of weights.
 """
 

@@ -25,6 +25,8 @@ class ExportFormat(StrEnum):
     RELEASED = "released"
     HF = "hf"
     TERRATORCH = "terratorch"
+    TORCHGEO_BENCH = "torchgeo-bench"
+    PANGAEA = "pangaea"
     TORCH_EXPORT = "torch-export"
     ONNX = "onnx"
 
@@ -48,7 +50,13 @@ GRAPHS = (ExportFormat.TORCH_EXPORT, ExportFormat.ONNX)
 """Formats that hold computation and weights of one modality and one image size."""
 
 _TAKEN_BY = {
-    "modality": (*GRAPHS, ExportFormat.TERRATORCH, ExportFormat.RELEASED),
+    "modality": (
+        *GRAPHS,
+        ExportFormat.TERRATORCH,
+        ExportFormat.TORCHGEO_BENCH,
+        ExportFormat.PANGAEA,
+        ExportFormat.RELEASED,
+    ),
     "image_size": GRAPHS,
     "license": (ExportFormat.HF,),
     "scores": (ExportFormat.HF,),
@@ -62,7 +70,8 @@ class ExportOptions:
 
     Attributes:
         modality: that the graph, or TerraTorch's backbone, is for; by default Sentinel-2 L2A
-            where the weights know it. Of "released" only "s2_l2a": see `save_released`.
+            where the weights know it. The only one that torchgeo-bench is to see; what PANGAEA's
+            optical bands are. Of "released" only "s2_l2a": see `save_released`.
         image_size: side of the graph's images, pixels; by default that of a global crop.
         license: identifier of the weights' licence for the model card, such as "apache-2.0".
         scores: URI of what `terrafm evaluate ... --json` printed, for the model card.

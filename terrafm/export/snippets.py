@@ -13,7 +13,7 @@ from terrafm.export.request import (
     target_uri,
 )
 from terrafm.models.weights import WeightsContract
-from terrafm.storage import absolute, is_local
+from terrafm.storage import absolute, is_local, join
 
 # Plausible values of each unit, for the example.
 _EXAMPLE = {"reflectance": "0.3 * {random}({shape})", "dB": "20 * {random}({shape}) - 25"}
@@ -52,7 +52,7 @@ print(tuple(embedding.shape))
 """
 _TERRATORCH = """\
 import torch
-import terrafm.models.terratorch  # registers terrafm_encoder
+import terrafm.adapters.terratorch  # registers terrafm_encoder
 from terratorch.registry import BACKBONE_REGISTRY
 
 backbone = BACKBONE_REGISTRY.build(
@@ -76,6 +76,30 @@ import torch
 
 with fsspec.open({place!r}, "rb") as file:
     model = torch.export.load(file).module()
+"""
+_TORCHGEO_BENCH = """\
+# torchgeo-bench run 'hydra.searchpath=[file://{place}]' model={model} \\
+#   dataset.names=[m-eurosat] dataset.bands=all dataset.normalization=model_native
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torchgeo_bench.datasets import get_bench_dataset_class
+
+config = OmegaConf.load({config!r})
+bands = get_bench_dataset_class("m-eurosat")().bands
+model = instantiate(config, bands=bands, normalization="model_native", _convert_="object").eval()
+image = torch.tensor([[[band.mean]] for band in bands]).expand(1, -1, {size}, {size})
+print(tuple(model(image).shape))
+"""
+_PANGAEA = """\
+# torchrun pangaea/run.py 'hydra.searchpath=[file://{place}]' encoder={model}_optical ...
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+encoder = instantiate(OmegaConf.load({config!r}))
+image = torch.zeros(1, len(encoder.input_bands["optical"]), {size}, {size})  # normalised
+print([tuple(feature_map.shape) for feature_map in encoder({{"optical": image}})])
 """
 _RUN_TORCH = """
 {image}
@@ -113,8 +137,14 @@ _SNIPPETS = {
     ExportFormat.RELEASED: (_LOAD_MODEL + _EMBED, _LOAD_MODEL + _EMBED),
     ExportFormat.HF: (_HUB + _EMBED, _HUB_REMOTE + _EMBED),
     ExportFormat.TERRATORCH: (_TERRATORCH, _TERRATORCH),
+    ExportFormat.TORCHGEO_BENCH: (_TORCHGEO_BENCH, _TORCHGEO_BENCH),
+    ExportFormat.PANGAEA: (_PANGAEA, _PANGAEA),
     ExportFormat.TORCH_EXPORT: (_TORCH_EXPORT + _RUN_TORCH, _TORCH_EXPORT_REMOTE + _RUN_TORCH),
     ExportFormat.ONNX: (_ONNX + _RUN_ONNX, _ONNX_REMOTE + _RUN_ONNX),
+}
+_CONFIGURATIONS = {
+    ExportFormat.TORCHGEO_BENCH: ("model", "{model}.yaml"),
+    ExportFormat.PANGAEA: ("encoder", "{model}_optical.yaml"),
 }
 _NOTHING = ExportOptions()
 
@@ -158,4 +188,11 @@ def snippet_at(
     template = here if is_local(place) else elsewhere
     if format in GRAPHS:
         image = f"# Any number of images, {size} x {size} pixels each.\n{image}"
-    return template.format(model=contract.model, place=place, modality=modality, image=image)
+    return template.format(
+        model=contract.model,
+        place=place,
+        modality=modality,
+        image=image,
+        size=size,
+        config=join(place, *_CONFIGURATIONS.get(format, ())).format(model=contract.model),
+    )

@@ -15,7 +15,7 @@ CONFIG_FILE = "terratorch.yaml"
 _MODULE_TEXT = '''\
 """For TerraTorch's --custom_modules_path: registers the backbone terrafm_encoder."""
 
-import terrafm.models.terratorch  # noqa: F401
+import terrafm.adapters.terratorch  # noqa: F401
 '''
 _CONFIG_HEAD = """\
 # Parts of a TerraTorch configuration for these weights; decoder, classes and files are yours.

@@ -8,6 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from terrafm.errors import TerraFMError, UsageError
+from terrafm.export.benchmark_folders import (
+    write_pangaea_folder,
+    write_torchgeo_bench_folder,
+)
 from terrafm.export.graphs import write_onnx, write_torch_export
 from terrafm.export.hub_folder import write_hub_folder
 from terrafm.export.request import (
@@ -39,6 +43,8 @@ _WRITERS: dict[ExportFormat, Callable[[Export], list[str]]] = {
     ),
     ExportFormat.HF: write_hub_folder,
     ExportFormat.TERRATORCH: write_terratorch_folder,
+    ExportFormat.TORCHGEO_BENCH: write_torchgeo_bench_folder,
+    ExportFormat.PANGAEA: write_pangaea_folder,
     ExportFormat.TORCH_EXPORT: write_torch_export,
     ExportFormat.ONNX: write_onnx,
 }
@@ -58,7 +64,7 @@ def export_weights(
         state: the encoder's state dict.
         contract: what it expects of its input.
         output_uri: a file that ends in the format's suffix, or a folder, in which the file is
-            named after the model; for "hf" and "terratorch" the folder itself.
+            named after the model; for formats that are a folder that folder.
         format: a value of `ExportFormat`.
         options: what only some formats take.
         record: the `state.json` of the checkpoint that the weights come from, for a model card.

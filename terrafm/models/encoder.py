@@ -37,6 +37,14 @@ class Architecture:
     num_heads: int
 
 
+def dense_blocks(depth: int) -> tuple[int, ...]:
+    """Blocks whose maps dense tasks read, counted from 0: of 12 those that the released code reads.
+
+    At a third, half, two thirds and all of the depth.
+    """
+    return tuple(max(round(depth * share) - 1, 0) for share in (1 / 3, 1 / 2, 2 / 3, 1.0))
+
+
 ARCHITECTURES = {
     "terrafm_tiny": Architecture(96, 3, 3),  # for tests and demonstrations on a CPU
     "terrafm_small": Architecture(384, 12, 6),

@@ -11,11 +11,8 @@ from collections.abc import Mapping, Sequence
 from terratorch.registry import TERRATORCH_BACKBONE_REGISTRY
 from torch import Tensor, nn
 
-from terrafm.models.encoder import Encoder, build_encoder
+from terrafm.models.encoder import Encoder, build_encoder, dense_blocks
 from terrafm.models.weights import load_encoder
-
-# Blocks 3, 5, 7, 11 of 12, as in the released code.
-_DEPTHS = (1 / 3, 1 / 2, 2 / 3, 1.0)
 
 
 class TerraFMBackbone(nn.Module):
@@ -37,11 +34,10 @@ class TerraFMBackbone(nn.Module):
         self, encoder: Encoder, modality: str = "s2_l2a", out_indices: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        depth = len(encoder.blocks)
-        default = tuple(max(round(depth * share) - 1, 0) for share in _DEPTHS)
         self.encoder = encoder
         self.modality = modality
-        self.out_indices = default if out_indices is None else tuple(out_indices)
+        indices = dense_blocks(len(encoder.blocks)) if out_indices is None else out_indices
+        self.out_indices = tuple(indices)
         self.out_channels = [encoder.embed_dim] * len(self.out_indices)
         self.patch_size = encoder.patch_size
         self.contract = encoder.contract

@@ -31,7 +31,7 @@ def model_args(folder):
 def registry():
     from terratorch.registry import BACKBONE_REGISTRY
 
-    import terrafm.models.terratorch  # noqa: F401
+    import terrafm.adapters.terratorch  # noqa: F401
 
     return BACKBONE_REGISTRY
 
