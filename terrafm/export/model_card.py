@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
+
+from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
 
 from terrafm.config import Config
 from terrafm.config.yaml_text import dump_yaml
@@ -22,6 +26,7 @@ _RECIPE = ("model", "head", "loss", "data", "optim", "train")
 _PLACES = ("init", "cache_dir", "cache_bytes")
 _NO_LICENSE = "unknown"
 _SCORE_DEPTH = 2
+_ACCURACIES = {"knn20": "20 nearest neighbours", "knn5": "5 nearest neighbours"}
 
 
 def model_card(export: Export) -> str:
@@ -35,10 +40,12 @@ def model_card(export: Export) -> str:
     """
     contract, record = export.contract, export.record
     license = export.options.license or _NO_LICENSE
+    scores = _read_scores(export.options.scores)
     head = {
         "license": license,
         "pipeline_tag": TASK,
         "tags": [*TAGS, "model_hub_mixin", "pytorch_model_hub_mixin"],
+        **_model_index(contract.model, scores),
     }
     steps = f" after {record['step']:,} steps" if "step" in record else ""
     parts = [
@@ -53,7 +60,7 @@ def model_card(export: Export) -> str:
         *_input(contract),
         *_data(contract, record),
         *_recipe(contract, record),
-        *_scores(export.options.scores),
+        *_scores(export.options.scores, scores),
         "## Licence\n",
         _licence_words(license),
     ]
@@ -101,7 +108,7 @@ def _recipe(contract: WeightsContract, record: Mapping[str, Any]) -> list[str]:
     parts = ["## Recipe\n"]
     if "config" not in record:
         return [*parts, "Not known: the weights did not come from a checkpoint.\n"]
-    changed = _changed(record["config"])
+    changed = recipe_of(record)
     parts.append("Settings of `terrafm pretrain` that differ from its defaults:\n")
     parts.append(f"```yaml\n{dump_yaml(changed)}```\n")
     if "averaged" in record:
@@ -110,7 +117,9 @@ def _recipe(contract: WeightsContract, record: Mapping[str, Any]) -> list[str]:
     return [*parts, _table(("made with", ""), rows)] if rows else parts
 
 
-def _changed(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def recipe_of(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings of a checkpoint's run that differ from the defaults; empty where none is known."""
+    config = record.get("config", {})
     defaults = Config().model_dump(mode="json")
     changed = {
         section: {
@@ -123,18 +132,53 @@ def _changed(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {section: values for section, values in changed.items() if values}
 
 
-def _scores(uri: str | None) -> list[str]:
+def _read_scores(uri: str | None) -> dict[str, Any]:
+    """What an evaluation printed; empty where none was given.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if uri is None:
+        return {}
+    try:
+        found = parse_json(read_bytes(uri))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--scores {uri}: {error}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _model_index(model: str, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Accuracies of `terrafm evaluate knn` as the hub's own results, for its tables and search."""
+    where = scores.get("data")
+    by_modality = scores.get("by_modality")
+    if not isinstance(where, str) or not isinstance(by_modality, Mapping):
+        return {}
+    # Its name, and not where it lies.
+    name = PurePosixPath(where).name or where
+    results = [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
+            dataset_name=name,
+            metric_type="accuracy",
+            metric_value=round(float(values[key]), 4),
+            metric_name=f"{title}, {modality}, {scores.get('readout', 'cls')}",
+        )
+        for modality, values in by_modality.items()
+        for key, title in _ACCURACIES.items()
+        if key in values
+    ]
+    return {"model-index": eval_results_to_model_index(model, results)} if results else {}
+
+
+def _scores(uri: str | None, found: Mapping[str, Any]) -> list[str]:
     if uri is None:
         return [
             "## Scores\n",
             "None were given. `terrafm evaluate ... --json > scores.json` makes some, and "
             "`terrafm export --scores scores.json` puts them here.\n",
         ]
-    try:
-        found = parse_json(read_bytes(uri))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--scores {uri}: {error}") from None
-    rows = list(_figures(found)) if isinstance(found, dict) else []
+    rows = list(_figures(found))
     if not rows:
         raise UsageError(f"--scores {uri}: no scores in it; give what evaluate --json printed")
     return ["## Scores\n", "As `terrafm evaluate` printed them.\n", _table(("", ""), rows)]

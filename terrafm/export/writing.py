@@ -24,6 +24,7 @@ from terrafm.export.request import (
     target_uri,
 )
 from terrafm.export.snippets import loading_snippet
+from terrafm.export.stac_item import write_stac_item
 from terrafm.export.terratorch_folder import write_terratorch_folder
 from terrafm.models.weights import (
     WEIGHTS_SUFFIXES,
@@ -70,7 +71,7 @@ def export_weights(
         record: the `state.json` of the checkpoint that the weights come from, for a model card.
 
     Returns:
-        The URIs written; the first one is what the format's own loader takes.
+        The URIs written: first what the format's own loader takes, last the STAC item.
 
     Raises:
         UsageError: unknown format, a file name of another format, an option that does not fit,
@@ -81,7 +82,9 @@ def export_weights(
     check_options(known, contract, options)
     uri = target_uri(output_uri, known, contract, options)
     try:
-        return _WRITERS[known](Export(state, contract, uri, options, record or {}))
+        export = Export(state, contract, uri, options, record or {})
+        written = _WRITERS[known](export)
+        return [*written, write_stac_item(export, known, written)]
     except OSError as error:
         raise TerraFMError(f"cannot write weights {uri}: {error}") from None
 

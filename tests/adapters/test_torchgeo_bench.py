@@ -80,6 +80,7 @@ def folder(tmp_path_factory, encoder, contract):
     assert [Path(uri).relative_to(output).as_posix() for uri in written] == [
         "terrafm_tiny.safetensors",
         "model/terrafm_tiny.yaml",
+        "terrafm_tiny.safetensors.stac.json",
     ]
     return output
 

@@ -101,6 +101,11 @@ def test_the_folder_is_evaluated_and_its_scores_go_into_the_card(
     assert code == 0
     scores = (folder / "README.md").read_text().split("## Scores")[1]
     found = json.loads(out)
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    assert [(one.dataset_name, one.metric_type) for one in results] == [("dataset", "accuracy")] * (
+        2 * len(found["by_modality"])
+    )
+    assert results[0].metric_value == round(next(iter(found["by_modality"].values()))["knn20"], 4)
     assert f"| knn20 | {found['knn20']:.4f} |" in scores
     assert f"| mean_spectrum.knn5 | {found['mean_spectrum']['knn5']:.4f} |" in scores
     assert small_dataset not in scores

@@ -71,14 +71,15 @@ def test_files_are_named_after_the_model_or_as_told(tmp_path, teacher):
         (f"{root}/hub", "hf", ["hub/model.safetensors", "hub/config.json", "hub/README.md"]),
     ]:
         written = export_weights(state, contract, output, format)
-        assert [os.path.relpath(uri, root) for uri in written] == expected
+        item = f"{expected[0]}.stac.json"
+        assert [os.path.relpath(uri, root) for uri in written] == [*expected, item]
         assert all(os.path.getsize(uri) for uri in written)
     names = os.listdir(root)
     assert not [name for name in names if name.startswith(".")]
     memory = export_weights(state, contract, "memory://exports/run", "safetensors")
-    assert memory == ["memory://exports/run/terrafm_tiny.safetensors"]
+    assert memory[0] == "memory://exports/run/terrafm_tiny.safetensors"
     student = contract.model_copy(update={"network": "student"})
-    (uri,) = export_weights(state, student, root, "safetensors")
+    uri, _ = export_weights(state, student, root, "safetensors")
     assert uri == f"{root}/terrafm_tiny_student.safetensors"
 
 
