@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from terrafm.data.rasters.bands import CIRRUS, canonical
+from terrafm.data.rasters.bands import BY_RESOLUTION, CIRRUS, canonical
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES, OPTICAL, SENTINEL
 from terrafm.models.contract import WeightsContract
@@ -30,6 +30,9 @@ _HIGHEST_REFLECTANCE = 10.0
 _HIGHEST_MEAN_DB = -1.0
 # By how much VV is stronger than VH over land, at least: less the other way round is no noise.
 _EXCHANGED_DB = 3.0
+# Of the brightest band's mean; air swallows what the cirrus band sees.
+_BRIGHT_CIRRUS = 0.2
+_MISNAMED = {*MODALITIES["s2_l2a"].bands, CIRRUS} - {"B09"}
 
 
 class Described(Protocol):
@@ -156,10 +159,10 @@ class NamedBands:
                 )
         if modalities:
             return list(modalities)
+        names = self._names("s2_l1c")
         has_cirrus = any(
-            canonical(band.name, "s2_l1c") == CIRRUS
-            for band in self._bands
-            if _is_of(band, "s2_l1c")
+            canonical(band.name, "s2_l1c") == name == CIRRUS
+            for band, name in zip(self._bands, names, strict=True)
         )
         first, second = OPTICAL if has_cirrus else reversed(OPTICAL)
         left_out = second if first in known else None
@@ -169,8 +172,8 @@ class NamedBands:
         """The channels of the modality's first sensor: two passes of radar are not one image."""
         own = MODALITIES[modality].bands
         found: dict[str, dict[int, int]] = {}
-        for at, band in enumerate(self._bands):
-            name = canonical(band.name, modality) if _is_of(band, modality) else None
+        names = self._names(modality)
+        for at, (band, name) in enumerate(zip(self._bands, names, strict=True)):
             if name in own:
                 found.setdefault(band.sensor, {}).setdefault(own.index(name), at)
         if not found:
@@ -184,6 +187,28 @@ class NamedBands:
         if modality == "s1":
             places = self._told_apart(places, unit)
         return tuple(Channel(at, band, unit) for band, at in sorted(places.items()))
+
+    def _names(self, modality: str) -> list[str | None]:
+        """The band that each channel is; None for what is none of the modality."""
+        names = [
+            canonical(band.name, modality) if _is_of(band, modality) else None
+            for band in self._bands
+        ]
+        if modality not in OPTICAL or CIRRUS not in names:
+            return names
+        cirrus = self._bands[names.index(CIRRUS)]
+        others = [b.mean for b, name in zip(self._bands, names, strict=True) if name]
+        if cirrus.mean < _BRIGHT_CIRRUS * max(others):
+            return names
+        # As GEO-Bench-2's dynamic_earthnet: twelve bands by resolution under other names.
+        if {name for name in names if name} != _MISNAMED:
+            raise UsageError(
+                f"the set's cirrus band has a mean of {cirrus.mean:g}, as it never has: its bands "
+                "bear wrong names; choose some of them"
+            )
+        _LOG.warning("the cirrus band is bright: the bands are taken in the order of resolutions")
+        order = iter(BY_RESOLUTION)
+        return [next(order) if name else None for name in names]
 
     def _unit(self, modality: str, bands: Sequence[Described]) -> Unit | None:
         """Of the raw values; None where they are no measurement that the model knows."""

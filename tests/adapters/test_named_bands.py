@@ -78,6 +78,26 @@ def test_complex_numbers_are_no_backscatter(contract, caplog):
         NamedBands(complex_parts, contract)
 
 
+def test_a_bright_cirrus_band_bears_a_wrong_name(contract, caplog):
+    # The statistics of GEO-Bench-2's dynamic_earthnet.
+    means = {
+        "b01": 1092, "b02": 1319, "b03": 1380, "b04": 2679, "b05": 1731, "b06": 2373,
+        "b07": 2630, "b08": 2783, "b8a": 2307, "b10": 1720, "b11": 1004, "b12": 3031,
+    }  # fmt: skip
+    named = NamedBands([optical(name, mean) for name, mean in means.items()], contract)
+    assert list(named.channels) == ["s2_l2a"]
+    bands = MODALITIES["s2_l2a"].bands
+    spectrum = [list(means.values())[c.at] for c in named.channels["s2_l2a"]]
+    assert spectrum[:10] == sorted(spectrum[:10])
+    assert bands[named.channels["s2_l2a"][0].band] == "B01"
+    assert "order of resolutions" in caplog.text
+    some = [optical(name, means[name]) for name in ("b02", "b10")]
+    with pytest.raises(UsageError, match="bear wrong names"):
+        NamedBands(some, contract)
+    dark = [optical(name, 12 if name == "b10" else 1000) for name in means]
+    assert list(NamedBands(dark, contract).channels) == ["s2_l1c"]
+
+
 def test_of_two_passes_one_is_taken(contract, caplog):
     passes = [
         radar(f"{name}_{side}", mean, sensor=f"s1_{side}")

@@ -26,7 +26,7 @@ def radar(name, mean, low=-60.0, high=20.0, sensor="s1"):
 
 
 EUROSAT = [
-    optical(name)
+    optical(name, 12.0 if name == "swir_cirrus" else 1200.0)
     for name in (
         "coastal_aerosol", "blue", "green", "red", "red_edge_1", "red_edge_2", "red_edge_3", "nir",
         "water_vapour", "swir_cirrus", "swir_1", "swir_2", "red_edge_4",

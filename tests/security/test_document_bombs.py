@@ -18,7 +18,7 @@ DOCUMENTS = {
     "complete.json": ("terrafm.train.checkpoints.store", "read_marker(os.path.dirname(path))"),
     "metadata.json": ("terrafm.data.sources.folders", "read_json(path)"),
     "dataset.json": ("terrafm.storage", "read_json(path, 'remove it')"),
-    "scores.json": ("terrafm.export.model_card", "_scores(path)"),
+    "scores.json": ("terrafm.export.model_card", "_read_scores(path)"),
     "metrics.jsonl": ("terrafm.storage", "read_json_lines(path)"),
     "legend.yaml": ("terrafm.data.land.legend", "read_legend(path)"),
     "config.yaml": ("terrafm.config.files", "_read(path, path)"),

@@ -18,6 +18,10 @@ _L2A = MODALITIES["s2_l2a"].bands
 L1C_ORDER = (*_L2A[:10], CIRRUS, *_L2A[10:])
 EUROSAT_ORDER = (*_L2A[:8], "B09", CIRRUS, "B11", "B12", "B8A")
 """Level-1C as EuroSAT's authors stored it: B8A comes last."""
+BY_RESOLUTION = (
+    *("B02", "B03", "B04", "B08"), *("B05", "B06", "B07", "B8A", "B11", "B12"), "B01", "B09",
+)  # fmt: skip
+"""Level-2A with its bands of 10 m first, as TreeSatAI stores it."""
 UNDERSTOOD = {
     "sentinel-1": "VV, VH, VV_db, Gamma0_VH",
     "sentinel-2": "B01, B1, 8A, B12_sr, blue, rededge1, nir, nir08, swir16",

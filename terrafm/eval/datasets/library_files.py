@@ -62,18 +62,33 @@ def check_hdf5(path: str) -> None:
     with open_regular(path):
         size = os.path.getsize(path)
     with h5py.File(path, "r") as file:
-        claimed = 0
-        for dataset in _datasets(file, h5py):
-            plist = dataset.id.get_create_plist()
-            filters = {plist.get_filter(n)[0] for n in range(plist.get_nfilters())}
-            if not filters <= set(_BUILT_IN_FILTERS):
-                raise ValueError(f"dataset {dataset.name} has a filter that HDF5 would load")
-            if dataset.is_virtual or dataset.external:
-                raise ValueError(f"dataset {dataset.name} has its data in another file")
-            # A chunk is decoded as a whole, and may be larger than what lies in it.
-            numbers = max(dataset.size or 0, math.prod(dataset.chunks or ()))
-            claimed += numbers * dataset.dtype.itemsize
-        check_claim(claimed, size, "data")
+        check_hdf5_file(file, size)
+
+
+def check_hdf5_file(file: Any, size: int) -> None:
+    """Looks through an open `h5py.File`.
+
+    Args:
+        file: opened to read.
+        size: of it, bytes.
+
+    Raises:
+        OSError, ValueError, RuntimeError: as `check_hdf5`.
+    """
+    import h5py
+
+    claimed = 0
+    for dataset in _datasets(file, h5py):
+        plist = dataset.id.get_create_plist()
+        filters = {plist.get_filter(n)[0] for n in range(plist.get_nfilters())}
+        if not filters <= set(_BUILT_IN_FILTERS):
+            raise ValueError(f"dataset {dataset.name} has a filter that HDF5 would load")
+        if dataset.is_virtual or dataset.external:
+            raise ValueError(f"dataset {dataset.name} has its data in another file")
+        # A chunk is decoded as a whole, and may be larger than what lies in it.
+        numbers = max(dataset.size or 0, math.prod(dataset.chunks or ()))
+        claimed += numbers * dataset.dtype.itemsize
+    check_claim(claimed, size, "data")
 
 
 def _datasets(group: Any, h5py: Any) -> Iterator[Any]:

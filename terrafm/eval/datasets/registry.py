@@ -11,6 +11,7 @@ from terrafm.errors import UsageError
 from terrafm.eval.datasets.class_folder import ClassFolder
 from terrafm.eval.datasets.copernicus import PREFIX, open_copernicus
 from terrafm.eval.datasets.geobench_v1 import TASK_FILE, open_geobench
+from terrafm.eval.datasets.geobench_v2 import open_geobench_v2, tortillas_of
 from terrafm.eval.datasets.labelled import LabelledSet
 from terrafm.eval.datasets.shard_tiles import ShardTiles
 from terrafm.storage import absolute, check_exists, exists, join
@@ -84,6 +85,8 @@ def open_set(uri: str | os.PathLike[str], options: OpenOptions | None = None) ->
     if uri.startswith(PREFIX):
         return open_copernicus(uri, check_units=options.check_units)
     check_exists("labelled set", uri)
+    if tortillas := tortillas_of(uri):
+        return open_geobench_v2(uri, tortillas, check_units=options.check_units)
     if exists(join(uri, TASK_FILE)):
         return open_geobench(
             uri,
