@@ -28,6 +28,8 @@ _DIGITAL_NUMBERS = 1000.0
 _HIGHEST_REFLECTANCE = 10.0
 # Backscatter of land in dB lies far below 0 on average; complex values lie around it.
 _HIGHEST_MEAN_DB = -1.0
+# And in linear power it is below 1: dB that were stored as unsigned numbers are no power.
+_HIGHEST_MEAN_POWER = 100.0
 # By how much VV is stronger than VH over land, at least: less the other way round is no noise.
 _EXCHANGED_DB = 3.0
 # Of the brightest band's mean; air swallows what the cirrus band sees.
@@ -225,15 +227,16 @@ class NamedBands:
                 f"the set's {modality} bands reach {highest:g}: neither digital numbers nor "
                 "reflectance"
             )
-        if min(band.min for band in bands) >= 0:
-            return Unit.POWER
-        if max(band.mean for band in bands) > _HIGHEST_MEAN_DB:
+        is_power = min(band.min for band in bands) >= 0
+        highest_mean = max(band.mean for band in bands)
+        if highest_mean > (_HIGHEST_MEAN_POWER if is_power else _HIGHEST_MEAN_DB):
             _LOG.warning(
-                "%s is not taken as %s: values around %.2g with both signs are no backscatter",
-                " ".join(band.name for band in bands), modality, bands[0].mean,
+                "%s is not taken as %s: values around %.2g, from %.3g to %.3g, are no backscatter",
+                " ".join(band.name for band in bands), modality, bands[0].mean, bands[0].min,
+                bands[0].max,
             )  # fmt: skip
             return None
-        return Unit.PHYSICAL
+        return Unit.POWER if is_power else Unit.PHYSICAL
 
     def _told_apart(self, places: Mapping[int, int], unit: Unit) -> dict[int, int]:
         """VV and VH by what they measure, where a set has exchanged their names."""

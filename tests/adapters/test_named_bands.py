@@ -68,6 +68,13 @@ def test_exchanged_names_of_radar_are_told_by_what_they_measure(contract, caplog
     assert [(c.band, c.at) for c in right.channels["s1"]] == [(0, 0), (1, 1)]
 
 
+def test_decibels_stored_as_unsigned_numbers_are_not_taken_for_power(contract, caplog):
+    # The statistics of GEO-Bench-2's treesatai in torchgeo-bench.
+    wrapped = [radar("vv", 60197.8, 0, 65535), radar("vh", 65496.9, 0, 65535)]
+    assert list(NamedBands([*wrapped, *map(optical, L2A)], contract).channels) == ["s2_l2a"]
+    assert "no backscatter" in caplog.text
+
+
 def test_complex_numbers_are_no_backscatter(contract, caplog):
     # As GEO-Bench-2's so2sat names them.
     complex_parts = [radar("vv", 0.0, -107.6, 45.3), radar("vh", 0.0, -107.6, 108.2)]

@@ -150,8 +150,13 @@ def test_real_cities_resample_as_rasterio_does(realdata):
 
 
 @pytest.mark.slow
-def test_real_cities_become_a_dataset_of_places(realdata, tmp_path, local_ray):
-    settings = ["ingest.require_modalities=[s2_l1c]", "ingest.allow_missing_bands=[s1]"]
+def test_real_cities_become_a_dataset_of_places(realdata, tmp_path):
+    settings = [
+        "ingest.require_modalities=[s2_l1c]", "ingest.allow_missing_bands=[s1]",
+        "ingest.ocean_drop=0",
+        # Workers of a Ray that is there already do not have the benchmarks' folder.
+        "ingest.workers=0",
+    ]  # fmt: skip
     report = ingest(
         "harness.oscd:OscdCities",
         f"{realdata / 'oscd'}?cities=paris,beirut",

@@ -153,7 +153,8 @@ def test_treesatai_keeps_each_sensors_grid_and_drops_the_ratio(tmp_path):
         [
             (f"t{n}", split, [
                 ("aerial", geotiff(np.zeros((4, 8, 8), np.uint8))),
-                ("s1", geotiff(constant(-6, -12, 0.5, size=6))),
+                # Whole dB as unsigned numbers.
+                ("s1", geotiff(constant(-6, -12, 1, size=6).astype(np.int16).view(np.uint16))),
                 ("s2", geotiff(optical(BY_RESOLUTION, n, size=20))),
             ], {"species_labels": ["Abies", "Quercus"][: 1 + n % 2], "dist_labels": [1.0]})
             for n, split in enumerate(SPLITS)
@@ -162,6 +163,7 @@ def test_treesatai_keeps_each_sensors_grid_and_drops_the_ratio(tmp_path):
     images = open_labelled(str(tmp_path))
     image = images.read(0, images.modalities)
     assert image["s1"][0].pixels.shape == (2, 6, 6)
+    assert image["s1"][0].pixels[:, 0, 0].tolist() == [-6, -12]
     row = images.names[0].split("/t")[1]
     expected = [(SPECTRUM[band] + int(row)) * 1e-4 for band in L2A]
     np.testing.assert_allclose(image["s2_l2a"][0].pixels[:, 0, 0], expected, rtol=1e-5)

@@ -9,7 +9,8 @@ import hashlib
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,7 +29,7 @@ from terrafm.data.land.legend import Legend, read_legend
 from terrafm.data.land.selection import Limits
 from terrafm.data.shards.commit import commit_dataset
 from terrafm.data.shards.entry import ShardEntry
-from terrafm.data.shards.folder import ARCHIVE, check_folder, remove_shards
+from terrafm.data.shards.folder import ARCHIVE, check_folder, remove_halves, remove_shards
 from terrafm.data.shards.manifest import Manifest, manifest_name, read_manifest, with_codec
 from terrafm.data.shards.writer import read_shard_entry, write_shard
 from terrafm.data.sources.folders import misspelt_land_cover
@@ -264,17 +265,25 @@ def _run(
     done = total - sum(work.cells for work in missing)
     if progress is not None:
         progress(done, total)
-    for result in _results(job, missing, workers):
-        if result["error"]:
-            raise (UsageError if result["usage"] else TerraFMError)(result["error"])
-        done += result["cells"]
-        if progress is not None:
-            progress(done, total)
+    results = _results(job, missing, workers)
+    try:
+        for result in results:
+            if result["error"]:
+                raise (UsageError if result["usage"] else TerraFMError)(result["error"])
+            done += result["cells"]
+            if progress is not None:
+                progress(done, total)
+    except TerraFMError:
+        # The other workers are cut off in the middle of their shards.
+        results.close()
+        with suppress(TerraFMError, OSError):
+            remove_halves(job.output_uri)
+        raise
     entries = [job.finished(work) for work in works]
     return [entry for entry in entries if entry is not None]
 
 
-def _results(job: _Job, works: Sequence[_Work], workers: int | None) -> Iterator[dict[str, Any]]:
+def _results(job: _Job, works: Sequence[_Work], workers: int | None) -> Generator[dict[str, Any]]:
     """What `_write_one` has answered, as the works are done; with 0 workers in this process."""
     rows = [{"cells": work.cells, "work": pickle.dumps(work)} for work in works]
     if workers == 0 or not works:

@@ -32,6 +32,7 @@ from terrafm.data.synthetic.products import offset, optical_date, radar_date
 from terrafm.data.synthetic.worldcover import warp, write_tiles
 from terrafm.errors import UsageError
 from terrafm.storage import exists, is_local, join, resolve, upload, write_bytes
+from terrafm.storage.faults import explain
 
 PREFIX = "synthetic:"
 FOLDERS = {"s2_l2a": "Core-S2L2A", "s2_l1c": "Core-S2L1C", "s1": "Core-S1RTC"}
@@ -374,7 +375,10 @@ def open_synthetic(uri: str, modalities: tuple[str, ...], workspace: str) -> Maj
     seal = join(archive, "specification.json")
     if not exists(seal):
         if is_local(archive):
-            write_archive(spec, resolve(archive)[1])
+            try:
+                write_archive(spec, resolve(archive)[1])
+            except OSError as error:
+                raise explain(error, "write", archive) from None
         else:
             with tempfile.TemporaryDirectory() as folder:
                 write_archive(spec, folder)

@@ -7,6 +7,7 @@ statistics contradict; the pixels decide (docs/evaluation.md has the table):
 - so2sat: what is called VV and VH are real parts of complex numbers. They are not read.
 - dynamic_earthnet: what is called B10 is bright, which the cirrus band never is. In the order of
   Sentinel-2's resolutions (10, 20, 60 m) the same numbers are a spectrum of vegetation and soil.
+- treesatai: its radar, whole dB, may be stored as unsigned numbers: -6 as 65,530.
 - kuro_siwo: radar is linear power.
 - pastis: `geobenchv2` takes the first date where it says the last. The median of all is taken.
 """
@@ -201,6 +202,9 @@ class _GeoBench2:
             raise UsageError(
                 f"{self.uri}: an image of {modality} has {len(raw)} bands, not {len(known.bands)}"
             )
+        if modality == "s1" and raw.dtype == np.uint16:
+            # Negative dB that were stored as unsigned numbers.
+            raw = raw.view(np.int16)
         missing = is_missing(raw, None) | (raw == 0)
         if self._layout.valid is not None:
             missing |= self._raster(sample, self._layout.valid)[0] == 0
