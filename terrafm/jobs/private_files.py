@@ -22,8 +22,12 @@ _CONTENTS = {
     "a service account": rb"[\"']private_key_id[\"']",
     "a cluster's credentials": rb"\b(?:client-key-data|client-certificate-data)\s*:\s*[\w+/=]{20}",
     "a Weights & Biases key": rb"(?i)wandb_api_key\W{1,5}[0-9a-f]{40}",
-    "a password in an address": rb"\b[a-z][a-z0-9+.-]*://[^\s/:@'\"{}]+:[^\s/:@'\"{}]+@[\w.]",
 }
+_ADDRESS = re.compile(
+    rb"\b[a-z][a-z0-9+.-]*://[^\s/:@'\"{}]+:(?P<password>[^\s/:@'\"{}]+)@(?P<host>[\w-]+(?:\.[\w-]+)*)"
+)
+# As documentation writes them, with a host that is none: https://user:password@host.
+_PLACEHOLDERS = frozenset(b"password passwd pass pw p secret s token x xxx ***".split())
 _PATTERNS = {what: re.compile(pattern) for what, pattern in _CONTENTS.items()}
 
 
@@ -39,7 +43,13 @@ def is_private_folder(path: Path) -> bool:
 
 def secret_in(content: bytes) -> str | None:
     """What a file seems to hold that nobody else may see, in words; or None."""
-    return next((what for what, pattern in _PATTERNS.items() if pattern.search(content)), None)
+    for what, pattern in _PATTERNS.items():
+        if pattern.search(content):
+            return what
+    for found in _ADDRESS.finditer(content):
+        if b"." in found["host"] or found["password"].lower() not in _PLACEHOLDERS:
+            return "a password in an address"
+    return None
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

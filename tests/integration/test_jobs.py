@@ -156,7 +156,7 @@ def test_the_doctor_finds_it_sound_and_an_open_token_unsound(here):
     finally:
         token.chmod(0o600)
     assert [line for line in done.stdout.splitlines() if line.startswith("FAULT")] == [
-        f"FAULT   {token} is open to others (mode 0644): chmod 600, and make a new token"
+        f"FAULT   {token} is open to others (mode 0644): chmod 600 {token}, and make a new token"
     ]
     assert "1 of" in one_line(done)
     done = terrafm("doctor", "--cluster", "--address", here.url, environment=here.stranger, check=1)
@@ -200,7 +200,7 @@ def test_the_whole_road_from_another_folder(here, tmp_path):
     source = ["--source", "synthetic", "--input", "synthetic:cells=24,seed=0,px=132"]
     done = here.run("submit", "ingest", *source, "--output", "tiles", "--tile-size", "66",
                     "--set", "ingest.workers=2", folder=tmp_path)  # fmt: skip
-    assert re.search(r"sending \d+ files, [\d.]+ kB, from ", done.stderr)
+    assert re.search(r"sending \d+ files, [\d.]+ kB, 1 of them from ", done.stderr)
     assert (tmp_path / "tiles" / "manifest.json").exists() or any((tmp_path / "tiles").iterdir())
     done = here.run("submit", "pretrain", "--config", "mine.yaml", "--data", "tiles",
                     "--output", "run", *sets(*SMALL), folder=tmp_path)  # fmt: skip
