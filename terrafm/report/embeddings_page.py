@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from terrafm.errors import TerraFMError
 from terrafm.modalities import SENSOR_TITLES
 from terrafm.pictures.colours import stretch, stretch_limits
+from terrafm.pictures.strips import Pixels, beside, jpeg, resized
 from terrafm.report.blocks import (
     Block,
     Chart,
@@ -26,7 +27,6 @@ from terrafm.report.blocks import (
     Verdict,
 )
 from terrafm.report.kinds import Target, Wanted
-from terrafm.report.quicklooks import Pixels, beside, jpeg, resized
 from terrafm.search.embeddings import Embeddings
 from terrafm.search.nearest import Nearest, Neighbour
 from terrafm.search.preview import Previews
