@@ -120,7 +120,7 @@ def _best(findings: Findings) -> list[Block]:
     rows += [[titled(name), _number(best["measures"].get(name))] for name in HEADLINES]
     return [
         Verdict("", "note" if trouble else "good", headline, details),
-        Table("The best point", ["", "value"], rows),
+        Table("The best point", ["setting", "value"], rows),
         Source(BEST_FILE, best_yaml(findings, best)),
     ]
 

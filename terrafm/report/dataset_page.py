@@ -174,7 +174,7 @@ def _classes(about: dict[str, Any], config: Config) -> Table:
     title = (
         f"Tiles of each class, and samples of one epoch after resampling with exponent {exponent:g}"
     )
-    columns = ["class", "", "in the archive", "tiles", "% of tiles", "samples", "% of samples"]
+    columns = ["class", "group", "in the archive", "tiles", "% of tiles", "samples", "% of samples"]
     shares = [
         100 * n / whole
         for counts, whole in ((before, about["tiles"]), (after, epoch))
@@ -237,7 +237,9 @@ def _dates(products: list[dict[str, dict[str, Any]]], about: dict[str, Any]) -> 
         names = [datetime(2000, m + 1, 1, tzinfo=UTC).strftime("%b") for m in range(12)]
         titles = [SENSOR_TITLES[name] for name in months]
         empty = [[""] * 12 for _ in titles]
-        blocks.append(Heat("Share of the tiles by season", "", titles, names, calendar, empty))
+        blocks.append(
+            Heat("Share of the tiles by season", "sensor", titles, names, calendar, empty)
+        )
     rows: list[list[Cell]] = []
     for (one, other), days in gaps.items():
         within = [round(100 * float(np.mean(np.array(days) <= gap)), 1) for gap in _GAPS]
