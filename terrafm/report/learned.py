@@ -28,13 +28,14 @@ def learned_section(run: RunRecord, data: str | None, several: bool) -> Section:
         fingerprint = None if data else run.dataset.get("fingerprint")
         found = learned_pictures(uri, str(where), fingerprint, run.config)
         blocks: list[Block] = [
-            *map(_block, found.tiles),
             Text(
-                "Colours are the three main directions of the patch tokens, the same for all "
-                "tiles of a sensor: patches of one colour are alike to the encoder. On the right, "
-                "bright is where the CLS token looks in the last block, mean over the heads.",
+                "Each row is a sensor. Left: the tile. Middle: the three main directions of the "
+                "patch tokens as colours, the same for all tiles of a sensor; patches of one "
+                "colour are alike to the encoder. Right: the attention of the CLS token in the "
+                "last block, mean over the heads; it looks where the picture is bright.",
                 quiet=True,
             ),
+            *map(_block, found.tiles),
             *map(_block, found.neighbours),
         ]
         if found.crops is not None:
