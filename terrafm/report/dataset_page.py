@@ -284,7 +284,16 @@ def _bands(about: dict[str, Any]) -> list[Block]:
                     ),
                 ]
             )
-    columns = ["sensor", "band", "unit", "mean", "std", "its mean", "its std", "away, its std"]
+    columns = [
+        "sensor",
+        "band",
+        "unit",
+        "mean",
+        "std",
+        "SSL4EO-S12 mean",
+        "SSL4EO-S12 std",
+        "difference, in its std",
+    ]
     title = f"Bands beside {REFERENCE_NAME}"
     text = (
         f"{REFERENCE_NAME} are of places around cities in all continents, with little cloud. A "
@@ -323,7 +332,7 @@ def _decisions(about: dict[str, Any]) -> Table:
                     None if margin is None else f"{margin:,} DN or more",
                 ]
             )
-    columns = ["sensor", "products", "unit", "offset taken off, DN", "by", "margin"]
+    columns = ["sensor", "products", "unit", "offset removed, DN", "decided by", "margin"]
     return Table("Unit and offset of the products", columns, rows[:_MOST_ROWS])
 
 
