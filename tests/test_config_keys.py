@@ -51,7 +51,8 @@ BAD = {
     "train.seed": [-1, 2**63, 1.5],
     "train.checkpoint_every": [0], "train.keep_checkpoints": [0], "train.keep_every": [0],
     "train.log_every": [0],
-    "train.trackers": ["tensorboard", "[neptune]", "[mlflow, mlflow]"],
+    "train.trackers":
+        ["tensorboard", "[neptune]", "[mlflow, mlflow+weights]", "[tensorboard+weights]"],
     "train.profile_steps": [-1], "train.audit_samples": ["y"], "train.max_failures": [-1],
     "train.resize_interval": [-1, 1e300], "train.hang_timeout": [0, 1e-9, 1e300],
     "train.standby": ["no"], "train.cpus_per_worker": [0, 1e9],

@@ -52,6 +52,11 @@ def test_a_verb_that_only_reads_has_nothing_to_go_on_with(run, monkeypatch):
         (["ingest", "--set", "ingest.bands=[a b]"], "terrafm ingest --set 'ingest.bands=[a b]'"),
         ([*PRETRAIN, "--dry-run"], None),
         (["inspect", "d"], None),
+        (["evaluate", "compare", "--data", "d"], None),
+        (
+            ["evaluate", "compare", "--data", "d", "--features", "f"],
+            "terrafm evaluate compare --data d --features f",
+        ),
         ([], None),
     ],
 )

@@ -58,7 +58,7 @@ STANDING_IN = {
 # How lines begin that say what is being done, or how far it is.
 SAID = ("reading ", "looking at ", "averaging ", "scoring ", "searching ", "comparing ",
         "embedding ", "measuring ", "pretraining ", "TerraFM demo ", "a sweep of ", "examining ",
-        "starting ", "ending ", "  start 1.0 s", "  trial 0")  # fmt: skip
+        "starting ", "ending ", "asking ", "  start 1.0 s", "  trial 0")  # fmt: skip
 
 
 def commands(command=None, name=""):
@@ -208,7 +208,11 @@ main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("verb", [*REAL, "demo", "sweep", "doctor", "cluster up", "cluster down"])
+@pytest.mark.parametrize(
+    "verb",
+    [*REAL, "demo", "sweep", "doctor", "cluster up", "cluster down",
+     "jobs list", "jobs status", "jobs stop"],
+)  # fmt: skip
 def test_something_is_said_before_anything_heavy_is_loaded(arguments, verb):
     """Torch and Ray take seconds: what comes before them is on the screen at once."""
     done = subprocess.run(

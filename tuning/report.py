@@ -120,7 +120,7 @@ def _best(findings: Findings) -> list[Block]:
     rows += [[titled(name), _number(best["measures"].get(name))] for name in HEADLINES]
     return [
         Verdict("", "note" if trouble else "good", headline, details),
-        Table("The best point", ["", "value"], rows),
+        Table("The best point", ["setting", "value"], rows),
         Source(BEST_FILE, best_yaml(findings, best)),
     ]
 
@@ -202,7 +202,7 @@ def _importance(findings: Findings) -> list[Block]:
         f"Share of the variance at step {findings.common_step:,} that a setting explains (fANOVA), "
         "with standard deviations over trials drawn anew"
     )
-    return [Table(title, ["setting", "share", ""], rows, bars={1: 1.0})]
+    return [Table(title, ["setting", "share", "deviation"], rows, bars={1: 1.0})]
 
 
 def _parallel(output: str) -> Picture | None:

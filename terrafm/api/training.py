@@ -21,8 +21,11 @@ from terrafm.api.arguments import (
 from terrafm.terminal import Result
 
 if TYPE_CHECKING:
+    import torch
+
     from terrafm.train.checkpoints.validations import Validation, ValidationTask
     from terrafm.train.driver.pretrain import RunResult
+    from terrafm.train.metrics.trackers import TrackedPicture
 
 
 @dataclass(frozen=True)
@@ -174,4 +177,11 @@ def _validation(task: ValidationTask) -> Validation:
     """Only a run that validates needs what evaluation imports."""
     from terrafm.eval.validation import CheckpointValidation
 
-    return CheckpointValidation(task)
+    return CheckpointValidation(task, _draw)
+
+
+def _draw(task: ValidationTask, checkpoint: str, device: torch.device) -> list[TrackedPicture]:
+    """Only the process that validates needs what pictures import."""
+    from terrafm.pictures.learned import pictures_of_checkpoint
+
+    return pictures_of_checkpoint(task, checkpoint, device)

@@ -55,6 +55,7 @@ def submit(
 
     command = read_command(context.find_root().command, words, working_dir)
     early.check_dashboard(address)
+    _tell(f"asking the cluster at {address}")
     from terrafm.jobs.client import JobServer
     from terrafm.jobs.follow import follow
     from terrafm.jobs.submit import submit as run_submit
@@ -75,6 +76,7 @@ def list_command(
 ) -> None:
     """Show all jobs, the newest first."""
     early.check_dashboard(address)
+    console.say(f"asking the cluster at {address}")
     from terrafm.jobs.client import JobServer, as_dict
 
     report({"jobs": [as_dict(job) for job in JobServer(address).jobs()]}, as_json, render_jobs)
@@ -89,6 +91,7 @@ def status_command(
 ) -> None:
     """Show one job."""
     early.check_dashboard(address)
+    console.say(f"asking the cluster at {address}")
     from terrafm.jobs.client import JobServer, as_dict
 
     report(as_dict(JobServer(address).job(job)), as_json, _render_job)
@@ -106,6 +109,9 @@ def logs_command(
     if watch and as_json:
         raise UsageError("--json prints what there is, once: leave out --follow")
     early.check_dashboard(address)
+    if console.shows_work:
+        # Not among the lines of the job.
+        _tell(f"asking the cluster at {address}")
     from terrafm.jobs.client import JobServer
     from terrafm.jobs.follow import follow
     from terrafm.jobs.shown import clean
@@ -131,6 +137,7 @@ def stop_command(
 ) -> None:
     """Stop a job with all its processes; what it has written stays, and can go on."""
     early.check_dashboard(address)
+    console.say(f"asking the cluster at {address}")
     from terrafm.jobs.client import JobServer
 
     stopped = JobServer(address).stop(job)

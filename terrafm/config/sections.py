@@ -25,6 +25,7 @@ from terrafm.config.values import (
     Integer,
     Modalities,
     Number,
+    OneEach,
     Ordered,
     Positive,
     Seed,
@@ -249,8 +250,13 @@ class TrainConfig(Section):
         None, "checkpoints at multiples of so many steps are kept for ever", on_resume="free"
     )
     log_every: Count = setting(10, "steps between lines of metrics.jsonl", on_resume="free")
-    trackers: Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], Distinct] = setting(
-        ("tensorboard",), "where metrics go besides metrics.jsonl", on_resume="free"
+    trackers: Annotated[
+        tuple[Literal["tensorboard", "mlflow", "wandb", "mlflow+weights", "wandb+weights"], ...],
+        OneEach,
+    ] = setting(
+        ("tensorboard",),
+        "where metrics and pictures go besides the run's folder; with +weights, weights too",
+        on_resume="free",
     )
     profile_steps: Whole = setting(
         0, "steps traced into profile/, after two of warm-up; --profile sets 3", on_resume="free"

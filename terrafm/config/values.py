@@ -30,6 +30,11 @@ def _distinct(values: tuple[_T, ...]) -> tuple[_T, ...]:
     return values
 
 
+def _one_each(names: tuple[str, ...]) -> tuple[str, ...]:
+    _distinct(tuple(name.partition("+")[0] for name in names))
+    return names
+
+
 def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
         raise ValueError("takes the smaller one first")
@@ -79,6 +84,8 @@ Area = Share
 Aspect = Annotated[Number, Field(ge=0.01, le=100.0)]
 
 Distinct = AfterValidator(_distinct)
+# "wandb" and "wandb+weights" are one tracker.
+OneEach = AfterValidator(_one_each)
 Ordered = AfterValidator(_ordered)
 _Modality = Annotated[
     str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(MODALITIES)})

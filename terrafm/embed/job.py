@@ -37,6 +37,7 @@ from terrafm.storage import (
 )
 from terrafm.storage.lease import lease
 from terrafm.terminal import InNotebooks
+from terrafm.units import counted
 
 # Files of a part, and those of a writer that was killed: nothing else is cleared away.
 _PART = re.compile(r"part-\d{5}\.\w+|\.part-\d{5}\.\w+\.[0-9a-f]{32}")
@@ -93,7 +94,7 @@ class EmbeddingReport(InNotebooks):
                 text.append(f", readout {found.readout.value}")
             if self.resumed:
                 text.append(f"; {self.resumed:,} rows were there from before")
-            text.append(f"\n{join(self.uri, TILES)}/*.parquet, {len(found.parts)} files")
+            text.append(f"\n{join(self.uri, TILES)}/*.parquet, {counted(len(found.parts), 'file')}")
             if found.options["dense"]:
                 text.append(f"\n{join(self.uri, DENSE)}/: patch embeddings as GeoTIFFs")
         if found.skipped:

@@ -15,7 +15,7 @@ retrieval: without labels, whether a tile is found again by another sensor or at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -39,6 +39,7 @@ from terrafm.models.encoder import Encoder
 from terrafm.models.weights import encoder_from_state
 from terrafm.train.checkpoints.store import contract_of, load_encoder_state, read_record
 from terrafm.train.checkpoints.validations import ValidationTask
+from terrafm.train.metrics.trackers import TrackedPicture
 from terrafm.train.step.collapse import effective_rank
 
 _FUSED = "fused"
@@ -46,16 +47,21 @@ _BATCH = 32
 _VOTES: tuple[tuple[str, int, float | None], ...] = (("knn20", 20, TEMPERATURE), ("knn5", 5, None))
 _SHARES = ("accuracy", "balanced_accuracy", "tail_accuracy")
 
+Draw = Callable[[ValidationTask, str, torch.device], Sequence[TrackedPicture]]
+"""Pictures of a run's checkpoint, given by its URI, computed on a device."""
+
 
 class CheckpointValidation:
     """The validation of a run; give the class to `pretrain` as `validate`.
 
     Args:
         task: the run.
+        draw: what makes pictures of a checkpoint for the run's trackers; by default none are made.
     """
 
-    def __init__(self, task: ValidationTask) -> None:
+    def __init__(self, task: ValidationTask, draw: Draw | None = None) -> None:
         self.task = task
+        self._draw = draw
         own, wanted = task.data.rstrip("/"), task.config.validation.data
         # It is read in another process, perhaps on another machine.
         uri = own if wanted is None else absolute_uri(wanted).rstrip("/")
@@ -103,6 +109,17 @@ class CheckpointValidation:
             # What every line has, whatever was scored.
             found = {"samples": told["samples"], "data": told["data"], **found, "retrieval": told}
         return found
+
+    def pictures(self, checkpoint: str) -> Sequence[TrackedPicture]:
+        """Pictures of what the teacher of a checkpoint sees, for the run's trackers.
+
+        Args:
+            checkpoint: URI of its folder.
+
+        Raises:
+            UsageError, TerraFMError: the checkpoint is gone or damaged, or a tile is.
+        """
+        return () if self._draw is None else self._draw(self.task, checkpoint, self._device())
 
     def _asks_for(self, kind: str) -> bool:
         return kind in self.task.config.validation.scores

@@ -174,7 +174,7 @@ def _classes(about: dict[str, Any], config: Config) -> Table:
     title = (
         f"Tiles of each class, and samples of one epoch after resampling with exponent {exponent:g}"
     )
-    columns = ["class", "", "in the archive", "tiles", "% of tiles", "samples", "% of samples"]
+    columns = ["class", "group", "in the archive", "tiles", "% of tiles", "samples", "% of samples"]
     shares = [
         100 * n / whole
         for counts, whole in ((before, about["tiles"]), (after, epoch))
@@ -237,7 +237,9 @@ def _dates(products: list[dict[str, dict[str, Any]]], about: dict[str, Any]) -> 
         names = [datetime(2000, m + 1, 1, tzinfo=UTC).strftime("%b") for m in range(12)]
         titles = [SENSOR_TITLES[name] for name in months]
         empty = [[""] * 12 for _ in titles]
-        blocks.append(Heat("Share of the tiles by season", "", titles, names, calendar, empty))
+        blocks.append(
+            Heat("Share of the tiles by season", "sensor", titles, names, calendar, empty)
+        )
     rows: list[list[Cell]] = []
     for (one, other), days in gaps.items():
         within = [round(100 * float(np.mean(np.array(days) <= gap)), 1) for gap in _GAPS]
@@ -282,7 +284,16 @@ def _bands(about: dict[str, Any]) -> list[Block]:
                     ),
                 ]
             )
-    columns = ["sensor", "band", "unit", "mean", "std", "its mean", "its std", "away, its std"]
+    columns = [
+        "sensor",
+        "band",
+        "unit",
+        "mean",
+        "std",
+        "SSL4EO-S12 mean",
+        "SSL4EO-S12 std",
+        "difference, in its std",
+    ]
     title = f"Bands beside {REFERENCE_NAME}"
     text = (
         f"{REFERENCE_NAME} are of places around cities in all continents, with little cloud. A "
@@ -321,7 +332,7 @@ def _decisions(about: dict[str, Any]) -> Table:
                     None if margin is None else f"{margin:,} DN or more",
                 ]
             )
-    columns = ["sensor", "products", "unit", "offset taken off, DN", "by", "margin"]
+    columns = ["sensor", "products", "unit", "offset removed, DN", "decided by", "margin"]
     return Table("Unit and offset of the products", columns, rows[:_MOST_ROWS])
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from terrafm.errors import TerraFMError
 from terrafm.modalities import SENSOR_TITLES
 from terrafm.pictures.colours import stretch, stretch_limits
+from terrafm.pictures.strips import Pixels, beside, jpeg, resized
 from terrafm.report.blocks import (
     Block,
     Chart,
@@ -26,7 +27,6 @@ from terrafm.report.blocks import (
     Verdict,
 )
 from terrafm.report.kinds import Target, Wanted
-from terrafm.report.quicklooks import Pixels, beside, jpeg, resized
 from terrafm.search.embeddings import Embeddings
 from terrafm.search.nearest import Nearest, Neighbour
 from terrafm.search.preview import Previews
@@ -111,7 +111,7 @@ def _verdict(folder: Embeddings, sample: _Sample, rank: float) -> Verdict:
     details = []
     flat = rank < max(_LEAST_RANK, _FLAT * manifest.dim)
     if flat:
-        details.append("They use few directions: neighbours will look arbitrary.")
+        details.append("They use few directions, so neighbours may look arbitrary.")
     if sample.without_direction:
         details.append(f"{sample.without_direction:,} are zero or not finite and find nothing.")
     if manifest.skipped:
@@ -170,7 +170,8 @@ def _plane(scores: NDArray[np.float64], groups: Sequence[int], names: Sequence[s
         names,
         f"Scatter of {len(points):,} tiles along the first two principal components, marked by "
         f"class: {', '.join(names)}. Classes that lie apart are told apart.",
-        "Principal components of unit vectors, by class; what lies close together is alike.",
+        "Across: the first principal component of the unit vectors; upwards: the second. Tiles "
+        "that lie close together are alike to the encoder.",
         coast=False,
     )
 
@@ -178,10 +179,15 @@ def _plane(scores: NDArray[np.float64], groups: Sequence[int], names: Sequence[s
 def _directions(share: NDArray[np.float64]) -> Chart:
     total = np.cumsum(share)
     total = total[: max(10, int(np.searchsorted(total, 0.999)) + 1)][:100]
-    curve = Curve("of the variance", [float(value) for value in total], points=len(total) < 30)
-    note = "Share of the variance in the first directions; one that is at 1 soon is flat."
+    curve = Curve("cumulative share", [float(value) for value in total], points=len(total) < 30)
+    note = (
+        "Cumulative share of the variance in the first principal components; a curve that is soon "
+        "at 1 means that few are used."
+    )
     numbers = [float(n) for n in range(1, len(total) + 1)]
-    return Chart("Directions in use", numbers, [curve], "directions", note, limits=(0, 1.02))
+    return Chart(
+        "Directions in use", numbers, [curve], "number of directions", note, limits=(0, 1.02)
+    )
 
 
 def _neighbours(folder: Embeddings, sample: _Sample, data: str | None) -> list[Block]:

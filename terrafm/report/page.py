@@ -80,6 +80,7 @@ def render(page: Page) -> str:
 @cache
 def _template() -> jinja2.Template:
     scripts = [_asset("uPlot.iife.min.js"), _asset("page.js")]
+    follows = _asset("follow.js")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_bounded
     )
@@ -88,7 +89,8 @@ def _template() -> jinja2.Template:
         # Markup: these files are part of the package.
         "css": Markup(_asset("uPlot.min.css") + _asset("page.css")),  # nosec B704
         "scripts": [Markup(script) for script in scripts],  # nosec B704
-        "script_sources": " ".join(map(_script_source, scripts)),
+        "follows": Markup(follows),  # nosec B704
+        "script_sources": " ".join(map(_script_source, [*scripts, follows])),
         "data_uri": _data_uri,
         "land": Markup(_asset("land.path").strip()),  # nosec B704
         "long": lambda text: escape(text[:_LONGEST_SOURCE]),

@@ -61,13 +61,13 @@ _LEARNING = (
     _Plan(
         "Loss (nats)",
         {"loss": "loss"},
-        "Cross-entropy of teacher and student; should leave ln K soon after the warm-up.",
+        "Cross-entropy of teacher and student. It should fall below ln K soon after the warm-up.",
         _chance,
     ),
     _Plan(
         "Entropy (nats)",
         {"teacher_entropy": "teacher", "student_entropy": "student"},
-        "Near ln K every image gets the uniform distribution, near 0 a single prototype.",
+        "Near ln K the targets are uniform; near 0 every image gets a single prototype.",
         _chance,
     ),
     _Plan(
@@ -79,14 +79,14 @@ _LEARNING = (
     _Plan(
         "Effective rank of the features",
         {"effective_rank": "effective rank"},
-        "Directions that the teacher's features use; falling for long is a sign of collapse.",
+        "How many directions the teacher's features use. A long fall is a sign of collapse.",
         limits=(0, None),
     ),
     _Plan("Patches (nats)", {"masked_patch": "masked patches", "koleo": "KoLeo"}),
     _Plan(
         "Gradient norm",
         {"grad_norm": "gradient norm"},
-        "Before clipping. Rising by factors: lower optim.base_lr.",
+        "Before clipping. If it rises several times over, lower optim.base_lr.",
         _clip,
         limits=(0, None),
     ),
@@ -96,7 +96,12 @@ _LEARNING = (
     _Plan("Weight decay", {"weight_decay": "weight decay"}, schedule=True),
 )
 _SPEED = (
-    _Plan("Tiles per second", {"tiles_per_second": "tiles/s"}, "All workers.", limits=(0, None)),
+    _Plan(
+        "Tiles per second",
+        {"tiles_per_second": "tiles/s"},
+        "Of all workers together.",
+        limits=(0, None),
+    ),
     _Plan(
         "Time not spent computing (share)",
         {
@@ -105,7 +110,7 @@ _SPEED = (
             "share_optimizer": "reducing and updating",
             "share_other": "other",
         },
-        "Of rank 0, between two lines of metrics.jsonl.",
+        "Of rank 0, as a share of its time.",
         limits=(0, None),
     ),
     _Plan("Model FLOPs utilisation", {"mfu": "MFU"}, limits=(0, None)),
@@ -169,6 +174,9 @@ def _curves(
         if number is not None:
             label = run.name if len(plan.curves) == 1 else f"{run.name}, {label}"
         colour, dash = (index, index) if number is None else (number, index + number // 8)
+        if number is not None and len(plan.curves) == 1:
+            # Runs differ in more than colour.
+            dash = number
         if noisy:
             drawn.append((Curve(label, (), colour, faint=True), values[rows]))
             values = smoothed(values, width)
@@ -239,10 +247,10 @@ def happenings_table(history: History) -> Table | None:
     """All that happened, as a table; None where nothing is known."""
     if not history.happenings:
         return None
-    words = {"good": "", "note": "change", "bad": "fault"}
+    words = {"good": "event", "note": "change", "bad": "fault"}
     return Table(
-        "What happened",
-        ["time (UTC)", "step", "", "what", "what it cost"],
+        "Events",
+        ["time (UTC)", "step", "kind", "what happened", "what it cost"],
         [
             [
                 moment(h.time),

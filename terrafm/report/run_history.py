@@ -124,7 +124,7 @@ class History:
             inside = moments[(moments > last.started) & (moments < before)]
             signs += [float(inside.max())] if len(inside) else []
         last.ended, last.ending = float(max(signs)), _VANISHED
-        last.reason = "the command ended without a word: killed, or its machine was lost"
+        last.reason = "the command ended without a word, or its machine was lost"
 
     @cached_property
     def _moments(self) -> NDArray[np.float64]:
@@ -291,7 +291,7 @@ class History:
     def _cost_of(self, group: Group, following: Group | None) -> str:
         """What the end of a group cost until its steps were done again."""
         if following is None:
-            return "not gone on since"
+            return "has not gone on since"
         until = following.trained or following.ended
         pause = duration(max(until - group.ended, 0.0))
         waits = following.trained is None and following.ending == _RUNNING
@@ -332,14 +332,14 @@ class History:
         for name, first, last in self.alarms:
             meaning = ALARMS.get(name, "").partition(". ")[0]
             text = f"Alarm {name}: {meaning}" if meaning else f"Alarm {name}"
-            span = f"held for {last - first + 1:,} steps"
+            span = f"lasted {last - first + 1:,} steps"
             yield Happening(self.time_at(first), first, "bad", text, span, last)
         for step in sorted({line["step"] for line in self.run.nonfinite}):
             yield Happening(
                 self.time_at(step + 1),
                 step + 1,
                 "bad",
-                "Not finite: a loss or gradient, and the step was left out",
+                "A loss or gradient was not finite: the step was left out",
                 "one update",
             )
 

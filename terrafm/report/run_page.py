@@ -25,6 +25,10 @@ from terrafm.units import human_bytes
 _MOST_KEYS = 80
 # Not what is trained, or not by this run.
 _LEFT_OUT = ("tune.",)
+_MARKS = (
+    "Red lines mark faults, dashed lines changes of the number of workers, and shaded spans "
+    "alarms; the section What happened lists them."
+)
 
 
 def run_sections(runs: Sequence[RunRecord]) -> list[Section]:
@@ -34,7 +38,9 @@ def run_sections(runs: Sequence[RunRecord]) -> list[Section]:
     verdicts = [verdict_of(h, h.run.name if several else "") for h in histories]
     sections = [Section("Verdict", verdicts)]
     if learned := learning_charts(histories):
-        sections.append(Section("Learning", learned))
+        # Of several runs the marks of all would hide the curves.
+        marked = not several and any(chart.marks for chart in learned)
+        sections.append(Section("Learning", learned, _MARKS if marked else ""))
     if scores := score_blocks(runs):
         sections.append(Section("Scores", scores))
     time = [block for history in histories for block in _time_blocks(history, several)]
@@ -69,7 +75,7 @@ def _shares(histories: Sequence[History], several: bool) -> list[Shares]:
             Shares(
                 f"{history.run.name}: {title.lower()}" if several else title,
                 [(name, seconds / whole) for name, seconds in account.items()],
-                f"Of the time from the first start on; held {history.cost_in_words}.",
+                f"Shares of all the time since the first start. It cost {history.cost_in_words}.",
             )
         )
     return shown
@@ -97,14 +103,14 @@ def _facts_table(histories: Sequence[History]) -> Table:
     facts = [dict(_facts(history)) for history in histories]
     names = list(dict.fromkeys(name for one in facts for name in one))
     rows: list[list[Cell]] = [[name, *(one.get(name) for one in facts)] for name in names]
-    return Table("Runs side by side", ["", *(h.run.name for h in histories)], rows)
+    return Table("Runs side by side", ["fact", *(h.run.name for h in histories)], rows)
 
 
 def _facts(history: History) -> list[tuple[str, str]]:
     run, config = history.run, history.run.config
     facts = [("folder", run.uri)]
     if run.command:
-        facts.append(("command that goes on", run.command))
+        facts.append(("command to go on", run.command))
     if run.dataset:
         version = f", version {run.dataset['version']}" if "version" in run.dataset else ""
         facts.append(("dataset", f"{run.dataset['uri']}{version}"))
@@ -180,7 +186,7 @@ def _configurations(runs: Sequence[RunRecord]) -> list[Block]:
         for key in keys[:_MOST_KEYS]
     ]
     differing = {n for n, row in enumerate(rows) if len(set(row[2:])) > 1}
-    title = f"Settings that differ from the recipe {recipe}, the nearest"
+    title = f"Settings that differ from {recipe}, the nearest recipe"
     names = [run.name for run in known] if len(known) > 1 else ["this run"]
     return [Table(title, ["key", recipe, *names], rows, marked=differing)]
 

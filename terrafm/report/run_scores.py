@@ -220,7 +220,7 @@ def _heat(line: Mapping[str, Any], name: str) -> Heat | None:
         notes.append(row)
     return Heat(
         f"{name}Retrieval between sensors at step {line['step']:,} (recall@10)",
-        "asks ↓ finds →",
+        "query ↓ found →",
         [_CHOICES.get(q, q) for q in queries],
         [_CHOICES.get(g, g) for g in galleries],
         [[found.get((q, g)) for g in galleries] for q in queries],
@@ -252,7 +252,7 @@ def _classes(line: Mapping[str, Any], name: str) -> Table | None:
         rows.append(row)
     return Table(
         f"{name}kNN accuracy of each class at step {line['step']:,}, 95 % intervals",
-        ["class", "", "images", *(_CHOICES[choice] for choice in choices)],
+        ["class", "group", "images", *(_CHOICES[choice] for choice in choices)],
         rows,
         marked={n for n, row in enumerate(rows) if row[1]},
     )

@@ -18,7 +18,7 @@ _MUCH_LOST = 0.2
 _INTO = {
     "starting": "went into starting",
     "recovering": "into recovering",
-    "repeating lost work": "into work that was lost and done again",
+    "repeating lost work": "into repeating work that was lost",
 }
 
 
@@ -37,13 +37,13 @@ def verdict_of(history: History, name: str = "") -> Verdict:
     details = [*_advice(history), *_lost(history)]
     if run.best is not None:
         details.append(
-            f"The best checkpoint is of step {run.best['step']:,}: {run.best['metric']} "
-            f"{run.best['value']:.4g}."
+            f"The best checkpoint{'' if run.finished else ' so far'} is that of step "
+            f"{run.best['step']:,}, by {run.best['metric']}: {run.best['value']:.4g}."
         )
     if history.groups:
-        held = f"{duration(history.cost['seconds'])} from its start"
+        since = duration(history.cost["seconds"])
         details.append(
-            f"Cost {'so far' if run.running else 'in all'}: {history.cost_in_words}, {held}."
+            f"It {'has cost' if run.running else 'cost'} {history.cost_in_words} over {since}."
         )
     total = run.total_steps
     done = None if not total else min(1.0, run.done / total)
@@ -61,7 +61,12 @@ def _state(history: History) -> tuple[Level, str]:
         again = len(history.groups) > 1
         return "note", "recovering, not training yet" if again else "starting"
     if history.open_alarms:
-        return "bad", "finished with an alarm" if run.finished else "in trouble: alarm"
+        if run.finished:
+            return "bad", "finished with an alarm"
+        return (
+            "bad",
+            "in trouble: alarm" if run.running else "stopped before its end, with an alarm",
+        )
     # A step whose samples were all left out has no loss at all.
     if "loss" in run.lines[-1] and math.isnan(losses[-1]):
         return "bad", "the last step's loss is not finite"
@@ -105,9 +110,14 @@ def _waits(history: History) -> str:
     if not shares:
         return ""
     waiting = round(100 * shares["waiting for data"])
-    told = [f"waits for data {waiting} % of the time" if waiting else "hardly waits for data"]
+    waits, saves = ("waits", "saves") if history.run.running else ("waited", "saved")
+    told = [
+        f"{waits} for data {waiting} % of its training time"
+        if waiting
+        else f"hardly {waits} for data"
+    ]
     if shares["saving"] >= 0.05:
-        told.append(f"saves {100 * shares['saving']:.0f} %")
+        told.append(f"{saves} {100 * shares['saving']:.0f} %")
     return ", ".join(told)
 
 
@@ -122,11 +132,12 @@ def _advice(history: History) -> list[str]:
         )
     for name, first, last in history.alarms:
         if (name, first) not in history.open_alarms:
-            told.append(f"Alarm {name} held from step {first:,} to {last:,} and is over.")
+            told.append(f"Alarm {name} lasted from step {first:,} to {last:,} and is over.")
     if (silent := _silent_seconds(history)) is not None and run.running:
-        told.append(f"Nothing was written for {duration(silent)}.")
+        told.append(f"It has written nothing for {duration(silent)}.")
     if not run.finished and not run.running and run.lines:
-        told.append("The same command goes on from the newest whole checkpoint.")
+        command = f": {run.command}" if run.command else ""
+        told.append(f"The same command goes on from the newest whole checkpoint{command}")
     name = str(run.lines[-1].get("bottleneck")) if run.lines else ""
     if name in BOTTLENECKS:
         share = history.run.column("bottleneck_share")[-1]
@@ -134,9 +145,12 @@ def _advice(history: History) -> list[str]:
             told.append(f"{100 * share:.0f} % of the last minutes are {BOTTLENECKS[name]}.")
     if run.nonfinite:
         steps = len({line["step"] for line in run.nonfinite})
-        told.append(f"{steps:,} steps were left out because a loss or gradient was not finite.")
+        left = "1 step was" if steps == 1 else f"{steps:,} steps were"
+        told.append(f"{left} left out because a loss or gradient was not finite.")
     if run.quarantined:
-        told.append(f"{len(run.quarantined):,} damaged band arrays were left out.")
+        arrays = len(run.quarantined)
+        left = "1 damaged band array was" if arrays == 1 else f"{arrays:,} damaged band arrays were"
+        told.append(f"{left} left out.")
     return told
 
 
@@ -152,7 +166,7 @@ def _lost(history: History) -> list[str]:
     told = ", ".join(f"{duration(s)} {_INTO[name]}" for name, s in lost.items() if s >= 1)
     count = f"{faults} fault{'' if faults == 1 else 's'}" if faults else "No fault"
     if idle >= 1:
-        told += f"{'; for' if told else 'for'} {duration(idle)} nobody ran it"
+        told += f"{'; ' if told else ''}it stood still for {duration(idle)}"
     if not told:
         return [f"{count}, which cost no time."]
     return [f"{count}. Of {duration(whole)} in all, {told}."]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from terrafm.report.blocks import Section
@@ -31,7 +32,13 @@ def write_report(
     """
     sections: list[Section] = []
     for kind, group in groupby(targets, key=lambda target: target.kind):
-        sections += kind.sections(list(group), wanted)
+        found = kind.sections(list(group), wanted)
+        before = {section.title for section in sections}
+        # One title twice would be one link twice.
+        sections += [
+            replace(one, title=f"{one.title} ({kind.name})") if one.title in before else one
+            for one in found
+        ]
     subtitle = ", ".join(target.uri for target in targets)
     return write_page(output, Page(_title(targets), subtitle, sections, refresh))
 

@@ -41,7 +41,10 @@ class JsonServer:
         except ValueError as error:
             raise UsageError(f"{without_secrets(address)} is no address: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"{without_secrets(address)} is no address: https://HOST/PATH")
+            raise UsageError(
+                f"{without_secrets(address)!r} is no address of a server: give one such as "
+                "https://HOST/PATH"
+            )
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         self._scheme, self._place = parts.scheme, f"{host}{port}"
         self._query = dict(parse_qsl(parts.query))

@@ -6,9 +6,10 @@ ALARMS = {
     "one_prototype": "the teacher's entropy is near 0: its images fall onto one prototype. "
     "Raise loss.teacher_temp, lower loss.center_momentum so that centers follow faster, raise "
     "loss.alpha towards 1, or lower optim.base_lr",
-    "few_prototypes": "the teacher sends all images to a few prototypes, and the loss falls: "
-    "it tells few groups apart. Raise loss.teacher_temp and loss.warmup_teacher_temp "
-    "(0.07 where 0.04 falls), lower optim.base_lr, or raise train.global_batch",
+    "few_prototypes": "the teacher sends all images to a few prototypes. The loss falls all the "
+    "same, for a few groups are easy to tell apart. Raise loss.teacher_temp and "
+    "loss.warmup_teacher_temp (0.07 where 0.04 collapses), lower optim.base_lr, or raise "
+    "train.global_batch",
     "falling_perplexity": "images that had prototypes of their own have lost them. Lower "
     "optim.base_lr, raise optim.teacher_momentum or loss.teacher_temp",
     "loss_at_chance": "the loss is at ln K: the student tells no image from another. Lower "

@@ -89,9 +89,12 @@ def test_unknown_options_are_the_verbs_own_fault(run):
     assert "--colour" in printed
 
 
-def test_nobody_answers(refused):
+def test_nobody_answers(run, refused):
     words = ("--config", "demo", "--data", "d", "--output", "o")
-    line = refused("submit", "pretrain", *words, "--address", "http://127.0.0.1:1")
+    code, _, errors = run("submit", "pretrain", *words, "--address", "http://127.0.0.1:1")
+    # What it does is said beside the job's output: Ray takes seconds to load.
+    doing, line = errors.splitlines()
+    assert (code, doing) == (2, "terrafm: asking the cluster at http://127.0.0.1:1")
     assert "cannot reach a cluster at http://127.0.0.1:1" in line
     assert "no address of a dashboard" in refused("jobs", "list", "--address", "ray://head:1")
 

@@ -50,3 +50,14 @@ def test_a_script_in_a_name_does_not_run(browser, run_folder, tmp_path):
     assert "<title>Safe</title>" in dom
     assert len(console) == 1
     assert own_requests(urls) == set()
+
+
+@pytest.mark.slow
+def test_a_page_of_a_run_that_goes_on_follows_it_and_can_be_stopped(browser, troubled, tmp_path):
+    file = tmp_path / "page.html"
+    run = read_run(str(troubled.path), "run")
+    file.write_text(render(Page("Run", "", run_sections([run]), refresh=30)))
+    dom, console, _ = opened(browser, file, tmp_path)
+    assert console == []
+    assert "this page loads itself again every 30 s" in dom
+    assert '<button type="button">Stop</button>' in dom

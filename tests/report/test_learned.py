@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from terrafm.config import load_config
 from terrafm.models.encoder import build_encoder
+from terrafm.pictures.learned import _seen
 from terrafm.report.kinds import Wanted, find_targets
-from terrafm.report.learned import _seen, newest_choice
+from terrafm.report.learned import newest_choice
 from terrafm.report.page import MOST_BYTES, Page, render
 from terrafm.report.run_record import read_run
 

@@ -56,7 +56,7 @@ def test_a_healthy_run_says_how_far_it_is_and_when_it_ends(run_folder, monkeypat
     found = verdict_of(history_of(run))
     assert found.level == "good"
     assert found.headline == (
-        "healthy, 62 % done, ends in about 6 min; waits for data 4 % of the time"
+        "healthy, 62 % done, ends in about 6 min; waits for data 4 % of its training time"
     )
     assert found.done == pytest.approx(0.62)
 
@@ -111,7 +111,7 @@ def test_faults_and_changes_stand_there_with_their_cost(troubled):
     assert "20 steps (20 s of work) done again" in cost["Fault"]
     assert "went on from step 520" in cost["Killed"]
     assert cost["Saved and stopped"] == "21 s until it trained again"
-    assert (611, "Not finite: a loss or gradient, and the step was left out", "one update") in told
+    assert (611, "A loss or gradient was not finite: the step was left out", "one update") in told
     times = [h.time for h in history.happenings if h.time]
     assert times == sorted(times)
 

@@ -63,9 +63,12 @@ def test_watching_writes_again_until_the_run_ends(run_folder, tmp_path):
     sizes = []
     writing.watch(targets, wanted, str(output), 30, sizes.append, pause)
     assert len(sizes) == 3
-    assert '<meta http-equiv="refresh" content="30">' in pages[0]
+    # Where scripts run, the page follows by one of them, which can be stopped.
+    assert '<noscript><meta http-equiv="refresh" content="30"></noscript>' in pages[0]
+    assert 'data-seconds="30"' in pages[0]
     last = output.read_text()
     assert 'http-equiv="refresh"' not in last
+    assert "data-seconds" not in last
     assert "30 of 1,000 steps" in last
 
 

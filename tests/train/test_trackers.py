@@ -2,16 +2,31 @@
 
 import importlib.util
 import json
+import re
+import threading
 import time
 
+import cv2
+import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from terrafm.config import load_config
 from terrafm.errors import UsageError
+from terrafm.models.weights import read_contract
+from terrafm.storage import download, join, list_names
+from terrafm.train.checkpoints.exported import export_last
+from terrafm.train.checkpoints.store import load_checkpoint
 from terrafm.train.metrics.alerts import Alerts
 from terrafm.train.metrics.log import MetricsLog, read_metrics
 from terrafm.train.metrics.tracker_clients import open_trackers
-from terrafm.train.metrics.trackers import Background, TrackedRun, Tracker, check_trackers
+from terrafm.train.metrics.trackers import (
+    Background,
+    TrackedPicture,
+    TrackedRun,
+    Tracker,
+    check_trackers,
+)
 
 CONFIG = load_config("demo").model_dump(mode="json")
 # Of all names the one with most characters that a tracker could refuse.
@@ -20,6 +35,24 @@ RETRIEVAL = "validation/retrieval/s2_l1c-to-later/recall10"
 
 def line(step):
     return {"step": step, "loss": 1 / step, "alarm": ["falling_rank"], "bottleneck": "data"}
+
+
+def picture(shade, title="Tree cover / mangroves"):
+    content = cv2.imencode(".png", np.full((4, 6, 3), (10, 20, shade), np.uint8))[1].tobytes()
+    return TrackedPicture("tiles", title, content, "a shade", "of it")
+
+
+@pytest.fixture
+def weights(checkpoint):
+    """Writes the weights of a run after some steps; gives their URI."""
+
+    def at(folder, step):
+        state = load_checkpoint(checkpoint)
+        state.step = step
+        export_last(str(folder), state)
+        return join(str(folder), "exported", "last.safetensors")
+
+    return at
 
 
 def wait_until(condition, seconds=10):
@@ -35,6 +68,12 @@ class Kept(Tracker):
 
     def write(self, step, values):
         self.lines.append((step, dict(values)))
+
+    def write_pictures(self, step, pictures):
+        self.lines.append((step, [one.name for one in pictures]))
+
+    def write_weights(self, step, weights):
+        self.lines.append((step, read_contract(weights).step))
 
     def flush(self):
         pass
@@ -96,6 +135,85 @@ def test_a_background_tracker_gets_every_line_and_is_closed():
     assert tracker.failure is None
 
 
+def test_pictures_and_the_newest_weights_come_between_the_lines(tmp_path, weights):
+    made, go = [], threading.Event()
+
+    def start(run):
+        go.wait()
+        return made.append(Kept(run)) or made[0]
+
+    (tmp_path / "run").mkdir()
+    tracker = background(start, weights=True)
+    for step in (1, 2):
+        tracker.write(step, {"loss": 0.5})
+        tracker.write_pictures(step, [picture(30)])
+        tracker.write_weights(step, weights(tmp_path / "run", step))
+    go.set()
+    tracker.close()
+    shown = ["tiles/tree_cover_mangroves"]
+    # Those of step 1 are no longer there.
+    assert made[0].lines == [
+        (1, {"loss": 0.5}), (1, shown), (2, {"loss": 0.5}), (2, shown), (2, 2)
+    ]  # fmt: skip
+
+
+def test_weights_are_for_those_who_ask_for_them(tmp_path, weights):
+    made = []
+    (tmp_path / "run").mkdir()
+    tracker = background(lambda run: made.append(Kept(run)) or made[0])
+    tracker.write_weights(1, weights(tmp_path / "run", 1))
+    tracker.close()
+    assert made[0].lines == []
+
+
+class NoRoom(Kept):
+    def write_pictures(self, step, pictures):
+        raise OSError("no room for https://me:secret@host/pictures")
+
+    def write_weights(self, step, weights):
+        raise OSError("no room for weights")
+
+
+def test_a_tracker_without_room_for_files_keeps_the_numbers(tmp_path, weights, caplog):
+    made = []
+    (tmp_path / "run").mkdir()
+    tracker = background(lambda run: made.append(NoRoom(run)) or made[0], weights=True)
+    tracker.write_pictures(1, [picture(30)])
+    tracker.write_weights(1, weights(tmp_path / "run", 1))
+    tracker.write_weights(2, str(tmp_path / "run" / "exported" / "gone.safetensors"))
+    tracker.write(2, {"loss": 0.5})
+    tracker.close()
+    assert tracker.failure is None
+    assert made[0].lines == [(2, {"loss": 0.5})]
+    assert "has not got the pictures after step 1: OSError: no room" in caplog.text
+    assert "has not got the weights after step 2" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_weights_on_their_way_are_waited_for_but_not_for_ever(tmp_path, weights):
+    pauses = iter((1.0, 30.0, 30.0))
+
+    class Slow(Kept):
+        def write_weights(self, step, weights):
+            time.sleep(next(pauses))
+
+    (tmp_path / "run").mkdir()
+    uri = weights(tmp_path / "run", 1)
+    for failure in (None, "it did not end within 5.2 s"):
+        tracker = background(Slow, weights=True, close_seconds=0.2, weights_seconds=5)
+        tracker.write_weights(1, uri)
+        tracker.close()
+        assert tracker.failure == failure
+    # The workers of a run would pass for hung ones.
+    config = {"train": {"hang_timeout": 1}}
+    run = TrackedRun("folder", config=config)
+    tracker = Background("some", run, Slow, weights=True, close_seconds=0.2)
+    tracker.write_weights(1, uri)
+    began = time.monotonic()
+    tracker.close()
+    assert time.monotonic() - began < 5
+
+
 def refuses(run):
     raise ConnectionError("the server is down\nand more")
 
@@ -152,22 +270,67 @@ def test_a_failure_stands_in_the_lines_and_is_told_once(tmp_path):
     assert "mlflow takes no more metrics (ConnectionError" in told[0]
 
 
-def track(folder, name, start_step, steps):
-    trackers = open_trackers([name], TrackedRun(str(folder), start_step, CONFIG))
+@pytest.mark.parametrize("place", ["disk", "store"])
+def test_tensorboard_shows_pictures_and_the_newest_of_a_step_done_twice(place, request, tmp_path):
+    uri = str(tmp_path / "run")
+    if place == "store":
+        uri = join(request.getfixturevalue("s3_bucket"), "run")
+    for start, steps in ((0, (10, 20)), (10, (20, 30))):
+        run = TrackedRun(uri, start, part="validation")
+        (board,) = open_trackers(["tensorboard"], run).values()
+        for step in steps:
+            board.write(step, {"validation/knn": 0.5})
+            board.write_pictures(step, [picture(start + step)])
+            board.flush()
+        board.close()
+    folder = tmp_path / "seen"
+    folder.mkdir()
+    for name in list_names(join(uri, "tensorboard", "pictures")):
+        download(join(uri, "tensorboard", "pictures", name), folder / name)
+    events = EventAccumulator(str(folder)).Reload()
+    images = events.Images("tiles/tree_cover_mangroves")
+    assert [image.step for image in images] == [10, 20, 30]
+    shades = [
+        cv2.imdecode(np.frombuffer(image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)[0, 0]
+        for image in images
+    ]
+    assert [tuple(map(int, shade)) for shade in shades] == [
+        (10, 20, 10), (10, 20, 30), (10, 20, 40)
+    ]  # fmt: skip
+    if place == "disk":
+        numbers = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "validation")).Reload()
+        assert [event.step for event in numbers.Scalars("validation/knn")] == [10, 20, 30]
+
+
+def test_tensorboard_without_a_disk_costs_no_run(tmp_path, caplog):
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "pictures").write_text("a file is in the way")
+    (board,) = open_trackers(["tensorboard"], TrackedRun(str(tmp_path))).values()
+    board.write_pictures(1, [picture(30)])
+    board.close()
+    assert "TensorBoard misses pictures" in caplog.text
+
+
+def track(folder, name, start_step, steps, weights):
+    trackers = open_trackers([f"{name}+weights"], TrackedRun(str(folder), start_step, CONFIG))
     for step in steps:
         trackers[name].write(step, {"loss": 1 / step, RETRIEVAL: 1 / step})
+        trackers[name].write_pictures(step, [picture(step)])
+    trackers[name].write_weights(steps[-1], weights(folder, steps[-1]))
     trackers[name].close()
     assert trackers[name].failure is None
 
 
-def test_mlflow_for_real_over_a_restart(tmp_path, monkeypatch):
+def test_mlflow_for_real_over_a_restart(tmp_path, monkeypatch, weights, caplog):
     tracking = pytest.importorskip("mlflow.tracking", reason="mlflow is not installed")
     pytest.importorskip("sqlalchemy", reason="mlflow-skinny has no database")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = tmp_path / "run"
     folder.mkdir()
-    track(folder, "mlflow", 0, (1, 2, 3))
-    track(folder, "mlflow", 2, (3, 4))
+    monkeypatch.chdir(tmp_path)
+    track(folder, "mlflow", 0, (1, 2, 3), weights)
+    track(folder, "mlflow", 2, (3, 4), weights)
+    assert not caplog.records
     client = tracking.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("terrafm")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -179,6 +342,16 @@ def test_mlflow_for_real_over_a_restart(tmp_path, monkeypatch):
         assert sorted((m.step, m.value) for m in history) == [
             (step, pytest.approx(1 / step)) for step in (1, 2, 3, 3, 4)
         ]
+    images = [info.path for info in client.list_artifacts(run.info.run_id, "images")]
+    for step in (1, 2, 3, 4):
+        name = re.compile(rf"images/tiles.tree_cover_mangroves.step.{step}.timestamp.*\.png")
+        assert any(map(name.fullmatch, images)), images
+    (file,) = client.list_artifacts(run.info.run_id, "weights")
+    taken = client.download_artifacts(run.info.run_id, file.path, str(tmp_path))
+    assert read_contract(taken).step == 4
+    assert run.data.tags["weights.last.step"] == "4"
+    # Artifacts lie in the run's folder, not where the command was given.
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("mlruns")] == []
 
 
 def test_mlflow_whose_server_is_away(tmp_path, monkeypatch):
@@ -193,12 +366,14 @@ def test_mlflow_whose_server_is_away(tmp_path, monkeypatch):
     assert "mlflow" in row["trackers_off"]
 
 
-def test_wandb_for_real_offline(tmp_path, monkeypatch):
+def test_wandb_for_real_offline(tmp_path, monkeypatch, weights, caplog):
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    track(tmp_path, "wandb", 0, (1, 2, 3))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staged"))
+    track(tmp_path, "wandb", 0, (1, 2, 3), weights)
     first = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
-    track(tmp_path, "wandb", 2, (3, 4))
+    track(tmp_path, "wandb", 2, (3, 4), weights)
+    assert not caplog.records
     assert json.loads((tmp_path / "trackers.json").read_text())["wandb"] == first
     written = list((tmp_path / "wandb").glob(f"offline-run-*/run-{first}.wandb"))
     assert len(written) == 2

@@ -12,6 +12,7 @@ import terrafm
 from terrafm.config import load_config
 from terrafm.eval.validation import CheckpointValidation
 from terrafm.models.weights import read_contract
+from terrafm.pictures.learned import pictures_of_checkpoint
 from terrafm.train.checkpoints.validations import read_validations
 from terrafm.train.driver.events import read_events
 from terrafm.train.driver.pretrain import describe, pretrain
@@ -115,7 +116,11 @@ def test_a_run_without_labels_names_its_best_checkpoint_by_retrieval(make_datase
     metric = "retrieval/s1-to-s2_l2a/median_rank"
     settings = [*SETTINGS, "train.steps=4", "validation.scores=[retrieval]"]
     config = load_config("demo", [*settings, f"validation.metric={metric}"])
-    result = pretrain(config, data, str(output), validate=CheckpointValidation)
+
+    def validate(task):
+        return CheckpointValidation(task, pictures_of_checkpoint)
+
+    result = pretrain(config, data, str(output), validate=validate)
     lines = read_validations(str(output))
     assert lines[-1]["step"] == 4
     values = {line["step"]: line["metrics"][metric] for line in lines}
@@ -129,3 +134,10 @@ def test_a_run_without_labels_names_its_best_checkpoint_by_retrieval(make_datase
     board = EventAccumulator(str(output / "tensorboard" / "validation"))
     board.Reload()
     assert board.Scalars(f"validation/{metric}")[-1].value == values[4]
+    seen = EventAccumulator(str(output / "tensorboard" / "pictures"))
+    seen.Reload()
+    steps = [line["step"] for line in lines]
+    (tile,) = [tag for tag in seen.Tags()["images"] if tag.startswith("tiles/")]
+    for tag in (tile, "crops/the_crops_of_one_sample"):
+        assert [image.step for image in seen.Images(tag)] == steps
+    assert seen.Images(tile)[0].width > 3 * 150

@@ -8,11 +8,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import ray
 import torch
 from ray import cloudpickle
 from ray.util.placement_group import placement_group, remove_placement_group
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from terrafm.config import load_config
 from terrafm.ray.runtime import cluster_nodes
@@ -22,7 +25,7 @@ from terrafm.train.checkpoints.validations import ValidationLog, read_validation
 from terrafm.train.driver.capacity import fitting_workers
 from terrafm.train.driver.events import EventLog, read_events
 from terrafm.train.driver.validator import Validator
-from terrafm.train.metrics.trackers import TrackedRun
+from terrafm.train.metrics.trackers import TrackedPicture, TrackedRun
 from terrafm.train.step.engine import EngineState
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -51,6 +54,13 @@ class Paced:
         if Path(self.folder, f"go-{step}").read_text():
             raise ValueError("the pixels are gone\nand more")
         return {"metrics": {"knn": 1.0 / step, "rank": None}}
+
+    def pictures(self, checkpoint):
+        step = int(checkpoint.rpartition("_")[2])
+        if step > 20:
+            raise ValueError("a tile is gone")
+        content = cv2.imencode(".png", np.zeros((2, 2, 3), np.uint8))[1].tobytes()
+        return [TrackedPicture("tiles", "Snow", content, "black")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -100,6 +110,11 @@ def steps_of(run):
     return [line["step"] for line in read_validations(str(run))]
 
 
+def shown(run):
+    events = EventAccumulator(str(run / "tensorboard" / "pictures")).Reload()
+    return [image.step for image in events.Images("tiles/snow")]
+
+
 def new_validator(run, total, config=CONFIG, cancelled=None):
     validator = Validator(
         Paced(str(run)), ValidationLog(str(run), config, total), EventLog(str(run)),
@@ -114,7 +129,7 @@ def free_cpus():
     return ray.available_resources().get("CPU", 0.0)
 
 
-def test_the_newest_is_next_and_the_last_is_waited_for(tmp_path):
+def test_the_newest_is_next_and_the_last_is_waited_for(tmp_path, caplog):
     save(tmp_path, 10)
     with new_validator(tmp_path, 40):
         until(lambda: len(starts(tmp_path)) == 1, "step 10 never started")
@@ -133,6 +148,8 @@ def test_the_newest_is_next_and_the_last_is_waited_for(tmp_path):
     told = [(e["step"], e["value"], e["best"]) for e in read_events(str(tmp_path))]
     assert told == [(10, 0.1, True), (40, 0.025, False)]
     assert list((tmp_path / "tensorboard" / "validation").iterdir())
+    assert shown(tmp_path) == [10]
+    assert "the trackers get no pictures after step 40: a tile is gone" in caplog.text
     until(lambda: free_cpus() == CPUS, "its CPU is not free again", 120)
 
 
@@ -153,6 +170,8 @@ def test_a_process_that_dies_is_started_again_and_a_fault_that_stays_is_told_onc
         (20, "the pixels are gone", True),
     ]
     assert len(starts(tmp_path)) == 3
+    # Perhaps they were too much for its memory.
+    assert not (tmp_path / "tensorboard" / "pictures").exists()
 
 
 def test_what_is_under_way_when_a_run_fails_ends_and_is_done_by_the_next_command(tmp_path):

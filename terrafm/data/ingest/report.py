@@ -67,7 +67,8 @@ class IngestReport(InNotebooks):
         if faults := self.details["quarantine"]["faults"]:
             lost = counts["tiles_quarantined"]
             text.append(
-                f"\n{lost} tiles in quarantine, {faults} faults: {join(self.uri, QUARANTINE)}",
+                f"\n{counted(lost, 'tile')} in quarantine, {counted(faults, 'fault')}: "
+                f"{join(self.uri, QUARANTINE)}",
                 style="yellow",
             )
         return text

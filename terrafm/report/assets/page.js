@@ -99,7 +99,15 @@
         ctx.stroke();
         ctx.font = `${11 * ratio}px system-ui, sans-serif`;
         ctx.textAlign = "right";
-        ctx.fillText(spec.level[1], bbox.left + bbox.width - 4 * ratio, y > bbox.top + 16 * ratio ? y - 4 * ratio : y + 13 * ratio);
+        ctx.textBaseline = "middle";
+        // On a ground of its own: it would be lost on a curve or a shaded span.
+        const wide = ctx.measureText(spec.level[1]).width + 8 * ratio, high = 15 * ratio;
+        const below = y + 3 * ratio + high < bbox.top + bbox.height, top = below ? y + 3 * ratio : y - 3 * ratio - high;
+        const right = bbox.left + bbox.width - 4 * ratio;
+        ctx.fillStyle = faded(long(colour("--back")), 0.85);
+        ctx.fillRect(right - wide, top, wide, high);
+        ctx.fillStyle = colour("--quiet");
+        ctx.fillText(spec.level[1], right - 4 * ratio, top + high / 2);
       }
       ctx.restore();
     };
@@ -145,7 +153,7 @@
         } },
       },
       axes: [
-        { stroke: ink, grid, ticks, font, size: isTime ? 44 : 30, space: isTime ? 95 : 60, values: isTime ? clock : (u, splits) => splits.map(number) },
+        { stroke: ink, grid, ticks, font, label: isTime ? "time (UTC)" : spec.xTitle, labelFont: font, labelSize: 18, labelGap: 0, size: isTime ? 44 : 30, space: isTime ? 95 : 60, values: isTime ? clock : (u, splits) => splits.map(number) },
         { stroke: ink, grid, ticks, font, incrs: isCount ? [1, 2, 5, 10, 20, 50, 100] : undefined, values: (u, splits) => splits.map(number),
           size: (u, values) => (values ? Math.max(36, ...values.map((v) => canvas.measureText(v).width + 14)) : 46) },
       ],

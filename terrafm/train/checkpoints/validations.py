@@ -16,6 +16,7 @@ from terrafm.storage import read_json_lines, write_json_lines
 from terrafm.storage.records import Finite, StepLine, open_keys
 from terrafm.train.checkpoints.best import Best, choose_best, hold, read_best, write_best
 from terrafm.train.checkpoints.store import CHECKPOINTS, list_checkpoints
+from terrafm.train.metrics.trackers import TrackedPicture
 from terrafm.train.run_folder import RunFolder, step_name
 
 
@@ -55,6 +56,14 @@ class Validation(Protocol):
 
     def score(self, checkpoint: str) -> dict[str, Any]:
         """The line of validation.jsonl for a checkpoint: JSON-able, with `metrics` by name.
+
+        Args:
+            checkpoint: URI of its folder.
+        """
+        ...
+
+    def pictures(self, checkpoint: str) -> Sequence[TrackedPicture]:
+        """What trackers are shown of a checkpoint; none where nobody draws them.
 
         Args:
             checkpoint: URI of its folder.

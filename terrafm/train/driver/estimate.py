@@ -16,7 +16,7 @@ from terrafm.train.metrics.step_line import peak_process_bytes
 from terrafm.train.step.engine import Engine, PlainEngine
 from terrafm.train.step.optimizer import MOMENTS, reduce_bucket
 from terrafm.train.worker.setup import TrainingSetup
-from terrafm.units import duration, human_bytes
+from terrafm.units import counted, duration, human_bytes
 
 _FLOAT = 4
 
@@ -90,12 +90,12 @@ def describe_estimate(figures: dict[str, Any]) -> str:
     reads = f"{figures['epochs']:,} epochs, {human_bytes(figures['bytes_read'])} to read"
     state = human_bytes(figures["memory_state"])
     number = figures["checkpoints"]
-    many = "1 checkpoint" if number == 1 else f"{number:,} checkpoints"
+    size = human_bytes(figures["checkpoint_bytes"])
     lines = {
         "the run": f"{figures['steps']:,} steps{rest}, {figures['samples']:,} samples: {reads}",
         "the model": f"{figures['parameters']:,} parameters",
         "a worker's memory": f"{state} for weights, gradients, moments and teacher",
-        "on the disk": f"{many} of {human_bytes(figures['checkpoint_bytes'])} each",
+        "on the disk": f"{counted(number, 'checkpoint')} of {size}{'' if number == 1 else ' each'}",
     }
     if "step_seconds" in figures:
         activations = human_bytes(figures["memory_activations"])

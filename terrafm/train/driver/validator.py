@@ -42,13 +42,14 @@ from terrafm.config import ValidationConfig
 from terrafm.errors import TerraFMError
 from terrafm.storage import is_local, join, read_bytes
 from terrafm.storage.faults import one_line
-from terrafm.train.checkpoints.exported import export_best
+from terrafm.train.checkpoints.exported import BEST, export_best
 from terrafm.train.checkpoints.files import MARKER
 from terrafm.train.checkpoints.validations import Validation, ValidationLog
 from terrafm.train.driver.capacity import fitting_workers
 from terrafm.train.driver.events import EventLog
 from terrafm.train.metrics.tracker_clients import open_trackers
-from terrafm.train.metrics.trackers import TrackedRun, Tracker
+from terrafm.train.metrics.trackers import TrackedPicture, TrackedRun, Tracker
+from terrafm.train.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,21 @@ class _Running:
     group: PlacementGroup
     result: Any
     since: float
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What came of a validation.
+
+    Attributes:
+        score: the line of validation.jsonl.
+        pictures: for the trackers.
+        missing: why there are no pictures, where they were asked for.
+    """
+
+    score: dict[str, Any]
+    pictures: Sequence[TrackedPicture] = ()
+    missing: str = ""
 
 
 class Validator:
@@ -110,7 +126,7 @@ class Validator:
         self.need = {"CPU": config.cpus} | ({"GPU": config.gpus} if config.gpus else {})
         self._trackers: dict[str, Tracker] = {}
         self._running: _Running | None = None
-        self._finished: tuple[int, dict[str, Any]] | None = None
+        self._finished: tuple[int, _Scored] | None = None
         self._attempts: Counter[str] = Counter()
         self._told_at = 0.0
         self._faults = 0
@@ -219,6 +235,7 @@ class Validator:
             self._look()
             idle = self._running is None and self._finished is None
             if idle and not self._faults:
+                self._export()
                 return
             if self._faults > _MOST_FAULTS:
                 raise TerraFMError(
@@ -257,7 +274,10 @@ class Validator:
         if self._log.best_step == self._exported or now < self._export_after:
             return
         try:
-            self._exported = export_best(self._run.folder)
+            step = self._exported = export_best(self._run.folder)
+            if step is not None:
+                for tracker in self._trackers.values():
+                    tracker.write_weights(step, RunFolder(self._run.folder).exported(BEST))
         except (TerraFMError, OSError) as error:
             # A checkpoint that has just gone, a store that does not answer, a full disk.
             self._export_after = now + _REPEAT_SECONDS
@@ -284,7 +304,9 @@ class Validator:
             scheduling_strategy=PlacementGroupSchedulingStrategy(group),
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(max(1, int(self._config.cpus)))}},
         )
-        result = task.remote(self._validation, uri)
+        # Of a process that died, perhaps for lack of memory, the score is wanted first of all.
+        pictures = bool(self._tracker_names) and not self._attempts[key]
+        result = task.remote(self._validation, uri, pictures)
         self._running = _Running(step, key, group, result, time.monotonic())
 
     def _collect(self) -> None:
@@ -314,8 +336,8 @@ class Validator:
         """What has ended; kept for the next look where disk or store do not take it."""
         if self._finished is None:
             return
-        step, score = self._finished
-        line = self._log.add(step, score)
+        step, scored = self._finished
+        line = self._log.add(step, scored.score)
         self._finished = None
         value, best = line["metrics"].get(self._config.metric), self._log.best
         self._events.add(
@@ -325,15 +347,24 @@ class Validator:
             value=value,
             best=best is not None and best.step == step,
         )
-        self._track(step, line["metrics"])
+        if scored.missing:
+            logger.warning("the trackers get no pictures after step %d: %s", step, scored.missing)
+        self._track(step, line["metrics"], scored.pictures)
 
-    def _track(self, step: int, metrics: Mapping[str, float | None]) -> None:
+    def _track(
+        self,
+        step: int,
+        metrics: Mapping[str, float | None],
+        pictures: Sequence[TrackedPicture],
+    ) -> None:
         if not self._trackers:
             # Not before: the ranks' own trackers have made their runs by now.
             self._trackers = open_trackers(self._tracker_names, self._run)
         numbers = {f"validation/{n}": v for n, v in metrics.items() if v is not None}
         for tracker in self._trackers.values():
             tracker.write(step, numbers)
+            if pictures:
+                tracker.write_pictures(step, pictures)
             tracker.flush()
 
     def _tell_of_waiting(self) -> None:
@@ -373,12 +404,18 @@ def _holds(node: Node, group: PlacementGroup) -> bool:
     return any(name.endswith(group.id.hex()) for name in node.available)
 
 
-def _score(validation: Validation, checkpoint: str) -> dict[str, Any]:
+def _score(validation: Validation, checkpoint: str, pictures: bool) -> _Scored:
     """In a process of its own, which ends with it and gives way to those that train."""
     os.nice(_LOWEST_PRIORITY)
     began = time.perf_counter()
     score = validation.score(checkpoint)
-    return {"seconds": round(time.perf_counter() - began, 2), **score}
+    score = {"seconds": round(time.perf_counter() - began, 2), **score}
+    if not pictures:
+        return _Scored(score)
+    try:
+        return _Scored(score, validation.pictures(checkpoint))
+    except Exception as error:  # noqa: BLE001 - no picture is worth a score
+        return _Scored(score, missing=one_line(error))
 
 
 _task = ray.remote(max_calls=1, max_retries=0)(_score)

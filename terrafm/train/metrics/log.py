@@ -55,7 +55,8 @@ class MetricsLog:
         kept = [line for line in read_metrics(run_folder) if line["step"] <= start_step]
         self._lines = [json.dumps(line) + "\n" for line in kept]
         self.newest: dict[str, Any] = kept[-1] if kept else {}
-        self._uri = RunFolder(run_folder).metrics
+        self._run = RunFolder(run_folder)
+        self._uri = self._run.metrics
         write_json_lines(self._uri, kept)
         self._file: _LocalLines | None = None
         if is_local(run_folder):
@@ -85,6 +86,16 @@ class MetricsLog:
             self._file.add(line)
             with suppress(OSError):
                 self._file.write()
+
+    def write_weights(self, step: int, name: str) -> None:
+        """Gives the trackers that want them weights of the run's `exported/`.
+
+        Args:
+            step: finished steps of the checkpoint that they are of.
+            name: of the weights, "last" or "best".
+        """
+        for tracker in self._trackers.values():
+            tracker.write_weights(step, self._run.exported(name))
 
     def flush(self) -> None:
         """Makes all lines visible; object stores take no appends, so they get whole files.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import ray.train
@@ -15,7 +14,7 @@ from terrafm.data.samples.stream import stream_batches
 from terrafm.errors import TerraFMError
 from terrafm.ray.standby import start_standby
 from terrafm.storage import join
-from terrafm.train.checkpoints.exported import export_last
+from terrafm.train.checkpoints.exported import LAST, export_last
 from terrafm.train.checkpoints.retention import Retention
 from terrafm.train.checkpoints.store import (
     TrainingState,
@@ -175,6 +174,7 @@ class Worker:
         stream.close()
         profiler.close()
         if log is not None:
+            self.heartbeat.at(done, "closing the trackers")
             log.close()
         self.heartbeat.at(done, "done")
 
@@ -217,10 +217,15 @@ class Worker:
             self.checkpoints,
             Retention.of(train),
             write_records=self.records.write,
-            export=partial(export_last, self.task.output),
+            export=lambda state: self._export(state, log),
             written=self.exported.checkpoint_written,
         )
         return log
+
+    def _export(self, state: TrainingState, log: MetricsLog) -> None:
+        """In the writer's thread."""
+        export_last(self.task.output, state)
+        log.write_weights(state.step, LAST)
 
     def _profiler(self) -> StepProfiler:
         steps = self.config.train.profile_steps if self.rank == 0 else 0
