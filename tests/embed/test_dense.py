@@ -79,7 +79,7 @@ def test_tiles_of_a_dataset(small_dataset, tiny_weights, tmp_path):
     others = pq.read_table(tmp_path / "plain" / "tiles")["embedding"].to_pylist()
     np.testing.assert_allclose(ours, others, atol=1e-5)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "dense", "embedding.json", "job.json", "tiles",
+        "collection.json", "dense", "embedding.json", "items", "job.json", "tiles",
     ]  # fmt: skip
 
 

@@ -64,6 +64,10 @@ def test_a_folder_of_another_request_is_left_alone(
     assert "begun with another model" in refuse(weights=other_model)
 
 
+def times(output):
+    return {path.name: path.stat().st_mtime_ns for path in (output / "parts").iterdir()}
+
+
 def test_a_part_that_is_gone_or_damaged_is_made_again(again, tmp_path, monkeypatch):
     """An unfinished folder of three parts, one without its file, one without a whole entry."""
     monkeypatch.setattr(parts, "_LEAST_ROWS", 4)
@@ -71,16 +75,21 @@ def test_a_part_that_is_gone_or_damaged_is_made_again(again, tmp_path, monkeypat
     with pytest.raises(ZeroDivisionError):
         again()
     output = tmp_path / "out"
-    (output / "tiles" / "part-00000.parquet").unlink()
+    (output / "parts" / "part-00000.parquet").unlink()
     (output / "entries" / "part-00001.json").write_text("{")
-    kept = output / "tiles" / "part-00002.parquet"
-    before = kept.stat().st_mtime_ns
+    kept = (output / "parts" / "part-00002.parquet").stat().st_mtime_ns
     monkeypatch.undo()
     monkeypatch.setattr(parts, "_LEAST_ROWS", 4)
+    seen = []
+    pack = job._pack
+    monkeypatch.setattr(job, "_pack", lambda *given: seen.append(times(output)) or pack(*given))
     code, text, _ = again()
     assert code == 0
     assert "3 rows were there from before" in text
-    assert kept.stat().st_mtime_ns == before
+    assert seen[0]["part-00002.parquet"] == kept
+    assert [path.name for path in sorted(output.iterdir())] == [
+        "collection.json", "embedding.json", "items", "job.json", "tiles",
+    ]  # fmt: skip
     assert pq.read_table(output / "tiles").num_rows == 11
 
 
