@@ -7,6 +7,7 @@ random names: a writer that outlives a killed driver can add a file that nobody 
 that are known beforehand need no such bookkeeping.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -31,7 +32,7 @@ from terrafm.embed.quantisation import LEAST_COSINE, Scales
 from terrafm.embed.request import EmbedOptions, Request, begin, make_request
 from terrafm.embed.schema import DENSE, MANIFEST, PARTS, TILES, EmbeddingManifest, part_name
 from terrafm.embed.stac import write_catalogue
-from terrafm.embed.work import ENTRIES, Entry, OpenPartWork
+from terrafm.embed.work import ENTRIES, Entry, OpenPartWork, dense_style
 from terrafm.errors import TerraFMError
 from terrafm.eval.features.readouts import Readout
 from terrafm.ray.parts import Part, divide, run_parts
@@ -109,8 +110,8 @@ class EmbeddingReport(InNotebooks):
             if found.quantisation is not None:
                 cost = found.quantisation
                 text.append(
-                    f"\nint8: cosine to float32 {cost.mean_cosine:.5f} on average, "
-                    f"{cost.least_cosine:.5f} at least",
+                    f"\nint8: cosine to float32 {_cut(cost.mean_cosine)} on average, "
+                    f"{_cut(cost.least_cosine)} at least",
                     style="yellow" if cost.least_cosine < LEAST_COSINE else "",
                 )
             if found.options["dense"]:
@@ -197,7 +198,7 @@ def _make_mosaics(output: str, request: Request, options: EmbedOptions) -> None:
     source = request.source
     if not request.dense or not isinstance(source, GeoTiffWindows):
         return
-    work = OpenMosaicWork(source, output, request.dim, request.rows_per_part, request.tags())
+    work = OpenMosaicWork(source, output, request.dim, request.rows_per_part, dense_style(request))
     files = divide(len(source.files), 1)
     # No model, no GPU.
     for _ in run_parts(work, files, workers=options.workers, device="cpu"):
@@ -267,6 +268,11 @@ def _finish(
     write_bytes(join(output, MANIFEST), manifest.to_json().encode())
     _remove_scaffold(output)
     return manifest
+
+
+def _cut(cosine: float) -> str:
+    """In six digits, never rounded up to a 1 that it is not."""
+    return f"{math.floor(cosine * 1e6) / 1e6:.6f}"
 
 
 def _remove_scaffold(output: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from terrafm.config.yaml_text import shortened
-from terrafm.embed.choices import DenseFormat, Quantise
+from terrafm.embed.choices import DenseFormat, Quantise, check_zarr
 from terrafm.embed.geotiffs import GeoTiffWindows
 from terrafm.embed.schema import JOB, MANIFEST, EmbeddingManifest, read_manifest
 from terrafm.embed.source import DatasetTiles, TileSource
@@ -168,6 +168,10 @@ def make_request(
     Raises:
         UsageError: one of them cannot be read, or they do not fit.
     """
+    if options.dense_format is DenseFormat.ZARR:
+        if not options.dense:
+            raise UsageError("--dense-format zarr says how --dense is written: add --dense")
+        check_zarr()
     # Workers may run in other folders than this process.
     uri, data = absolute(weights), absolute(data)
     encoder = load_encoder(uri)

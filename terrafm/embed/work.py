@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from terrafm.embed.dense import masked_patches, owned_block, write_blocks, write_tile
+from terrafm.embed.dense_files import DenseStyle
 from terrafm.embed.geotiffs import GeoTiffWindows
 from terrafm.embed.quantisation import Range
 from terrafm.embed.request import Request
@@ -81,6 +82,11 @@ class OpenPartWork:
     request: Request
     output: str
     batch: int
+
+    @property
+    def style(self) -> DenseStyle:
+        """How patch embeddings are written."""
+        return dense_style(self.request)
 
     def __call__(self, device: str) -> Work:
         """Loads the encoder.
@@ -168,8 +174,18 @@ class PartWork:
             blocks[row] = owned_block(request.source, row, patches)
         else:
             place = request.source.place(row)
-            tags = {**request.tags(), "TILE_ID": place.tile_id}
-            write_tile(self.job.output, place, patches, tags)
+            write_tile(self.job.output, place, patches, self.job.style)
+
+
+def dense_style(request: Request) -> DenseStyle:
+    """How the patch embeddings of a request are written."""
+    return DenseStyle(
+        request.dense_format,
+        request.quantise is not None,
+        request.weights,
+        request.source.uri,
+        request.tags(),
+    )
 
 
 def write_part(output: str, folder: str, name: str, content: bytes, rows: int) -> PartFile:

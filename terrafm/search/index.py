@@ -28,12 +28,14 @@ from terrafm.embed.schema import LARGEST_DIM, EmbeddingManifest
 from terrafm.errors import UsageError
 from terrafm.search.spread import Spread
 from terrafm.storage import file_size, is_local, join, load_record, read_bytes
+from terrafm.storage.faults import one_line
 from terrafm.storage.limits import WHOLE_FILE_BYTES
 from terrafm.storage.local import check_regular
 from terrafm.storage.records import Count, Finite
 
 SEARCH = "search"
 RECORD = "index.json"
+REMEDY = "terrafm search --index builds it anew, --exact needs none"
 ARRAYS, LISTS, IDS = "arrays.safetensors", "lists.bin", "ids.bin"
 MOST_LISTS = 1 << 16
 ID_BYTES = 8
@@ -116,8 +118,7 @@ class Index:
             _check_size(self._ids, record.rows * 2 * ID_BYTES)
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"the index in {join(uri, SEARCH)} is damaged: {error}; terrafm search --index "
-                "builds it anew once that folder is gone, and --exact needs none"
+                f"the index in {join(uri, SEARCH)} is damaged: {one_line(error)}: {REMEDY}"
             ) from None
         self._spread = spread_of(arrays)
         self._index = ivf(arrays, record.indexed)
@@ -160,12 +161,11 @@ def find_index(uri: str, manifest: EmbeddingManifest) -> IndexRecord | None:
         UsageError: there is one of other embeddings, or its record is damaged.
     """
     where = join(uri, SEARCH, RECORD)
-    remedy = "terrafm search --index builds it anew, --exact needs none"
-    record = load_record(where, IndexRecord, remedy, UsageError)
+    record = load_record(where, IndexRecord, REMEDY, UsageError)
     if record is None:
         return None
     if record.embeddings != fingerprint(manifest) or record.dim != manifest.dim:
-        raise UsageError(f"the index in {join(uri, SEARCH)} is of other embeddings: {remedy}")
+        raise UsageError(f"the index in {join(uri, SEARCH)} is of other embeddings: {REMEDY}")
     return record
 
 

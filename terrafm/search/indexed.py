@@ -10,9 +10,7 @@ from terrafm.errors import TerraFMError
 from terrafm.search.embeddings import Embeddings
 from terrafm.search.index import Index, IndexRecord
 from terrafm.search.nearest import Nearest, Neighbour
-
-# Bytes tell similarities to some thousandths: a few more than asked for, then compared exactly.
-_MORE = 4
+from terrafm.search.recall import MORE
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class IndexedFolder:
         (vector,) = self._folder.rows([own])[1]
         comparable = self._index.prepared
         nearest = Nearest(comparable(vector[None])[0], count + 1)
-        found = self._index.search(vector, count + _MORE + 1).rows
+        found = self._index.search(vector, count + MORE + 1).rows
         ids, vectors = self._folder.rows(found) if found else ([], np.zeros((0, len(vector))))
         nearest.add(ids, comparable(vectors))
         rows = dict(zip(ids, found, strict=True))

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 NEAREST = 10
+MORE = 4
+"""Bytes tell similarities to some thousandths: so many more are looked up and compared exactly."""
 
 
 class Truth:
@@ -46,7 +48,7 @@ class Truth:
         self._rows = np.take_along_axis(rows, order, 1)
 
     def compared(self, index: Any) -> tuple[NDArray[np.float64], list[float]]:
-        """What an index of FAISS finds of it.
+        """What an index of FAISS finds of it, with those few more.
 
         Returns:
             (Q,) shares of the nearest rows that were found, and the seconds of each search.
@@ -56,9 +58,9 @@ class Truth:
             self._queries, self._own, self._rows, self._similarities, strict=True
         ):
             start = time.perf_counter()
-            _, found = index.search(query[None], NEAREST + 1)
+            _, found = index.search(query[None], NEAREST + MORE + 1)
             times.append(time.perf_counter() - start)
             real = set(rows[np.isfinite(near)].tolist())
-            others = [row for row in found[0].tolist() if row != own][:NEAREST]
+            others = [row for row in found[0].tolist() if row != own][: NEAREST + MORE]
             shares.append(len(real.intersection(others)) / len(real) if real else 1.0)
         return np.array(shares), times

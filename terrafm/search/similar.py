@@ -154,12 +154,11 @@ def _index_of(
         return None, False
     try:
         record = find_index(folder.uri, folder.manifest)
+        if record is not None:
+            return IndexedFolder(folder, record), False
     except UsageError:
         if index is None:
             raise
-        record = None
-    if record is not None:
-        return IndexedFolder(folder, record), False
     if index is None:
         return None, False
     # Building brings libraries of its own.
