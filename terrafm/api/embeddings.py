@@ -140,14 +140,33 @@ def search(
         UsageError: no embeddings there, no such tile or place, or no pixels for the sheet.
     """
     begin()
+    built = index is True and _build_index(embeddings, progress)
     with telling(progress, f"searching {embeddings}"):
         from terrafm.search.similar import find_similar, render
 
         result = Result(find_similar(embeddings, tile, point, k, index), render)
+        if built:
+            result["index"]["built"] = True
         result["contact_sheet"] = uri_of(output)
         if output is not None:
             draw_found(embeddings, result, os.fspath(output), uri_of(data))
     return result
+
+
+def _build_index(embeddings: Path, progress: Progress) -> bool:
+    """Builds the index of a folder where it has none that fits; says whether it did."""
+    from terrafm.search.embeddings import Embeddings
+    from terrafm.search.similar import needs_index
+
+    folder = Embeddings(embeddings)
+    if not needs_index(folder):
+        return False
+    doing = f"building an index of {len(folder):,} embeddings in {folder.uri}"
+    with shown(progress, "embeddings", doing) as advance:
+        from terrafm.search.index_build import build_index
+
+        build_index(folder, advance)
+    return True
 
 
 def draw_found(embeddings: Path, result: dict[str, Any], output: str, data: str | None) -> None:

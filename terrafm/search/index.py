@@ -174,6 +174,19 @@ def fingerprint(manifest: EmbeddingManifest) -> str:
     return hashlib.sha256(manifest.to_json().encode()).hexdigest()
 
 
+def check_possible(uri: str) -> None:
+    """Whether a folder can have an index.
+
+    Raises:
+        UsageError: it lies in a store, or FAISS is not installed.
+    """
+    need_faiss()
+    if not is_local(uri):
+        raise UsageError(
+            f"an index lies on a disk, and {uri} lies in a store: copy it, or take --exact"
+        )
+
+
 def need_faiss() -> Any:
     """The library.
 
@@ -241,10 +254,7 @@ def spread_of(arrays: dict[str, NDArray[Any]]) -> Spread | None:
 
 
 def _path(uri: str, record: IndexRecord, name: str) -> str:
-    if not is_local(uri):
-        raise UsageError(
-            f"an index is read from a disk, and {uri} lies in a store: copy it, or take --exact"
-        )
+    check_possible(uri)
     return str(Path(uri) / SEARCH / f"{record.key}-{name}")
 
 

@@ -29,6 +29,7 @@ from terrafm.search.index import (
     RECORD,
     SEARCH,
     IndexRecord,
+    check_possible,
     fingerprint,
     hashes_of,
     ivf,
@@ -38,7 +39,7 @@ from terrafm.search.index import (
 )
 from terrafm.search.recall import Truth
 from terrafm.search.spread import Spread
-from terrafm.storage import is_local, join, list_names, remove_files, to_json, write_bytes
+from terrafm.storage import join, list_names, remove_files, to_json, write_bytes
 from terrafm.storage.durable import replace
 from terrafm.storage.lease import lease
 
@@ -69,12 +70,8 @@ def build_index(folder: Embeddings, progress: Progress | None = None) -> IndexRe
             another process builds it.
         TerraFMError: a file of embeddings cannot be read, or no row has a direction.
     """
+    check_possible(folder.uri)
     faiss = need_faiss()
-    if not is_local(folder.uri):
-        raise UsageError(
-            f"an index is built on a disk, and {folder.uri} lies in a store: copy it first, or "
-            "take --exact"
-        )
     place = Path(folder.uri) / SEARCH
     place.mkdir(exist_ok=True)
     _check_room(folder, place)

@@ -17,7 +17,7 @@ from terrafm.errors import UsageError
 from terrafm.modalities import FIRST_CHOICE
 from terrafm.search.embeddings import Embeddings
 from terrafm.search.footprints import distances
-from terrafm.search.index import find_index
+from terrafm.search.index import check_possible, find_index
 from terrafm.search.indexed import IndexedFolder, NearestTiles
 from terrafm.search.nearest import Nearest
 from terrafm.search.spread import Spread
@@ -152,19 +152,29 @@ def _index_of(
     """The index to look through, if any, and whether it was built now."""
     if index is False:
         return None, False
+    if index is True and needs_index(folder):
+        # Building brings libraries of its own.
+        from terrafm.search.index_build import build_index
+
+        return IndexedFolder(folder, build_index(folder, progress)), True
+    record = find_index(folder.uri, folder.manifest)
+    return (None if record is None else IndexedFolder(folder, record)), False
+
+
+def needs_index(folder: Embeddings) -> bool:
+    """Whether a folder has no index that can be used: none, one of other embeddings, or damaged.
+
+    Raises:
+        UsageError: no folder of its kind can have one, or FAISS is not installed.
+    """
+    check_possible(folder.uri)
     try:
         record = find_index(folder.uri, folder.manifest)
         if record is not None:
-            return IndexedFolder(folder, record), False
+            IndexedFolder(folder, record)
     except UsageError:
-        if index is None:
-            raise
-    if index is None:
-        return None, False
-    # Building brings libraries of its own.
-    from terrafm.search.index_build import build_index
-
-    return IndexedFolder(folder, build_index(folder, progress)), True
+        return True
+    return record is None
 
 
 def _by_all(folder: Embeddings, query: str, count: int) -> NearestTiles:

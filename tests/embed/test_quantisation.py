@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -16,8 +17,14 @@ from terrafm.embed.job import embed
 from terrafm.embed.quantisation import LEAST_COSINE, NO_NUMBER, Range, Scales
 from terrafm.embed.request import EmbedOptions
 from terrafm.embed.schema import read_manifest
+from terrafm.eval.datasets.registry import open_labelled
+from terrafm.eval.features.job import EncoderFeatures, extract_features, untrained_spec
+from terrafm.eval.features.readouts import Readout
+from terrafm.eval.metrics import single_label_scores
+from terrafm.eval.probes.knn import nearest, vote
 from terrafm.search.embeddings import Embeddings
 from terrafm.search.similar import find_similar
+from terrafm.search.spread import Spread
 
 ROWS = st.integers(1, 20)
 NUMBERS = st.floats(-1e6, 1e6, width=32) | st.just(np.nan) | st.just(np.inf)
@@ -150,3 +157,34 @@ def test_a_folder_that_does_not_say_its_scales_is_one_line(
     line = refused("search", folder, "--tile", "tile_00", code=code)
     assert message in line
     assert "restore it or embed again" in line
+
+
+@pytest.fixture(scope="module")
+def eurosat(shared_folder):
+    return open_labelled(str(shared_folder / "realdata" / "eurosat_ms"))
+
+
+@pytest.mark.parametrize("readout", list(Readout))
+def test_the_classes_that_neighbours_vote_for_stay_within_their_interval(eurosat, readout):
+    """kNN of real images by an encoder: float32 beside int8."""
+    spec = untrained_spec("terrafm_small", 0)
+    sensors = ((eurosat.modalities[0],),)
+    extractor = EncoderFeatures((spec,), sensors, eurosat.statistics(), 64, 25, readout=readout)
+    features = extract_features(extractor, eurosat, torch.device("cpu"))
+    features = features.reshape(len(eurosat.names), -1)
+    scales = scales_of(features)
+    accuracies = {}
+    for name, vectors in (("float32", features), ("int8", scales.decode(scales.encode(features)))):
+        spread = Spread(vectors.shape[1])
+        spread.add(vectors)
+        made = spread.standardise(vectors) if readout is Readout.MEAN_STD else vectors
+        unit = (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+        found = nearest(unit, 5, eurosat.groups)
+        voted = vote(*found, eurosat.labels, len(eurosat.classes), None)
+        scores = single_label_scores(voted, eurosat.labels, len(eurosat.classes), eurosat.groups)
+        accuracies[name] = scores["accuracy"]
+    exact, small = accuracies["float32"], accuracies["int8"]
+    assert exact.low < exact.high
+    assert exact.low <= small.value <= exact.high
+    # As real embeddings keep their direction, without what an average would hide.
+    assert scales.cosines(features).min() >= LEAST_COSINE

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from terrafm.embed import job
+from terrafm.embed import job, packing
 from terrafm.modalities import MODALITIES
 from terrafm.ray import parts
 
@@ -91,6 +91,30 @@ def test_a_part_that_is_gone_or_damaged_is_made_again(again, tmp_path, monkeypat
         "collection.json", "embedding.json", "items", "job.json", "tiles",
     ]  # fmt: skip
     assert pq.read_table(output / "tiles").num_rows == 11
+
+
+def test_files_that_are_put_together_already_stay(again, tmp_path, monkeypatch):
+    """Killed after three files, one of which is gone and one without a whole entry."""
+    monkeypatch.setattr(parts, "_LEAST_ROWS", 4)
+    monkeypatch.setattr(packing, "ROW_GROUP_BYTES", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "write_catalogue", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            again("--quantise", "int8")
+    output = tmp_path / "out"
+    tiles = sorted((output / "tiles").iterdir())
+    assert [path.name for path in tiles] == [f"part-{n:05d}.parquet" for n in range(3)]
+    content = [path.read_bytes() for path in tiles]
+    tiles[0].unlink()
+    (output / "entries" / "part-00001.packed").write_text("{")
+    before = [path.stat().st_mtime_ns for path in tiles[1:]]
+    code, text, _ = again("--quantise", "int8")
+    assert code == 0
+    assert "11 rows were there from before" in text
+    after = [path.stat().st_mtime_ns for path in tiles[1:]]
+    assert (after[0] > before[0], after[1] == before[1]) == (True, True)
+    # Whoever makes them, and however often.
+    assert [path.read_bytes() for path in tiles] == content
 
 
 def test_the_same_weights_elsewhere_are_the_same(again, tiny_weights, tmp_path):
