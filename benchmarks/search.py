@@ -7,8 +7,9 @@ Vectors are made up: a mixture of 20,000 clusters on a bent surface of 32 dimens
 a process of its own; its seconds have all that building takes, reading the Parquet files included.
 Then 400 rows that nobody chose the index by are searched for, one after the other, on one core:
 the median of a search in the open index, and the share of the 10 nearest, by exact search, that it
-finds. Memory is that of a process beside the index's file, which is mapped: its pages are the
-kernel's to keep or drop. The exact search's time is beside.
+finds, with the four more that are then compared exactly, as `terrafm search` does. Memory is that
+of a process beside the index's file, which is mapped: its pages are the kernel's to keep or drop.
+The exact search's time is beside.
 """
 
 import shutil

@@ -139,11 +139,12 @@ def time_of(tile: dict[str, Any]) -> str:
 
 
 def _about(index: dict[str, Any]) -> str:
-    built = f"built in {index['seconds']:.0f} s; " if index["built"] else ""
-    return (
-        f"by the index: {built}it finds {100 * index['recall']:.1f} % of the 10 nearest, a search "
-        f"takes {index['milliseconds']:.2g} ms; --exact looks at all"
-    )
+    share = f"{100 * index['recall']:.1f} %"
+    told = f"by its index, which finds {share} of the 10 nearest; --exact looks at all"
+    if index["built"]:
+        took = f"{index['seconds']:,.0f} s, a search takes {index['milliseconds']:.3g} ms"
+        told += f"\nbuilding it took {took}"
+    return told
 
 
 def _index_of(

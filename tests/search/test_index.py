@@ -147,16 +147,16 @@ def test_the_command_builds_it_once_and_says_how_good_it_is(run, indexed, tmp_pa
     shutil.rmtree(Path(indexed) / "search")
     code, text, _ = run("search", indexed, "--tile", "tile_00000", "-k", "3", "--index")
     assert code == 0
-    told = [line for line in text.splitlines() if line.startswith("by the index: ")]
-    assert "built in" in told[0]
-    assert len(told[0]) <= 80
+    lines = text.splitlines()
+    (at,) = [n for n, line in enumerate(lines) if line.startswith("by its index, which finds ")]
+    assert lines[at].endswith(" % of the 10 nearest; --exact looks at all")
+    assert lines[at + 1].startswith("building it took ")
+    assert max(map(len, lines[at : at + 2])) <= 80
     code, text, _ = run("search", indexed, "--tile", "tile_00000", "-k", "3")
-    (told,) = [line for line in text.splitlines() if line.startswith("by the index: ")]
-    assert "built" not in told
-    assert "% of the 10 nearest" in told
-    assert len(told) <= 80
+    assert "by its index, which finds " in text
+    assert "building" not in text
     code, text, _ = run("search", indexed, "--tile", "tile_00000", "-k", "3", "--exact")
-    assert "by the index" not in text
+    assert "by its index" not in text
 
 
 def test_an_index_of_other_embeddings(indexed, refused, tmp_path, folder_of):
