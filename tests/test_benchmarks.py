@@ -62,6 +62,7 @@ def test_every_figure_has_its_file():
         "s3_stream",
         "scaling",
         "scenes",
+        "search",
         "shard_size",
         "simulation",
         "step",
@@ -115,6 +116,14 @@ def test_real_pixels_shrink_and_decode_faster(shared_folder):
     assert all(figure["machine"].endswith("real pixels") for figure in found.values())
     decoded = figures("decode")
     assert decoded["decode, blosc2 against rasterio"]["bar"] == 8
+
+
+def test_search_by_an_index_is_measured_against_all(tmp_path):
+    found = figures("search", "--work", str(tmp_path))
+    recall = found["index of 20,000 x 32, recall@10"]
+    assert recall["bar"] == 0.95
+    assert 0.5 < recall["value"] <= 1
+    assert found["index of 20,000 x 32, a search, p50"]["bar"] == 50
 
 
 def test_plan_is_measured_in_processes_of_its_own():

@@ -19,6 +19,7 @@ from terrafm.api.arguments import (
     telling,
     uri_of,
 )
+from terrafm.embed.choices import DenseFormat, Quantise
 from terrafm.eval.features.readouts import Readout
 from terrafm.storage import check_exists, check_no_file
 from terrafm.terminal import Result
@@ -34,6 +35,8 @@ def embed(
     *,
     modality: Names = None,
     dense: bool = False,
+    dense_format: str = "geotiff",
+    quantise: str | None = None,
     size: int | None = None,
     window: int | None = None,
     overlap: int | None = None,
@@ -52,7 +55,9 @@ def embed(
         data: a dataset of ingest, a folder of GeoTIFFs, or one of any size.
         output: folder to write; `OUTPUT/tiles/*.parquet` has one row per tile.
         modality: sensors to use, fused if they are several; by default one.
-        dense: patch embeddings too, as cloud-optimised GeoTIFFs.
+        dense: patch embeddings too.
+        dense_format: how those are written: "geotiff", cloud-optimised, or "zarr".
+        quantise: "int8" stores a byte for each number, a quarter of the space.
         size: side of the resized images, pixels; as trained by default.
         window: side of a GeoTIFF's windows, pixels; `size` by default.
         overlap: of neighbouring windows, pixels; a quarter of the window by default.
@@ -78,6 +83,8 @@ def embed(
     check_no_file(output)
     at_least(size=(size, 16), window=(window, 1), overlap=(overlap, 0), batch=(batch, 1))
     at_least(workers=(workers, 0))
+    small = None if quantise is None else choice_of(Quantise, quantise, "quantise")
+    form = choice_of(DenseFormat, dense_format, "dense_format")
     chosen, by_set = choice_of(Readout, readout, "readout"), is_by_set(normalise)
     with shown(progress, "tiles", f"embedding {data} with {weights}") as advance:
         from terrafm.embed.job import embed as run_embed
@@ -93,6 +100,8 @@ def embed(
             readout=chosen,
             by_set=by_set,
             dense=dense,
+            dense_format=form,
+            quantise=small,
             workers=workers,
             device=device,
         )
@@ -107,6 +116,7 @@ def search(
     k: int = 16,
     output: Path | None = None,
     data: Path | None = None,
+    index: bool | None = None,
     progress: Progress = True,
 ) -> Result:
     """The tiles that are most similar to one: `terrafm search`.
@@ -118,6 +128,8 @@ def search(
         k: number of neighbours.
         output: PNG of a contact sheet to draw; none by default.
         data: the pixels, where they no longer lie where they did.
+        index: look through the folder's index, built once and kept there; False looks at all
+            embeddings. By default an index that is there is used.
         progress: say what is being done.
 
     Returns:
@@ -128,14 +140,33 @@ def search(
         UsageError: no embeddings there, no such tile or place, or no pixels for the sheet.
     """
     begin()
+    built = index is True and _build_index(embeddings, progress)
     with telling(progress, f"searching {embeddings}"):
         from terrafm.search.similar import find_similar, render
 
-        result = Result(find_similar(embeddings, tile, point, k), render)
+        result = Result(find_similar(embeddings, tile, point, k, index), render)
+        if built:
+            result["index"]["built"] = True
         result["contact_sheet"] = uri_of(output)
         if output is not None:
             draw_found(embeddings, result, os.fspath(output), uri_of(data))
     return result
+
+
+def _build_index(embeddings: Path, progress: Progress) -> bool:
+    """Builds the index of a folder where it has none that fits; says whether it did."""
+    from terrafm.search.embeddings import Embeddings
+    from terrafm.search.similar import needs_index
+
+    folder = Embeddings(embeddings)
+    if not needs_index(folder):
+        return False
+    doing = f"building an index of {len(folder):,} embeddings in {folder.uri}"
+    with shown(progress, "embeddings", doing) as advance:
+        from terrafm.search.index_build import build_index
+
+        build_index(folder, advance)
+    return True
 
 
 def draw_found(embeddings: Path, result: dict[str, Any], output: str, data: str | None) -> None:

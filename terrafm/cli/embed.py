@@ -10,6 +10,7 @@ import typer
 from terrafm import api
 from terrafm.cli.evaluate import Normalise, ReadoutOption
 from terrafm.cli.options import SENSORS
+from terrafm.embed.choices import DenseFormat, Quantise
 from terrafm.eval.features.readouts import Readout
 from terrafm.terminal import JsonOption, QuietOption, report
 
@@ -35,6 +36,12 @@ def embed(
     dense: Annotated[
         bool, typer.Option("--dense", help="Patch embeddings too, as cloud-optimised GeoTIFFs.")
     ] = False,
+    dense_format: Annotated[
+        DenseFormat, typer.Option(help="Of --dense: cloud-optimised GeoTIFFs, or Zarr.")
+    ] = DenseFormat.GEOTIFF,
+    quantise: Annotated[
+        Quantise | None, typer.Option(help="A byte for each number, a quarter of the space.")
+    ] = None,
     size: Annotated[
         int | None,
         typer.Option(min=16, help="Side of the resized images, pixels; as trained by default."),
@@ -73,6 +80,8 @@ def embed(
         output,
         modality=modality,
         dense=dense,
+        dense_format=dense_format.value,
+        quantise=None if quantise is None else quantise.value,
         size=size,
         window=window,
         overlap=overlap,

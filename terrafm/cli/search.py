@@ -33,6 +33,13 @@ def search(
         str | None,
         typer.Option("--data", help="URI of the pixels, where they no longer lie where they did."),
     ] = None,
+    index: Annotated[
+        bool | None,
+        typer.Option(
+            "--index/--exact",
+            help="Look through an index, built once and kept there; or at all embeddings.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -42,7 +49,7 @@ def search(
     GeoTIFFs that were embedded.
     """
     place = None if point is None else _place(point)
-    result = api.search(uri, tile=tile, point=place, k=count)
+    result = api.search(uri, tile=tile, point=place, k=count, index=index)
     # What was found is shown whether or not its pictures can be drawn.
     fault = _draw(uri, result, output or _SHEET, data)
     result["contact_sheet"] = None if fault else output or _SHEET

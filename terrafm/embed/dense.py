@@ -1,4 +1,4 @@
-"""Patch embeddings as cloud-optimised GeoTIFFs: a band per dimension, a pixel per patch.
+"""Patch embeddings as rasters: a band per dimension, a pixel per patch.
 
 A tile of a dataset is a file. A GeoTIFF's windows become one mosaic on one grid, whose patches
 are each taken unchanged from the window in which they lie farthest from the edge: neighbours share
@@ -6,50 +6,32 @@ their overlap half and half, nothing is blended. Windows are embedded in parts b
 that their patches wait in `blocks/` until all parts are done.
 """
 
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import rasterio
-import rasterio.shutil
 import safetensors.numpy
 import torch
 from numpy.typing import NDArray
-from rasterio.io import MemoryFile
 from rasterio.windows import Window
 from torch import Tensor
 from torch.nn import functional
 
-from terrafm.data.shards.crs import raster_crs
+from terrafm.embed.dense_files import BLOCK, DenseStyle, describe, encoded, profile
 from terrafm.embed.geotiffs import GeoTiffWindows
-from terrafm.embed.schema import DENSE, part_name
+from terrafm.embed.quantisation import Range, Scales
+from terrafm.embed.schema import part_name
 from terrafm.embed.source import Affine, Place
 from terrafm.models.patch_embed import PATCH_SIZE
 from terrafm.ray.parts import Part, Work
-from terrafm.storage import exists, is_local, join, read_bytes, resolve, upload, write_bytes
+from terrafm.storage import join, read_bytes, write_bytes
 from terrafm.storage.limits import WHOLE_FILE_BYTES
 
 BLOCKS = "blocks"
 _LEAST_DATA = 0.25
-# All bands of a pixel lie together: a block of 128 x 128 is 50 MB of terrafm_base already.
-_BLOCK = 128
-_COG = {
-    "driver": "COG",
-    "BLOCKSIZE": _BLOCK,
-    "COMPRESS": "DEFLATE",
-    "PREDICTOR": "YES",
-    "OVERVIEW_RESAMPLING": "AVERAGE",
-    "BIGTIFF": "IF_SAFER",
-}
-
-
-def dense_uri(output: str, name: str) -> str:
-    """Where the patch embeddings of a tile or file lie."""
-    return join(output, DENSE, f"{name}.tif")
 
 
 def masked_patches(patches: Tensor, pixels: Mapping[str, Tensor]) -> NDArray[np.float32]:
@@ -77,17 +59,19 @@ def patch_transform(place: Place, patches: int) -> rasterio.Affine:
     return _coarser(place.transform, place.shape[1] / patches, place.shape[0] / patches)
 
 
-def write_tile(
-    output: str, place: Place, patches: NDArray[np.float32], tags: Mapping[str, str]
-) -> None:
+def write_tile(output: str, place: Place, patches: NDArray[np.float32], style: DenseStyle) -> None:
     """Writes the patch embeddings (D, h, w) of a tile."""
-    profile = _profile(patches.shape, place.crs, patch_transform(place, patches.shape[-1]))
-    with MemoryFile() as plain, MemoryFile() as optimised:
-        with plain.open(driver="GTiff", **profile) as file:
-            file.write(patches)
-            file.update_tags(**tags)
-        rasterio.shutil.copy(plain.name, optimised.name, **_COG)
-        write_bytes(dense_uri(output, place.tile_id), bytes(optimised.getbuffer()))
+    tags = {"TILE_ID": place.tile_id}
+    scales = _scales([patches]) if style.is_int8 else None
+    shape = profile(
+        patches.shape, place.crs, patch_transform(place, patches.shape[-1]), style.is_int8
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        plain = str(Path(folder) / "plain.tif")
+        with rasterio.open(plain, "w", **shape) as file:
+            file.write(encoded(patches, scales))
+            describe(file, {**style.tags, **tags}, scales)
+        style.finish(plain, Path(folder), style.uri(output, place.tile_id), scales, tags)
 
 
 def owned_block(
@@ -119,14 +103,14 @@ class OpenMosaicWork:
         output: URI of the folder.
         dim: bands.
         rows_per_part: of the parts whose blocks lie there.
-        tags: of every mosaic.
+        style: how they are written.
     """
 
     source: GeoTiffWindows
     output: str
     dim: int
     rows_per_part: int
-    tags: dict[str, str]
+    style: DenseStyle
 
     def __call__(self, device: str) -> Work:
         """Nothing is opened before."""
@@ -134,27 +118,28 @@ class OpenMosaicWork:
 
     def _write(self, part: Part) -> None:
         for number in range(part.first, part.stop):
-            uri = dense_uri(self.output, self.source.files[number].name)
+            uri = self.style.uri(self.output, self.source.files[number].name)
             # Files appear whole: an earlier command made it.
-            if not exists(uri):
+            if not self.style.exists(uri):
                 self._write_one(number, uri)
 
     def _write_one(self, number: int, uri: str) -> None:
         file, windows = self.source.files[number], self.source.windows
         height, width = (-(-length // windows.step) for length in file.shape)
         transform = _coarser(file.transform, windows.step, windows.step)
-        profile = _profile((self.dim, height, width), file.crs, transform)
+        is_int8 = self.style.is_int8
+        shape = profile((self.dim, height, width), file.crs, transform, is_int8)
+        scales = _scales(block for _, block in self._blocks(number)) if is_int8 else None
         with tempfile.TemporaryDirectory() as folder:
-            plain, optimised = Path(folder) / "plain.tif", Path(folder) / "mosaic.tif"
+            plain = str(Path(folder) / "plain.tif")
             with rasterio.open(
-                plain, "w", driver="GTiff", tiled=True, blockxsize=_BLOCK, blockysize=_BLOCK,
-                SPARSE_OK=True, BIGTIFF="IF_SAFER", **profile,
+                plain, "w", tiled=True, blockxsize=BLOCK, blockysize=BLOCK, SPARSE_OK=True,
+                BIGTIFF="IF_SAFER", **shape,
             ) as mosaic:  # fmt: skip
                 for window, block in self._blocks(number):
-                    mosaic.write(block, window=window)
-                mosaic.update_tags(**self.tags)
-            rasterio.shutil.copy(plain, optimised, **_COG)
-            _put(optimised, uri)
+                    mosaic.write(encoded(block, scales), window=window)
+                describe(mosaic, self.style.tags, scales)
+            self.style.finish(plain, Path(folder), uri, scales, {})
 
     def _blocks(self, number: int) -> Iterator[tuple[Window, NDArray[np.float32]]]:
         source, shape = self.source, self.source.files[number].shape
@@ -179,31 +164,7 @@ def _coarser(transform: Affine, across: float, down: float) -> rasterio.Affine:
     return rasterio.Affine(a * across, b * down, c, d * across, e * down, f)
 
 
-def _profile(shape: tuple[int, ...], crs: str, transform: Any) -> dict[str, Any]:
-    dim, height, width = shape
-    return {
-        "count": dim,
-        "height": height,
-        "width": width,
-        "dtype": "float32",
-        "crs": raster_crs(crs),
-        "transform": transform,
-        "nodata": float("nan"),
-        "interleave": "pixel",
-    }
-
-
-def _put(file: Path, uri: str) -> None:
-    """Moves a file to a URI, whole or invisible."""
-    if not is_local(uri):
-        upload(file, uri)
-        return
-    target = Path(resolve(uri)[1])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its place first: the temporary folder may be on another disk.
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        upload(file, beside)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+def _scales(blocks: Iterable[NDArray[np.float32]]) -> Scales:
+    """Scales that cover the numbers of blocks (D, h, w)."""
+    ranges = [Range.of(block.reshape(len(block), -1).T) for block in blocks if block.size]
+    return Scales.over(Range.joined(ranges))

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
@@ -26,6 +27,8 @@ from terrafm.data.rasters.units import Decision
 from terrafm.data.sources.offsets import spread
 from terrafm.data.sources.raster import why_no_place
 from terrafm.data.sources.sensor_files import SensorFiles
+from terrafm.embed.hilbert import hilbert_index, hilbert_order
+from terrafm.embed.rows import footprint
 from terrafm.embed.source import Affine, Place
 from terrafm.embed.windows import Windows
 from terrafm.errors import TerraFMError, UsageError
@@ -110,6 +113,8 @@ class GeoTiffWindows:
             some = [self.files[at].uri for at in spread(len(self.files))]
             samples = dict(zip(some, threads.map(_sample, some), strict=True))
         self._reader = SensorFiles.of(samples, modality, bands)
+        # Neighbours of the ground follow each other; by now the first file has been the model.
+        self.files = _along_curve(self.files)
         largest = max(max(file.shape) for file in self.files)
         self.windows = Windows.choose(window or min(size, largest), overlap, size, dense)
         counts = [len(self._starts(file)[0]) * len(self._starts(file)[1]) for file in self.files]
@@ -126,6 +131,14 @@ class GeoTiffWindows:
             "bands": self.bands[match.modality],
             "pixels": self._reader.to_json(),
         }
+        first = self.files[0]
+        is_metric = CRS.from_user_input(first.crs).is_projected
+        self.gsd: float | None = abs(first.transform[0]) if is_metric else None
+        side, step = self.windows.side, self.windows.side - self.windows.overlap
+        # The last windows of a row or column end with the image.
+        self.chip_layout: dict[str, Any] = {
+            "layout_type": "variable_grid", "chip_size": [side, side], "stride": [step, step],
+        }  # fmt: skip
         self._open: tuple[str, OpenGeotiff, Decision] | None = None
 
     def __len__(self) -> int:
@@ -137,7 +150,7 @@ class GeoTiffWindows:
     @cached_property
     def fingerprint(self) -> str:
         """Of the files' names, sizes and times: reading them all costs what embedding costs."""
-        found = files_fingerprint(self.uri, [file.uri for file in self.files])
+        found = files_fingerprint(self.uri, sorted(file.uri for file in self.files))
         return hashlib.sha256(found.encode()).hexdigest()
 
     @property
@@ -149,6 +162,22 @@ class GeoTiffWindows:
     def groups(self) -> NDArray[np.int64]:
         """(N,) windows of one file share a number."""
         return np.repeat(np.arange(len(self.files)), np.diff(self.first_rows))
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """(N,) windows: file by file along a Hilbert curve, and in each along one of its own.
+
+        A file is not left before all its windows are read, so that it is opened once.
+        """
+        parts = [np.zeros(0, np.int64)]
+        for number, file in enumerate(self.files):
+            rows, columns = (np.array(starts) for starts in self._starts(file))
+            y, x = np.meshgrid(rows, columns, indexing="ij")
+            # The curve needs a square, or it would be long in one direction.
+            side = max(file.shape)
+            places = hilbert_index(x.ravel() / side, y.ravel() / side)
+            parts.append(self.first_rows[number] + np.argsort(places, kind="stable"))
+        return np.concatenate(parts)
 
     def corner(self, row: int) -> tuple[int, int, int]:
         """Number of the file, and which of its row and column starts a window has."""
@@ -273,6 +302,15 @@ def _sample(uri: str) -> Stored:
             return image.sample()
     except (RasterioError, OSError, ValueError) as error:
         raise UsageError(f"cannot read image {uri}: {error}") from None
+
+
+def _along_curve(files: Sequence[GeoTiff]) -> list[GeoTiff]:
+    places = [
+        footprint(Place(file.name, file.crs, file.transform, file.shape, file.uri)).centroid
+        for file in files
+    ]
+    order = hilbert_order([place.x for place in places], [place.y for place in places])
+    return [files[row] for row in order.tolist()]
 
 
 def _check_names(files: Sequence[GeoTiff]) -> None:

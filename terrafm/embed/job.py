@@ -7,6 +7,7 @@ random names: a writer that outlives a killed driver can add a file that nobody 
 that are known beforehand need no such bookkeeping.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -20,9 +21,18 @@ from rich.text import Text
 import terrafm
 from terrafm.embed.dense import BLOCKS, OpenMosaicWork
 from terrafm.embed.geotiffs import GeoTiffWindows
+from terrafm.embed.packing import (
+    OpenPacking,
+    Packed,
+    parts_per_file,
+    quantisation_of,
+    scales_over,
+)
+from terrafm.embed.quantisation import LEAST_COSINE, Scales
 from terrafm.embed.request import EmbedOptions, Request, begin, make_request
-from terrafm.embed.schema import DENSE, MANIFEST, TILES, EmbeddingManifest, part_name
-from terrafm.embed.work import ENTRIES, Entry, OpenPartWork
+from terrafm.embed.schema import DENSE, MANIFEST, PARTS, TILES, EmbeddingManifest, part_name
+from terrafm.embed.stac import write_catalogue
+from terrafm.embed.work import ENTRIES, Entry, OpenPartWork, dense_style
 from terrafm.errors import TerraFMError
 from terrafm.eval.features.readouts import Readout
 from terrafm.ray.parts import Part, divide, run_parts
@@ -75,6 +85,8 @@ class EmbeddingReport(InNotebooks):
             "model": found.model,
             "modalities": list(found.modalities),
             "readout": found.readout.value,
+            "data_type": found.data_type,
+            "least_cosine": found.quantisation and found.quantisation.least_cosine,
             "files": len(found.parts),
             "skipped": found.skipped,
             "already_complete": self.already_complete,
@@ -95,8 +107,16 @@ class EmbeddingReport(InNotebooks):
             if self.resumed:
                 text.append(f"; {self.resumed:,} rows were there from before")
             text.append(f"\n{join(self.uri, TILES)}/*.parquet, {counted(len(found.parts), 'file')}")
+            if found.quantisation is not None:
+                cost = found.quantisation
+                text.append(
+                    f"\nint8: cosine to float32 {_cut(cost.mean_cosine)} on average, "
+                    f"{_cut(cost.least_cosine)} at least",
+                    style="yellow" if cost.least_cosine < LEAST_COSINE else "",
+                )
             if found.options["dense"]:
-                text.append(f"\n{join(self.uri, DENSE)}/: patch embeddings as GeoTIFFs")
+                kind = {"zarr": "Zarr"}.get(found.options.get("dense_format", ""), "GeoTIFFs")
+                text.append(f"\n{join(self.uri, DENSE)}/: patch embeddings as {kind}")
         if found.skipped:
             text.append(
                 f"\n{found.skipped:,} without a pixel of {', '.join(found.modalities)}: no row",
@@ -156,7 +176,7 @@ def _embed(
         if progress is not None:
             progress(done, total)
     _make_mosaics(uri, request, options)
-    manifest = _finish(uri, request, [entries[part.number] for part in parts])
+    manifest = _finish(uri, request, options, [entries[part.number] for part in parts])
     return EmbeddingReport(uri, manifest, False, resumed, request.notes)
 
 
@@ -164,7 +184,7 @@ def _finished(output: str, parts: Iterable[Part]) -> dict[int, Entry]:
     """Parts whose entry is there, and the file that it speaks of."""
     there = {name.removesuffix(".json") for name in list_names(join(output, ENTRIES))}
     numbers = [part.number for part in parts if part_name(part.number) in there]
-    files = {*list_names(join(output, TILES)), None}
+    files = {*list_names(join(output, PARTS)), None}
     with ThreadPoolExecutor(_THREADS) as threads:
         found = threads.map(lambda number: Entry.read(output, part_name(number)), numbers)
         return {
@@ -178,21 +198,50 @@ def _make_mosaics(output: str, request: Request, options: EmbedOptions) -> None:
     source = request.source
     if not request.dense or not isinstance(source, GeoTiffWindows):
         return
-    work = OpenMosaicWork(source, output, request.dim, request.rows_per_part, request.tags())
+    work = OpenMosaicWork(source, output, request.dim, request.rows_per_part, dense_style(request))
     files = divide(len(source.files), 1)
     # No model, no GPU.
     for _ in run_parts(work, files, workers=options.workers, device="cpu"):
         continue
 
 
-def _finish(output: str, request: Request, entries: list[Entry]) -> EmbeddingManifest:
-    files = [entry.file for entry in entries if entry.file is not None]
+def _pack(
+    output: str,
+    request: Request,
+    options: EmbedOptions,
+    entries: list[Entry],
+    scales: Scales | None,
+) -> list[Packed]:
+    """Puts the files together that are not there yet."""
+    files = divide(len(entries), parts_per_file(request))
+    there = set(list_names(join(output, TILES)))
+    packed: dict[int, Packed | None] = {
+        file.number: found
+        for file in files
+        if (found := Packed.read(output, file.number)) and found.file.name in there
+    }
+    work = OpenPacking(request, output, tuple(entry.file for entry in entries), scales)
+    missing = [file for file in files if file.number not in packed]
+    # A small folder is packed before Ray would have started.
+    workers = 0 if len(missing) == 1 else options.workers
+    for file, found in run_parts(work, missing, workers=workers, device="cpu"):
+        packed[file.number] = found
+    return [found for file in files if (found := packed[file.number]) is not None]
+
+
+def _finish(
+    output: str, request: Request, options: EmbedOptions, entries: list[Entry]
+) -> EmbeddingManifest:
     skipped = sum(entry.skipped for entry in entries)
-    if not files:
+    if not any(entry.file for entry in entries):
         raise TerraFMError(
             f"none of the {skipped} images of {request.source.uri} has a pixel of "
             f"{', '.join(request.modalities)}: there is nothing to embed"
         )
+    scales = scales_over(entries) if request.quantise else None
+    packed = _pack(output, request, options, entries, scales)
+    files = [found.file for found in packed]
+    write_catalogue(output, request, scales, [(found.file, found.extent) for found in packed])
     manifest = EmbeddingManifest(
         rows=sum(file.rows for file in files),
         skipped=skipped,
@@ -208,6 +257,7 @@ def _finish(output: str, request: Request, entries: list[Entry]) -> EmbeddingMan
         normalisation={"source": request.normalised_by, **request.normalisation},
         options=request.options,
         legend=request.source.legend,
+        quantisation=None if scales is None else quantisation_of(scales, packed),
         parts=tuple(files),
         versions={"terrafm": terrafm.__version__, **{name: version(name) for name in _LIBRARIES}},
     )
@@ -220,8 +270,13 @@ def _finish(output: str, request: Request, entries: list[Entry]) -> EmbeddingMan
     return manifest
 
 
+def _cut(cosine: float) -> str:
+    """In six digits, never rounded up to a 1 that it is not."""
+    return f"{math.floor(cosine * 1e6) / 1e6:.6f}"
+
+
 def _remove_scaffold(output: str) -> None:
     """What only an unfinished job needs; one killed right after its manifest left it behind."""
-    for folder in (join(output, ENTRIES), join(output, BLOCKS)):
+    for folder in (join(output, ENTRIES), join(output, BLOCKS), join(output, PARTS)):
         remove_files(folder, filter(_PART.fullmatch, list_names(folder)))
         remove_empty(folder)

@@ -9,6 +9,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from terrafm.config.yaml_text import shortened
+from terrafm.embed.choices import DenseFormat, Quantise, check_zarr
 from terrafm.embed.geotiffs import GeoTiffWindows
 from terrafm.embed.schema import JOB, MANIFEST, EmbeddingManifest, read_manifest
 from terrafm.embed.source import DatasetTiles, TileSource
@@ -36,8 +37,8 @@ from terrafm.storage import (
 )
 from terrafm.storage.lease_record import LEASE_FILE
 
-# Raise it when the same encoder on the same pixels gives other numbers.
-_VERSION = 2
+# Raise it when the same encoder on the same pixels gives other numbers, or another order.
+_VERSION = 3
 # A worker holds a part's patches: 0.6 MB each of terrafm_base.
 _DENSE_ROWS = 128
 # Images whose statistics are held against the weights', where the data states none.
@@ -66,6 +67,8 @@ class EmbedOptions:
         readout: which numbers of the encoder are an embedding.
         by_set: normalise by the data's own statistics, not by those that weights state.
         dense: write patch embeddings as well.
+        dense_format: how those are written.
+        quantise: store numbers in less than float32.
         workers: actors; by default one for each GPU or CPU. 0 works in this process.
         device: "cpu" or "cuda"; by default a GPU where the cluster has any.
     """
@@ -79,6 +82,8 @@ class EmbedOptions:
     readout: Readout = Readout.CLS
     by_set: bool = False
     dense: bool = False
+    dense_format: DenseFormat = DenseFormat.GEOTIFF
+    quantise: Quantise | None = None
     workers: int | None = None
     device: str | None = None
 
@@ -99,6 +104,8 @@ class Request:
         normalised_by: where those come from.
         size: side of the model's input, pixels.
         dense: patch embeddings as well.
+        dense_format: how those are written.
+        quantise: store numbers in less than float32.
         notes: what a reader of the result should know.
     """
 
@@ -113,12 +120,15 @@ class Request:
     normalised_by: str
     size: int
     dense: bool
+    dense_format: DenseFormat
+    quantise: Quantise | None
     notes: tuple[str, ...]
 
     @property
     def options(self) -> dict[str, Any]:
         """What was chosen, JSON-able; of GeoTIFFs the windows too."""
-        return {"size": self.size, "dense": self.dense, **self.source.options}
+        dense = {"dense_format": self.dense_format.value} if self.dense else {}
+        return {"size": self.size, "dense": self.dense, **dense, **self.source.options}
 
     @property
     def rows_per_part(self) -> int:
@@ -145,6 +155,7 @@ class Request:
             "rows_per_part": self.rows_per_part,
             "modalities": list(self.modalities),
             "normalisation": self.normalisation,
+            "quantise": self.quantise and self.quantise.value,
             **self.options,
         }
 
@@ -157,6 +168,10 @@ def make_request(
     Raises:
         UsageError: one of them cannot be read, or they do not fit.
     """
+    if options.dense_format is DenseFormat.ZARR:
+        if not options.dense:
+            raise UsageError("--dense-format zarr says how --dense is written: add --dense")
+        check_zarr()
     # Workers may run in other folders than this process.
     uri, data = absolute(weights), absolute(data)
     encoder = load_encoder(uri)
@@ -184,6 +199,8 @@ def make_request(
         normalised_by=by,
         size=size,
         dense=options.dense,
+        dense_format=options.dense_format,
+        quantise=options.quantise,
         notes=tuple(notes),
     )
 

@@ -110,13 +110,29 @@ def part_bytes(
         column if isinstance(column, pa.Array) else pa.array(column, schema.field(name).type)
         for name, column in columns.items()
     ]
-    west, south = bounds[:, :2].min(0)
-    east, north = bounds[:, 2:].max(0)
-    kinds = sorted({outline.geom_type for outline in outlines})
-    metadata = geo_metadata((float(west), float(south), float(east), float(north)), kinds)
-    table = pa.Table.from_arrays(arrays, schema=schema.with_metadata(metadata))
-    buffer = io.BytesIO()
+    return file_bytes(pa.Table.from_arrays(arrays, schema=schema))
+
+
+def file_bytes(table: pa.Table, emb: str | None = None) -> bytes:
+    """Rows as a whole GeoParquet file of one row group.
+
+    Args:
+        table: columns as `embedding_schema` has them.
+        emb: JSON for the key `emb` of the footer, as the geo-embeddings guide has it.
+    """
+    outlines = shapely.from_wkb(table["geometry"].to_numpy())
+    west, south, east, north = shapely.total_bounds(outlines).tolist()
+    names = {3: "Polygon", 6: "MultiPolygon"}
+    kinds = sorted({names[kind] for kind in np.unique(shapely.get_type_id(outlines)).tolist()})
+    metadata = geo_metadata((west, south, east, north), kinds)
+    if emb is not None:
+        metadata[b"emb"] = emb.encode()
+    table = table.replace_schema_metadata(metadata)
     # Numbers that never repeat: a dictionary of them is only a detour.
-    plain = [field.name for field in schema if field.name not in ("embedding", "geometry", "bbox")]
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=plain)
+    plain = [n for n in table.column_names if n not in ("embedding", "geometry", "bbox")]
+    buffer = io.BytesIO()
+    pq.write_table(
+        table, buffer, row_group_size=max(1, table.num_rows), compression="zstd",
+        use_dictionary=plain,
+    )  # fmt: skip
     return buffer.getvalue()

@@ -1,7 +1,9 @@
 """What `terrafm embed` writes, for those who read it: columns, manifest, names of files.
 
 OUTPUT/tiles/part-00000.parquet, ...   GeoParquet 1.1, each file whole by itself
-OUTPUT/dense/TILE_ID.tif               with --dense: patch embeddings as cloud-optimised GeoTIFFs
+OUTPUT/dense/TILE_ID.tif               with --dense: patch embeddings, or .zarr
+OUTPUT/collection.json                 the STAC collection
+OUTPUT/items/part-00000.json, ...      its items, one for each Parquet file
 OUTPUT/embedding.json                  the manifest, written last
 OUTPUT/job.json                        what was asked for, written first
 
@@ -15,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from terrafm.embed.quantisation import Quantisation
 from terrafm.errors import UsageError
 from terrafm.eval.features.readouts import Readout
 from terrafm.modalities import SENTINEL
@@ -22,7 +25,11 @@ from terrafm.storage import exists, join, parse_record, read_bytes, to_json
 
 MANIFEST = "embedding.json"
 JOB = "job.json"
+COLLECTION = "collection.json"
+ITEMS = "items"
 TILES = "tiles"
+PARTS = "parts"
+"""Where rows wait until all are embedded."""
 DENSE = "dense"
 BBOX_SIDES = ("xmin", "ymin", "xmax", "ymax")
 WINDOW_SIDES = ("column", "row", "width", "height")
@@ -64,12 +71,13 @@ class EmbeddingManifest(_Part):
         normalisation: where mean and std come from; and modality -> {"mean", "std"}.
         options: image size, windows and whatever else the numbers depend on.
         legend: land-cover code -> name.
+        quantisation: what makes values of the numbers stored; None where they are float32.
         parts: in the order of the rows.
         versions: of the libraries that computed.
     """
 
     format: Literal["terrafm-embedding"] = "terrafm-embedding"
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     rows: Annotated[int, Field(ge=0, lt=2**62)]
     skipped: Annotated[int, Field(ge=0, lt=2**62)]
     dim: Annotated[int, Field(ge=1, le=LARGEST_DIM)]
@@ -84,6 +92,7 @@ class EmbeddingManifest(_Part):
     normalisation: dict[str, Any]
     options: dict[str, Any]
     legend: dict[int, str]
+    quantisation: Quantisation | None = None
     parts: tuple[PartFile, ...]
     versions: dict[str, str]
 
@@ -93,7 +102,14 @@ class EmbeddingManifest(_Part):
             raise ValueError(f"parts: their rows do not add up to {self.rows}")
         if len({part.name for part in self.parts}) < len(self.parts):
             raise ValueError("parts: two have one name")
+        if self.quantisation is not None and len(self.quantisation.scale) != self.dim:
+            raise ValueError(f"quantisation: {len(self.quantisation.scale)} scales, not {self.dim}")
         return self
+
+    @property
+    def data_type(self) -> str:
+        """Of the numbers stored."""
+        return "float32" if self.quantisation is None else self.quantisation.data_type
 
     @property
     def needs_standardising(self) -> bool:
@@ -108,21 +124,25 @@ class EmbeddingManifest(_Part):
         return to_json(self.model_dump(mode="json"), indent=1) + "\n"
 
 
-def embedding_schema(dim: int, modalities: Sequence[str] = ()) -> pa.Schema:
+def embedding_schema(
+    dim: int, modalities: Sequence[str] = (), data_type: str = "float32"
+) -> pa.Schema:
     """Columns of a part, without the metadata that make it GeoParquet.
 
     Args:
         dim: length D of an embedding.
         modalities: those asked for. The paper's three have a column of times anyhow, sensors of
             other packages only where they stand here.
+        data_type: of the embeddings' numbers, "float32" or "int8".
     """
+    numbers = {"float32": pa.float32(), "int8": pa.int8()}[data_type]
     timed = dict.fromkeys((*SENTINEL, *modalities))
     box = pa.struct([pa.field(side, pa.float64(), nullable=False) for side in BBOX_SIDES])
     window = pa.struct([pa.field(side, pa.int32(), nullable=False) for side in WINDOW_SIDES])
     return pa.schema(
         [
             pa.field("tile_id", pa.string(), nullable=False),
-            pa.field("embedding", pa.list_(pa.float32(), dim), nullable=False),
+            pa.field("embedding", pa.list_(numbers, dim), nullable=False),
             pa.field("geometry", pa.binary(), nullable=False),
             pa.field("bbox", box, nullable=False),
             pa.field("modalities", pa.list_(pa.string()), nullable=False),

@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from terrafm.data.land.selection import parse_time
+from terrafm.embed.hilbert import hilbert_order
 from terrafm.eval.datasets.labelled import ImageSet
 from terrafm.eval.datasets.shard_tiles import ShardTiles, cell_of
 
@@ -47,13 +52,22 @@ class TileSource(ImageSet, Protocol):
         kind: "dataset" or "geotiff".
         legend: land-cover code -> name.
         options: JSON-able, how the images were cut out.
+        gsd: side of a pixel, m; None where it is not in metres.
+        chip_layout: how the images lie beside each other, as STAC's Embedding has it.
     """
 
     kind: Literal["dataset", "geotiff"]
     legend: dict[int, str]
     options: dict[str, Any]
+    gsd: float | None
+    chip_layout: dict[str, Any]
 
     def __len__(self) -> int: ...
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """(N,) images in the order in which they are embedded and stored, by place."""
+        ...
 
     def place(self, row: int) -> Place:
         """Where an image lies, when it was taken, what it shows."""
@@ -70,6 +84,11 @@ class DatasetTiles(ShardTiles):
         super().__init__(uri, fingerprint)
         self.legend = dict(self.dataset.legend)
         self.options: dict[str, Any] = {}
+        side = self.dataset.tile_size
+        self.gsd: float | None = float(self.dataset.gsd)
+        self.chip_layout: dict[str, Any] = {
+            "layout_type": "regular_grid", "chip_size": [side, side], "stride": [side, side],
+        }  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -77,6 +96,11 @@ class DatasetTiles(ShardTiles):
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker opens the same version by itself: an open index does not travel.
         return DatasetTiles, (self.uri, self.fingerprint)
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """(N,) tiles along a Hilbert curve over the globe."""
+        return hilbert_order(self.dataset.longitude, self.dataset.latitude)
 
     def place(self, row: int) -> Place:
         """As the index has it."""

@@ -1,19 +1,25 @@
-"""What a worker does: a part of the rows, from pixels to a whole Parquet file."""
+"""What a worker does: a part of the rows, from pixels to a Parquet file that waits for the others.
+
+The parts that a plan has are small, so that little is lost with a worker; `packing` makes of them
+the files that a reader wants.
+"""
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from terrafm.embed.dense import masked_patches, owned_block, write_blocks, write_tile
+from terrafm.embed.dense_files import DenseStyle
 from terrafm.embed.geotiffs import GeoTiffWindows
+from terrafm.embed.quantisation import Range
 from terrafm.embed.request import Request
 from terrafm.embed.rows import part_bytes
-from terrafm.embed.schema import TILES, PartFile, part_name
+from terrafm.embed.schema import PARTS, PartFile, part_name
 from terrafm.errors import UsageError
 from terrafm.eval.features.extraction import batches
 from terrafm.models.encoder import Encoder
@@ -34,15 +40,20 @@ class Entry:
     Attributes:
         file: its Parquet file; None where no image had a pixel.
         skipped: images without a pixel of the modalities.
+        range: of its rows, where they will be quantised.
     """
 
     file: PartFile | None
     skipped: Count
+    range: Range | None = None
 
     def to_json(self) -> str:
         """For a file beside the parts."""
         file = None if self.file is None else self.file.model_dump(mode="json")
-        return json.dumps({"file": file, "skipped": self.skipped})
+        found = {"file": file, "skipped": self.skipped}
+        if self.range is not None:
+            found["range"] = asdict(self.range)
+        return json.dumps(found)
 
     @classmethod
     def read(cls, output: str, name: str) -> "Entry | None":
@@ -72,6 +83,11 @@ class OpenPartWork:
     output: str
     batch: int
 
+    @property
+    def style(self) -> DenseStyle:
+        """How patch embeddings are written."""
+        return dense_style(self.request)
+
     def __call__(self, device: str) -> Work:
         """Loads the encoder.
 
@@ -95,7 +111,7 @@ class PartWork:
     def __call__(self, part: Part) -> Entry:
         """Writes the part's file, then its entry: a function of the part, whoever does it."""
         request, output = self.job.request, self.job.output
-        rows = range(part.first, part.stop)
+        rows = request.source.order[part.first : part.stop].tolist()
         embeddings, used, blocks = self._embed(rows)
         if request.dense and isinstance(request.source, GeoTiffWindows):
             write_blocks(output, part, blocks)
@@ -109,8 +125,9 @@ class PartWork:
                 (request.model_fingerprint, request.source.fingerprint),
                 request.modalities,
             )
-            file = write_part(output, part_name(part.number), content, len(seen))
-        entry = Entry(file, len(rows) - len(seen))
+            file = write_part(output, PARTS, part_name(part.number), content, len(seen))
+        found = Range.of(embeddings[seen]) if request.quantise and seen else None
+        entry = Entry(file, len(rows) - len(seen), found)
         write_bytes(entry_uri(output, part_name(part.number)), entry.to_json().encode())
         return entry
 
@@ -157,13 +174,23 @@ class PartWork:
             blocks[row] = owned_block(request.source, row, patches)
         else:
             place = request.source.place(row)
-            tags = {**request.tags(), "TILE_ID": place.tile_id}
-            write_tile(self.job.output, place, patches, tags)
+            write_tile(self.job.output, place, patches, self.job.style)
 
 
-def write_part(output: str, name: str, content: bytes, rows: int) -> PartFile:
-    """Writes a part's file, whole or invisible, over whatever an unfinished job left there."""
+def dense_style(request: Request) -> DenseStyle:
+    """How the patch embeddings of a request are written."""
+    return DenseStyle(
+        request.dense_format,
+        request.quantise is not None,
+        request.weights,
+        request.source.uri,
+        request.tags(),
+    )
+
+
+def write_part(output: str, folder: str, name: str, content: bytes, rows: int) -> PartFile:
+    """Writes a file of rows, whole or invisible, over whatever an unfinished job left there."""
     file = f"{name}.parquet"
-    write_bytes(join(output, TILES, file), content)
+    write_bytes(join(output, folder, file), content)
     digest = hashlib.sha256(content).hexdigest()
     return PartFile(name=file, rows=rows, bytes=len(content), sha256=digest)

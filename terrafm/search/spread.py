@@ -1,5 +1,7 @@
 """Mean and deviation of each dimension of a stream of vectors, in the memory of one batch."""
 
+from typing import Any, Self
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,12 +19,29 @@ class Spread:
         dim: length D of a vector.
     """
 
+    MOMENTS = ("count", "mean", "squares", "largest")
+
     def __init__(self, dim: int) -> None:
         self._count = 0
         self._mean = np.zeros(dim)
         # Of the distances from the mean.
         self._squares = np.zeros(dim)
         self._largest = np.zeros(dim)
+
+    def moments(self) -> dict[str, NDArray[Any]]:
+        """All that it knows, as arrays: (1,) and (D,)."""
+        count = np.array([self._count], np.int64)
+        found = zip(self.MOMENTS, (count, self._mean, self._squares, self._largest), strict=True)
+        return dict(found)
+
+    @classmethod
+    def from_moments(cls, moments: dict[str, NDArray[Any]]) -> Self:
+        """From what `moments` gave."""
+        spread = cls(len(moments["mean"]))
+        spread._count = int(moments["count"][0])
+        spread._mean, spread._squares = moments["mean"], moments["squares"]
+        spread._largest = moments["largest"]
+        return spread
 
     def add(self, vectors: NDArray[np.floating]) -> None:
         """Shows it some more vectors, (N, D); those that are not finite are left out."""

@@ -1,5 +1,9 @@
 """Weights that fit the small dataset, and ways to look at what was written."""
 
+import json
+from pathlib import Path
+
+import jsonschema
 import numpy as np
 import pytest
 import rasterio
@@ -75,3 +79,25 @@ def write_scene():
         return pixels
 
     return write
+
+
+def _checker(name):
+    schema = json.loads((Path(__file__).parents[1] / "data" / "conventions" / name).read_text())
+    checks = jsonschema.FormatChecker()
+
+    def check(document):
+        jsonschema.validate(document, schema, format_checker=checks)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def stac_embeddings():
+    """Holds a STAC item or collection against the rules of the extension Embedding."""
+    return _checker("stac-embeddings.json")
+
+
+@pytest.fixture(scope="session")
+def geoemb_schema():
+    """Holds the document of a Zarr group against the rules of the convention geoemb."""
+    return _checker("geoemb.json")

@@ -1,12 +1,18 @@
 """Patch embeddings: cloud-optimised, and every patch where its pixels are."""
 
+import json
+
 import numpy as np
 import pytest
 import rasterio
 import torch
+import xarray
 
 from terrafm.data.shards.dataset import Dataset
-from terrafm.embed.dense import dense_uri, write_tile
+from terrafm.embed import dense_files
+from terrafm.embed.choices import DenseFormat
+from terrafm.embed.dense import write_tile
+from terrafm.embed.dense_files import DenseStyle
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
 from terrafm.embed.source import Place
@@ -35,14 +41,27 @@ def structure(file):
     return file.tags(ns="IMAGE_STRUCTURE")
 
 
-def test_a_large_one_is_tiled_with_overviews(tmp_path):
-    rng = np.random.default_rng(0)
-    patches = rng.standard_normal((3, 300, 300)).astype(np.float32)
+def style(form=DenseFormat.GEOTIFF, is_int8=False):
+    return DenseStyle(form, is_int8, "/weights", "s3://bucket/data", {"MODEL": "m"})
+
+
+@pytest.fixture
+def large():
+    """A tile whose upper rows have no data, and its patches (3, 300, 300)."""
+    patches = np.random.default_rng(0).standard_normal((3, 300, 300)).astype(np.float32)
     patches[:, :5] = np.nan
     place = Place("a_tile", "EPSG:32633", (10, 0, 5e5, 0, -10, 5e6), (4800, 4800), "u")
-    write_tile(str(tmp_path), place, patches, {"MODEL": "m"})
-    with rasterio.open(dense_uri(str(tmp_path), "a_tile")) as file:
+    return place, patches
+
+
+def test_a_large_one_is_tiled_with_overviews(large, tmp_path):
+    place, patches = large
+    write_tile(str(tmp_path), place, patches, style())
+    with rasterio.open(tmp_path / "dense" / "a_tile.tif") as file:
         assert structure(file)["LAYOUT"] == "COG"
+        assert structure(file)["COMPRESSION"] == "ZSTD"
+        assert structure(file)["PREDICTOR"] == "3"
+        assert file.descriptions == ("embedding_000", "embedding_001", "embedding_002")
         assert file.profile["tiled"]
         assert file.block_shapes == [(128, 128)] * 3
         assert file.overviews(1)
@@ -52,6 +71,67 @@ def test_a_large_one_is_tiled_with_overviews(tmp_path):
         assert file.tags()["MODEL"] == "m"
         assert file.dataset_mask()[:5].max() == 0
         assert file.dataset_mask()[5:].min() == 255
+
+
+def test_int8_has_scales_that_gdal_knows(large, tmp_path):
+    place, patches = large
+    write_tile(str(tmp_path), place, patches, style(is_int8=True))
+    with rasterio.open(tmp_path / "dense" / "a_tile.tif") as file:
+        assert set(file.dtypes) == {"int8"}
+        assert (file.nodata, structure(file)["PREDICTOR"]) == (-128, "2")
+        stored = file.read(masked=True)
+        values = stored * np.reshape(file.scales, (3, 1, 1)) + np.reshape(file.offsets, (3, 1, 1))
+        assert file.overviews(1)
+    assert stored.mask[:, :5].all()
+    assert not stored.mask[:, 5:].any()
+    steps = np.ptp(patches[:, 5:], axis=(1, 2)) / 254
+    assert (np.abs(values - patches)[:, 5:].max((1, 2)) <= 0.501 * steps).all()
+
+
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_zarr_is_what_the_geotiff_is(large, is_int8, tmp_path, geoemb_schema):
+    """By xarray, and as the conventions have it."""
+    place, patches = large
+    for form in DenseFormat:
+        write_tile(str(tmp_path), place, patches, style(form, is_int8))
+    folder = tmp_path / "dense" / "a_tile.zarr"
+    with xarray.open_zarr(folder) as opened:
+        found = opened.load()
+    with rasterio.open(tmp_path / "dense" / "a_tile.tif") as file:
+        expected = file.read().astype(np.float32)
+        expected[expected == -128] = np.nan
+        x, y = (np.array(file.xy(row, column)) for row, column in ((0, 0), (299, 299)))
+        corners = np.stack([found.x[[0, -1]], found.y[[0, -1]]], axis=1)
+        np.testing.assert_allclose(corners, [x, y])
+        attributes = found.attrs
+        assert attributes["spatial:transform"] == list(file.transform)[:6]
+        assert attributes["proj:code"] == "EPSG:32633"
+    assert found.embeddings.dims == ("embedding", "y", "x")
+    np.testing.assert_array_equal(found.embeddings, expected)
+    if is_int8:
+        values = found.embeddings * found.scale + found.offset
+        np.testing.assert_allclose(values[:, 5:], patches[:, 5:], atol=0.03)
+        assert attributes["geoemb:quantization"]["quantized_dtype"] == "int8"
+    group = json.loads((folder / "zarr.json").read_text())
+    geoemb_schema(group)
+    assert attributes["geoemb:model"] == "file:///weights"
+    assert attributes["geoemb:source_data"] == ["s3://bucket/data"]
+    assert attributes["geoemb:gsd"] == 160
+    names = {part["name"] for part in attributes["zarr_conventions"]}
+    assert names == {"geoemb:", "proj:", "spatial"}
+
+
+def test_zarr_in_a_store_has_its_root_last(large, s3_bucket, monkeypatch):
+    place, patches = large
+    uploaded = []
+    real = dense_files.upload
+    monkeypatch.setattr(
+        dense_files, "upload", lambda file, uri: uploaded.append(uri) or real(file, uri)
+    )
+    write_tile(f"{s3_bucket}/out", place, patches, style(DenseFormat.ZARR))
+    assert uploaded[-1] == f"{s3_bucket}/out/dense/a_tile.zarr/zarr.json"
+    found = xarray.open_zarr(uploaded[-1].removesuffix("/zarr.json"))
+    np.testing.assert_array_equal(found.embeddings, patches)
 
 
 def test_tiles_of_a_dataset(small_dataset, tiny_weights, tmp_path):
@@ -79,7 +159,7 @@ def test_tiles_of_a_dataset(small_dataset, tiny_weights, tmp_path):
     others = pq.read_table(tmp_path / "plain" / "tiles")["embedding"].to_pylist()
     np.testing.assert_allclose(ours, others, atol=1e-5)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "dense", "embedding.json", "job.json", "tiles",
+        "collection.json", "dense", "embedding.json", "items", "job.json", "tiles",
     ]  # fmt: skip
 
 
@@ -160,5 +240,5 @@ def test_patches_that_are_no_whole_pixels(scene, tiny_weights, refused, tmp_path
 def test_a_tile_whose_name_leads_elsewhere_writes_nothing(tmp_path):
     place = Place("../../a_tile", "EPSG:32633", (10, 0, 5e5, 0, -10, 5e6), (960, 960), "u")
     with pytest.raises(UsageError, match="leads out of"):
-        write_tile(str(tmp_path / "out"), place, np.zeros((3, 60, 60), np.float32), {})
+        write_tile(str(tmp_path / "out"), place, np.zeros((3, 60, 60), np.float32), style())
     assert list(tmp_path.iterdir()) == []

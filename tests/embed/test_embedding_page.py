@@ -40,15 +40,20 @@ def test_the_commands_run(small_dataset, tiny_weights, write_scene, tmp_path):
     assert read_manifest(tmp_path / "embedded").rows == 11
     with rasterio.open(tmp_path / "scenes" / "dense" / "scene.tif") as file:
         assert file.shape == (6, 6)
+    assert read_manifest(tmp_path / "small").data_type == "int8"
+    assert (tmp_path / "small" / "dense" / "scene.zarr" / "zarr.json").exists()
 
 
 def test_the_python_runs(small_dataset, tiny_weights, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"tiles": small_dataset, "weights": tiny_weights}
     exec(compile(code_block("docs/embedding.md", "python"), str(PAGE), "exec"), names)
-    assert capsys.readouterr().out.startswith("11 96\nOGC:CRS84")
+    printed = capsys.readouterr().out
+    assert printed.startswith("11 96\nOGC:CRS84")
+    assert "embedded-part-00000" in printed
+    assert printed.endswith("(11, 96) ('embedding', 'y', 'x') EPSG:32633\n")
     best, *others = names["nearest"]
-    assert best == ("tile_00", pytest.approx(1, abs=1e-6))
+    assert best == (names["frame"].tile_id[0], pytest.approx(1, abs=1e-6))
     assert len(others) == 4
 
 

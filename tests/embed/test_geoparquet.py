@@ -13,6 +13,8 @@ import shapely
 from pyproj import Transformer
 
 from terrafm.data.shards.dataset import Dataset
+from terrafm.embed import packing
+from terrafm.embed.hilbert import hilbert_order
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
 from terrafm.embed.rows import footprint, part_bytes
@@ -29,12 +31,18 @@ FUSED = ("s1", "s2_l2a")
 
 @pytest.fixture(scope="module")
 def written(small_dataset, tiny_weights, tmp_path_factory):
-    """A folder of 11 rows in three parts."""
+    """A folder of 11 rows in three files, of a part each."""
     output = tmp_path_factory.mktemp("embedded") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "_LEAST_ROWS", 4)
+        patch.setattr(packing, "ROW_GROUP_BYTES", 1)
         embed(tiny_weights, small_dataset, output, EmbedOptions(modalities=FUSED, workers=0))
     return output
+
+
+def in_order(dataset):
+    order = hilbert_order(dataset.longitude, dataset.latitude)
+    return [str(dataset.tile_ids[row]) for row in order]
 
 
 def test_geopandas_opens_every_part(written, small_dataset):
@@ -43,13 +51,14 @@ def test_geopandas_opens_every_part(written, small_dataset):
     frames = [geopandas.read_parquet(uri) for uri in part_uris(written, manifest)]
     assert [len(frame) for frame in frames] == [4, 4, 3]
     ids = [tile for frame in frames for tile in frame["tile_id"]]
-    assert ids == [str(tile) for tile in dataset.tile_ids]
+    assert ids == in_order(dataset)
     for frame in frames:
         assert frame.crs.equals("OGC:CRS84")
         assert frame.geometry.is_valid.all()
     # Footprints lie where the index has the pixels: 960 m squares in UTM zone 33.
     back = Transformer.from_crs("OGC:CRS84", "EPSG:32633", always_xy=True)
-    for number, geometry in enumerate(g for frame in frames for g in frame.geometry):
+    for tile, geometry in zip(ids, (g for f in frames for g in f.geometry), strict=True):
+        number = int(tile.removeprefix("tile_"))
         square = shapely.transform(geometry, lambda xy: np.stack(back.transform(*xy.T), 1))
         west = 500000.0 + number * 960
         expected = (west, 10000.0 - 960, west + 960, 10000.0)
@@ -90,9 +99,9 @@ def test_rows_say_what_the_dataset_and_the_weights_say(written, small_dataset, t
     dataset, encoder = Dataset.open(small_dataset), load_encoder(tiny_weights)
     table = pq.read_table(written / "tiles")
     assert table.schema.remove_metadata().equals(embedding_schema(encoder.embed_dim))
-    rows = table.to_pylist()
-    for number, row in enumerate(rows):
-        tile = dataset.tile(number)
+    rows = {row["tile_id"]: row for row in table.to_pylist()}
+    for number, tile_id in enumerate(dataset.tile_ids):
+        row, tile = rows[str(tile_id)], dataset.tile(number)
         assert row["land_cover"] == tile["land_cover"]
         assert row["time_s1"].isoformat() == "2021-01-01T00:00:00+00:00"
         assert row["time_s2_l1c"] is None
@@ -135,7 +144,7 @@ def test_embeddings_are_the_encoders_cls_tokens_as_they_are(written, small_datas
     with torch.inference_mode():
         expected = encoder({name: x[None] for name, x in pixels.items()})[0].numpy()
     table = pq.read_table(written / "tiles")
-    found = np.stack(table["embedding"].to_numpy())[3]
+    found = np.stack(table["embedding"].to_numpy())[table["tile_id"].to_pylist().index("tile_03")]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert not np.isclose(np.linalg.norm(found), 1)
 

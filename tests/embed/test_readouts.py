@@ -50,7 +50,9 @@ def by_hand(tokens, readout):
 
 
 def vectors_of(output):
-    return np.stack(pq.read_table(output / "tiles")["embedding"].to_numpy())
+    """By id, which is the order of the dataset."""
+    table = pq.read_table(output / "tiles").sort_by("tile_id")
+    return np.stack(table["embedding"].to_numpy())
 
 
 @pytest.mark.parametrize("dense", [False, True])

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from terrafm.embed import job
+from terrafm.embed import job, packing
 from terrafm.modalities import MODALITIES
 from terrafm.ray import parts
 
@@ -64,6 +64,10 @@ def test_a_folder_of_another_request_is_left_alone(
     assert "begun with another model" in refuse(weights=other_model)
 
 
+def times(output):
+    return {path.name: path.stat().st_mtime_ns for path in (output / "parts").iterdir()}
+
+
 def test_a_part_that_is_gone_or_damaged_is_made_again(again, tmp_path, monkeypatch):
     """An unfinished folder of three parts, one without its file, one without a whole entry."""
     monkeypatch.setattr(parts, "_LEAST_ROWS", 4)
@@ -71,17 +75,46 @@ def test_a_part_that_is_gone_or_damaged_is_made_again(again, tmp_path, monkeypat
     with pytest.raises(ZeroDivisionError):
         again()
     output = tmp_path / "out"
-    (output / "tiles" / "part-00000.parquet").unlink()
+    (output / "parts" / "part-00000.parquet").unlink()
     (output / "entries" / "part-00001.json").write_text("{")
-    kept = output / "tiles" / "part-00002.parquet"
-    before = kept.stat().st_mtime_ns
+    kept = (output / "parts" / "part-00002.parquet").stat().st_mtime_ns
     monkeypatch.undo()
     monkeypatch.setattr(parts, "_LEAST_ROWS", 4)
+    seen = []
+    pack = job._pack
+    monkeypatch.setattr(job, "_pack", lambda *given: seen.append(times(output)) or pack(*given))
     code, text, _ = again()
     assert code == 0
     assert "3 rows were there from before" in text
-    assert kept.stat().st_mtime_ns == before
+    assert seen[0]["part-00002.parquet"] == kept
+    assert [path.name for path in sorted(output.iterdir())] == [
+        "collection.json", "embedding.json", "items", "job.json", "tiles",
+    ]  # fmt: skip
     assert pq.read_table(output / "tiles").num_rows == 11
+
+
+def test_files_that_are_put_together_already_stay(again, tmp_path, monkeypatch):
+    """Killed after three files, one of which is gone and one without a whole entry."""
+    monkeypatch.setattr(parts, "_LEAST_ROWS", 4)
+    monkeypatch.setattr(packing, "ROW_GROUP_BYTES", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "write_catalogue", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            again("--quantise", "int8")
+    output = tmp_path / "out"
+    tiles = sorted((output / "tiles").iterdir())
+    assert [path.name for path in tiles] == [f"part-{n:05d}.parquet" for n in range(3)]
+    content = [path.read_bytes() for path in tiles]
+    tiles[0].unlink()
+    (output / "entries" / "part-00001.packed").write_text("{")
+    before = [path.stat().st_mtime_ns for path in tiles[1:]]
+    code, text, _ = again("--quantise", "int8")
+    assert code == 0
+    assert "11 rows were there from before" in text
+    after = [path.stat().st_mtime_ns for path in tiles[1:]]
+    assert (after[0] > before[0], after[1] == before[1]) == (True, True)
+    # Whoever makes them, and however often.
+    assert [path.read_bytes() for path in tiles] == content
 
 
 def test_the_same_weights_elsewhere_are_the_same(again, tiny_weights, tmp_path):

@@ -37,7 +37,7 @@ class Embeddings(Target):
         content = part_bytes(
             [tiles.place(r) for r in range(3)], [("s1",)] * 3, vectors, ("ab" * 32, fingerprint)
         )
-        part = write_part(str(out), "part-00000", content, 3)
+        part = write_part(str(out), "tiles", "part-00000", content, 3)
         manifest = EmbeddingManifest(
             rows=3, skipped=0, dim=16, model="terrafm_tiny", weights="w",
             model_fingerprint="ab" * 32, modalities=("s1",), parts=(part,), versions={"torch": "2"},
@@ -49,7 +49,7 @@ class Embeddings(Target):
         (out / "entries").mkdir()
         (out / "entries" / "part-00000.json").write_text(Entry(part, 0).to_json())
         depends = {
-            "version": 2,
+            "version": 3,
             "model": "ab" * 32,
             "readout": "cls",
             "data": fingerprint,
