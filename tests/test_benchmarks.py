@@ -181,6 +181,44 @@ def test_flops_are_those_of_the_matrix_products():
     assert 4 * least < value < 6 * least
 
 
+def test_operations_and_saved_bytes_are_counted(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    counts, step_work = (importlib.import_module(f"harness.step_{n}") for n in ("counts", "work"))
+    layer = torch.nn.Linear(4, 3)
+    x = torch.ones(2, 4, requires_grad=True)
+    with counts.OperationCount() as count:
+        with count.phases("forward"):
+            out = layer(x.view(2, 4)).exp()
+        with count.phases("backward"):
+            out.sum().backward()
+    # A product of matrices and an exponential; of their derivatives one and three.
+    assert count.by_phase["forward"] == count.by_name["addmm"] + count.by_name["exp"] == 2
+    assert count.by_name["mm"] == 2
+    assert "view" not in count.by_name
+    work = step_work.StepWork(
+        "plain",
+        batch=2,
+        overrides=[
+            *("model.name=terrafm_tiny", "head.num_prototypes=64", "data.local_crops=0"),
+            *("data.global_size=32", "train.precision=float32", "train.micro_batch=2"),
+        ],
+    )
+    distillation = step_work.build(work, torch.device("cpu"))
+    (batch,) = work.batches()
+    kept = counts.saved_bytes(distillation, batch)
+    assert distillation.engine.student.encoder.cls_token.grad is None
+    distillation.engine.student.encoder.activation_checkpointing = True
+    assert counts.saved_bytes(distillation, batch) < kept
+
+
+@pytest.mark.slow
+def test_a_working_tree_beside_itself_counts_the_same():
+    found = figures("step", "--device", "cpu", "--against", str(ROOT))
+    assert found["bytes saved of a sample, here / there"]["value"] == 1
+    assert found["operations of a step, all: there / here"]["value"] == 1
+    assert any(name.endswith("time there / here") for name in found)
+
+
 @pytest.fixture
 def scaling(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
