@@ -101,6 +101,7 @@ class DINOLoss(DualCentering):
         teacher_logits: Tensor,
         teacher_temp: float,
         center: Tensor | None = None,
+        overwrite: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Loss and entropies of every sample; the centers are used and not changed.
 
@@ -109,6 +110,8 @@ class DINOLoss(DualCentering):
             teacher_logits: (G, B, K).
             teacher_temp: teacher temperature.
             center: (K,) subtracted from the teacher's logits; by default that of dual centering.
+            overwrite: the student's logits, float32, are given away: their memory becomes that of
+                their gradient, and the backward pass can run once.
 
         Returns:
             Loss (B,), differentiable in the student; entropy of the teacher's distribution,
@@ -125,7 +128,7 @@ class DINOLoss(DualCentering):
                 q = log_q.exp()
                 teacher_entropy = -(q * log_q).sum(-1).mean(0)
             loss, student_entropy = pairwise_cross_entropy(
-                student_logits.float(), q, self.student_temp
+                student_logits.float(), q, self.student_temp, overwrite
             )
         return loss, teacher_entropy, student_entropy, q
 

@@ -49,9 +49,9 @@ def poison(criterion, kind):
     """Makes the next micro-batch's second loss NaN (its gradient stays finite), or its gradient."""
     whole = criterion.per_sample
 
-    def poisoned(*inputs):
+    def poisoned(*inputs, **options):
         criterion.per_sample = whole
-        loss, *entropies = whole(*inputs)
+        loss, *entropies = whole(*inputs, **options)
         if kind == "gradient":
             return Infinite.apply(loss), *entropies
         constant = torch.zeros_like(loss)

@@ -96,8 +96,7 @@ class PlainEngine(Engine):
         self, student: nn.Module, config: OptimConfig, *, precision: str, device: torch.device
     ) -> None:
         super().__init__(student)
-        fused = device.type == "cuda"
-        optimizer = build_optimizer(parameter_groups(student), config, guarded=True, fused=fused)
+        optimizer = build_optimizer(parameter_groups(student), config, guarded=True)
         assert isinstance(optimizer, GuardedAdamW)
         self.optimizer = optimizer
         self._autocast = torch.autocast(

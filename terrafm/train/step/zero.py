@@ -116,8 +116,7 @@ class ZeroEngine(Engine):
         self.stage = stage
         self._n_micro = n_micro
         clip_each = config.clip_by == "parameter"
-        fused = next(student.parameters()).is_cuda
-        client = build_optimizer(parameter_groups(student), config, guarded=stage == 0, fused=fused)
+        client = build_optimizer(parameter_groups(student), config, guarded=stage == 0)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=student,
             optimizer=client,
