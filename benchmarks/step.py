@@ -176,10 +176,13 @@ def against(work: StepWork, device: str, folder: Path, rounds: int) -> list[Figu
     seconds = alternate({name: tree.seconds for name, tree in trees.items()}, rounds)
     for tree in trees.values():
         tree.close()
+    busy = {name: tree.processor for name, tree in trees.items()}
     counted = {name: tree.counted for name, tree in trees.items()}
     saved = {name: c["saved_bytes_per_sample"] for name, c in counted.items()}
     found = [
         Figure(f"{_what(work)}: time there / here", median_ratio(seconds, "there", "here"), 1.0,
+               "higher", "x"),
+        Figure("processor time of a step: there / here", median_ratio(busy, "there", "here"), 1.0,
                "higher", "x"),
         Figure("bytes saved of a sample, here / there", saved["here"] / saved["there"], 0.85,
                "lower", "x"),

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -249,6 +250,11 @@ def test_scaling_bends_where_the_arithmetic_says(scaling):
     row = scaling.row(assumed, 4)
     assert (row.ideal, row.replicated, row.sharded) == (40.0, 20.0, 40 / 3)
     assert (row.from_store, row.limit) == (20.0, "gradients")
+    # Three quarters of the gradients leave during the second half of the computation: 0.375 s
+    # of the 2 s that they and the parameters take.
+    overlapped = replace(assumed, bucket=250, backward=0.5)
+    assert scaling.row(overlapped, 4).replicated == 40 / 1.625
+    assert scaling.row(replace(overlapped, backward=0.1), 4).replicated == 40 / 1.9
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -4,15 +4,17 @@
 
 Whose `terrafm` is measured, PYTHONPATH decides; this harness is the same for both. The first line
 of the output has what is counted; then every line of the input is answered by the seconds of a
-step, the median of `work.steps`.
+step, by the clock and of the processor, the median of `work.steps`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +32,8 @@ class Tree:
 
     Attributes:
         counted: "operations" by phase, and "saved_bytes_per_sample".
+        processor: seconds of a step on the processor, of each measurement: on a machine with
+            other work they differ less than those by the clock.
     """
 
     def __init__(self, folder: Path, work: StepWork, device: str) -> None:
@@ -44,12 +48,15 @@ class Tree:
             text=True,
         )
         self.counted: dict[str, Any] = self._answer()
+        self.processor: list[float] = []
 
     def seconds(self) -> float:
-        """Of a step, measured now."""
+        """Of a step by the clock, measured now."""
         self._pipe(self._process.stdin).write("\n")
         self._pipe(self._process.stdin).flush()
-        return float(self._answer())
+        seconds, processor = self._answer()
+        self.processor.append(processor)
+        return float(seconds)
 
     def close(self) -> None:
         """Ends the process."""
@@ -86,8 +93,15 @@ def main() -> None:
     }
     print(json.dumps(counted), flush=True)
     for _ in sys.stdin:
-        step = seconds_per_step(lambda: one_step(distillation, batches), device, work.steps)
-        print(json.dumps(step), flush=True)
+        busy = []
+
+        def step(busy: list[float] = busy) -> None:
+            begin = time.process_time()
+            one_step(distillation, batches)
+            busy.append(time.process_time() - begin)
+
+        seconds = seconds_per_step(step, device, work.steps)
+        print(json.dumps([seconds, statistics.median(busy)]), flush=True)
 
 
 if __name__ == "__main__":

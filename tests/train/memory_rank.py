@@ -39,6 +39,7 @@ def main(dataset, rendezvous, output, stage, *overrides):
             precision=config.train.precision,
             micro_rows=layout.micro_rows,
             n_micro=layout.n_micro,
+            persist_below=0,
         )
 
     with PeakMemory() as memory:

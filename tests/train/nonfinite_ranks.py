@@ -81,7 +81,14 @@ def train(setup, stage, kind, rank, world_size):
     options = {"micro_rows": layout.micro_rows, "n_micro": layout.n_micro}
 
     def engine(student):
-        return ZeroEngine(student, setup.config.optim, stage=stage, precision="float32", **options)
+        return ZeroEngine(
+            student,
+            setup.config.optim,
+            stage=stage,
+            precision="float32",
+            persist_below=0,
+            **options,
+        )
 
     distillation = setup.distillation(engine, None, torch.device("cpu"))
     stream = make_batches(**setup.stream_options(layout, 0))

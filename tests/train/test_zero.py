@@ -75,6 +75,10 @@ def test_every_stage_trains_like_plain_adamw(results, reference, stage):
     assert_close(results[f"straight_{stage}"], reference["straight"])
 
 
+def test_small_parameters_that_stay_whole_train_like_those_in_pieces(results, reference):
+    assert_close(results["persistent"], reference["straight"])
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_resuming_at_the_same_stage_is_bit_for_bit(results, world_size, stage):
     straight, resumed = results[f"straight_{stage}"], results[f"resumed_{stage}_{stage}"]

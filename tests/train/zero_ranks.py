@@ -86,7 +86,7 @@ def main(rank, world_size, rendezvous, output):
     )
     results = {}
 
-    def engine(stage, student, clip_by="global"):
+    def engine(stage, student, clip_by="global", persist_below=0):
         return ZeroEngine(
             student,
             OptimConfig(clip_grad=0.5, clip_by=clip_by),
@@ -94,6 +94,7 @@ def main(rank, world_size, rendezvous, output):
             precision="float32",
             micro_rows=ROWS // world_size // MICRO,
             n_micro=MICRO,
+            persist_below=persist_below,
         )
 
     def note(name, e, teacher, norms):
@@ -128,6 +129,11 @@ def main(rank, world_size, rendezvous, output):
             e = engine(stage, student, clip_by)
             norms = train(e, teacher, 0, STEPS, rank, world_size, poisoned_step(name))
             note(f"{name}_{stage}", e, teacher, norms)
+    student, teacher = network(), network().requires_grad_(False)
+    e = engine(3, student, persist_below=10**5)
+    # All of this network's parameters are small: none is left in pieces.
+    assert all(p.ds_persist for p in e.student.parameters())
+    note("persistent", e, teacher, train(e, teacher, 0, STEPS, rank, world_size))
     if rank == 0:
         torch.save(results, output)
     distributed.destroy_process_group()

@@ -14,7 +14,7 @@ import torch
 from terrafm.data.samples.loader import make_batches
 from terrafm.train.metrics.step_line import peak_process_bytes
 from terrafm.train.step.engine import Engine, PlainEngine
-from terrafm.train.step.optimizer import MOMENTS, reduce_bucket
+from terrafm.train.step.optimizer import MOMENTS, reduce_bucket, reduce_buckets
 from terrafm.train.worker.setup import TrainingSetup
 from terrafm.units import duration, human_bytes
 
@@ -124,9 +124,9 @@ def state_bytes(parameters: int, stage: int, workers: int) -> int:
     weights = parameters / (workers if stage >= 3 else 1)
     # Stage 1 reduces whole gradients, the others what each rank keeps.
     gradients = parameters / (workers if stage >= 2 else 1)
-    # ZeRO updates a copy of each worker's share, and reduces gradients out of a buffer.
+    # ZeRO updates a copy of each worker's share, and reduces gradients out of buffers.
     masters = parameters / workers if stage else 0
-    bucket = reduce_bucket(parameters) if stage else 0
+    bucket = reduce_buckets(stage) * reduce_bucket(parameters)
     moments = 2 * parameters / (workers if stage else 1)
     return round(_FLOAT * (weights + gradients + masters + bucket + moments + parameters))
 

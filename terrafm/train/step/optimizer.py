@@ -17,15 +17,25 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state per parameter, by PyTorch's names."""
 
 
-# DeepSpeed's default: 2 GB of float32, held beside the gradients however small the model is.
 BETAS = (0.9, 0.999)
 """Of AdamW's moments."""
-_LARGEST_BUCKET = 500_000_000
+
+PERSIST_BELOW = 100_000
+"""Elements of a parameter below which ZeRO stage 3 keeps it whole on every rank."""
+
+# 200 MB of float32. DeepSpeed's default of ten times as much holds all of Base and Large, so that
+# nothing is reduced before the backward pass ends; the largest parameter, the prototypes, fits.
+_LARGEST_BUCKET = 50_000_000
 
 
 def reduce_bucket(parameters: int) -> int:
     """Elements of the buffer that ZeRO gathers gradients in before it reduces them."""
     return min(parameters, _LARGEST_BUCKET)
+
+
+def reduce_buckets(stage: int) -> int:
+    """Such buffers: below stage 3 one is filled while the other is reduced."""
+    return (0, 2, 2, 1)[stage]
 
 
 class GuardedAdamW(torch.optim.AdamW):
