@@ -22,7 +22,6 @@ class DINOLoss(DualCentering):
         student_temp: student temperature.
         alpha: weight of the global center; 1 is DINO.
         center_momentum: EMA momentum of both centers.
-        high_frequency_momentum: EMA momentum of c_h, where it is another.
         centering: "ema" subtracts the two centers; "sinkhorn" what `batch_center` finds in the
             batch itself. The centers are followed either way.
         masked_patch: hold the loss of masked patches too.
@@ -37,11 +36,10 @@ class DINOLoss(DualCentering):
         student_temp: float = 0.1,
         alpha: float = 0.8,
         center_momentum: float = 0.9,
-        high_frequency_momentum: float | None = None,
         centering: Literal["ema", "sinkhorn"] = "ema",
         masked_patch: bool = False,
     ) -> None:
-        super().__init__(num_prototypes, alpha, center_momentum, high_frequency_momentum)
+        super().__init__(num_prototypes, alpha, center_momentum)
         if student_temp <= 0:
             raise ValueError("student_temp must be above 0")
         self.student_temp = student_temp

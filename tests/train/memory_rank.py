@@ -42,6 +42,8 @@ def main(dataset, rendezvous, output, stage, *overrides):
             persist_below=0,
         )
 
+    # The first optimizer of a process loads torch._dynamo: 160 MB of Python, which no model takes.
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     with PeakMemory() as memory:
         distillation = setup.distillation(engine, None, torch.device("cpu"))
         for step in range(STEPS):

@@ -395,7 +395,6 @@ def build_criterion(config: Config, has_high_frequency: bool) -> DINOLoss:
         student_temp=config.loss.student_temp,
         alpha=config.loss.alpha if has_high_frequency else 1.0,
         center_momentum=config.loss.center_momentum,
-        high_frequency_momentum=config.loss.high_frequency_center_momentum,
         centering=config.loss.centering,
         masked_patch=config.loss.masked_patch_weight > 0,
     )

@@ -121,7 +121,9 @@ class ZeroEngine(Engine):
         self.stage = stage
         self._n_micro = n_micro
         clip_each = config.clip_by == "parameter"
-        client = build_optimizer(parameter_groups(student), config, guarded=stage == 0)
+        groups = parameter_groups(student, config.layer_decay)
+        client = build_optimizer(groups, config, guarded=stage == 0)
+        self._names = [group["name"] for group in groups]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=student,
             optimizer=client,
@@ -253,7 +255,7 @@ class ZeroEngine(Engine):
 
     def _updated_tensors(self, group: str | None = None) -> Iterator[Tensor]:
         """The tensors that AdamW updates: parameters at stage 0, flat shards above."""
-        for index, name in enumerate(GROUPS):
+        for index, name in enumerate(self._names):
             if group in (None, name):
                 yield from self._group_tensors(index)
 
