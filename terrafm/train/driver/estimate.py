@@ -40,7 +40,10 @@ def estimate(setup: TrainingSetup, *, measure: bool = True) -> dict[str, Any]:
     train = setup.config.train
     # What the weights are costs nothing, and a run that goes on may not have those of its start.
     model = setup.config.model.model_copy(update={"init": None})
-    setup = replace(setup, config=setup.config.model_copy(update={"model": model}))
+    # One step on this CPU is not worth minutes of a compiler, which may not be there.
+    eager = train.model_copy(update={"compile": False})
+    changes = {"model": model, "train": eager}
+    setup = replace(setup, config=setup.config.model_copy(update=changes))
     distillation = setup.plain_distillation()
     student = distillation.engine.student
     parameters = sum(p.numel() for p in student.parameters())
