@@ -2,6 +2,7 @@
 
     python benchmarks/step.py [--json] [--model terrafm_base] [--batch 64] [--device cuda] [...]
     python benchmarks/step.py --against FOLDER [--json] [...]
+    python benchmarks/step.py --report [--json]
 
 Synthetic batches of the real layout: bands, ragged modalities, crops, prototypes. A step is
 everything from batches in (pinned) memory to the moved centers: normalisation, teacher, student,
@@ -27,6 +28,10 @@ a machine that has these needs no installation but PYTHONPATH.
 With --against the step of this working tree beside that of another one (FOLDER, such as a
 `git worktree` of an older commit), by the same harness: operations, bytes saved, and time, one
 process for each, in turn, --rounds times.
+
+With --report, on a GPU, all of this but --against for Base and Large at several micro-batches,
+the most telling first; none is begun after 5 minutes, and one takes a minute or two (an estimate:
+it has not been run on a GPU). On a CPU two small models, which shows that it runs.
 """
 
 from __future__ import annotations
@@ -35,9 +40,12 @@ import argparse
 import gc
 import shutil
 import statistics
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import ROOT, Figure, alternate, median_ratio, note, parse, parser, report
@@ -70,6 +78,13 @@ _LARGE = {
     "precision": "bf16",
     "steps": 10,
 }
+# Model and micro-batch, the most telling first; none is begun after so many seconds.
+_REPORT = [
+    *[("terrafm_base", 16), ("terrafm_base", 64), ("terrafm_large", 32), ("terrafm_base", 128)],
+    ("terrafm_large", 64),
+]
+_REHEARSAL = [("terrafm_tiny", 2), ("terrafm_tiny", 4)]
+_BEGIN_UNTIL = 300
 _QUICK = {
     "model": "terrafm_tiny",
     "global_size": 32,
@@ -255,6 +270,52 @@ def figures(work: StepWork, device: torch.device, arguments: argparse.Namespace)
     return found + loss_figures(work, device, arguments.rounds)
 
 
+def chosen_work(arguments: argparse.Namespace, cuda: bool, **given: object) -> StepWork:
+    """The step that the command line asks for, over the defaults of the device."""
+    chosen: dict[str, Any] = {"prototypes": 65536} | (_LARGE if cuda else _SMALL)
+    chosen |= _QUICK if arguments.quick else {}
+    chosen |= {key: value for key in chosen if (value := getattr(arguments, key)) is not None}
+    chosen |= given
+    return StepWork(
+        "plain",
+        batch=chosen["batch"],
+        steps=chosen["steps"],
+        overrides=[
+            f"model.name={chosen['model']}",
+            f"head.num_prototypes={chosen['prototypes']}",
+            f"data.global_size={chosen['global_size']}",
+            f"data.local_size={chosen['local_size']}",
+            f"data.local_crops={chosen['local_crops']}",
+            f"data.fusion={not arguments.one_modality}",
+            f"train.precision={chosen['precision']}",
+            f"train.micro_batch={arguments.micro_batch or chosen['batch']}",
+        ],
+    )
+
+
+def report_figures(device: torch.device, arguments: argparse.Namespace) -> list[Figure]:
+    """All figures of several models and micro-batches, one after the other."""
+    cuda = device.type == "cuda"
+    arguments.rounds = 1
+    began, found = time.monotonic(), []
+    for model, batch in _REPORT if cuda else _REHEARSAL:
+        if time.monotonic() - began > _BEGIN_UNTIL:
+            note(f"{model} with {batch} samples is left out: time is up")
+            continue
+        note(f"{model}, {batch} samples at once")
+        work = chosen_work(arguments, cuda, model=model, batch=batch, steps=5 if cuda else 1)
+        try:
+            of_one = figures(work, device, arguments)
+        except torch.OutOfMemoryError:
+            note(f"{model} with {batch} samples does not fit into this GPU")
+            of_one = []
+        found += [replace(f, name=f"{model}, {batch} at once: {f.name}") for f in of_one]
+        gc.collect()
+        if cuda:
+            torch.cuda.empty_cache()
+    return found
+
+
 def _peak(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
@@ -289,35 +350,21 @@ def main() -> None:
         "--one-modality", action="store_true", help="every view has exactly one modality"
     )
     options.add_argument("--against", type=Path, help="another working tree, step beside step")
+    options.add_argument("--report", action="store_true", help="several models and batches")
     arguments = parse(options)
     cuda = torch.cuda.is_available() if arguments.device == "auto" else "cuda" in arguments.device
     device = torch.device(
         ("cuda" if cuda else "cpu") if arguments.device == "auto" else arguments.device
     )
-    chosen = {"prototypes": 65536} | (_LARGE if cuda else _SMALL)
-    chosen |= _QUICK if arguments.quick else {}
-    chosen |= {key: value for key in chosen if (value := getattr(arguments, key)) is not None}
-    work = StepWork(
-        "plain",
-        batch=chosen["batch"],
-        steps=chosen["steps"],
-        overrides=[
-            f"model.name={chosen['model']}",
-            f"head.num_prototypes={chosen['prototypes']}",
-            f"data.global_size={chosen['global_size']}",
-            f"data.local_size={chosen['local_size']}",
-            f"data.local_crops={chosen['local_crops']}",
-            f"data.fusion={not arguments.one_modality}",
-            f"train.precision={chosen['precision']}",
-            f"train.micro_batch={arguments.micro_batch or chosen['batch']}",
-        ],
-    )
     machine = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} threads"
     data = f"torch {torch.__version__}; {machine}; synthetic batches"
-    if arguments.against:
+    if arguments.report:
+        found = report_figures(device, arguments)
+    elif arguments.against:
+        work = chosen_work(arguments, cuda)
         found = against(work, str(device), arguments.against, arguments.rounds)
     else:
-        found = figures(work, device, arguments)
+        found = figures(chosen_work(arguments, cuda), device, arguments)
     report(found, arguments, data)
 
 

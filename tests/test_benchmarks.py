@@ -213,6 +213,17 @@ def test_operations_and_saved_bytes_are_counted(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_report_has_every_figure_of_every_batch():
+    found = figures("step", "--device", "cpu", "--report")
+    for batch in (2, 4):
+        of_one = f"terrafm_tiny, {batch} at once: "
+        assert f"{of_one}bytes saved of a sample" in found
+        assert any(name.startswith(f"{of_one}tiles per second") for name in found)
+        assert f"{of_one}loss view by view: time without / with" in found
+
+
+@pytest.mark.slow
 def test_a_working_tree_beside_itself_counts_the_same():
     found = figures("step", "--device", "cpu", "--against", str(ROOT))
     assert found["bytes saved of a sample, here / there"]["value"] == 1
