@@ -3,7 +3,8 @@
     python benchmarks/scaling.py [--json] [--node-gigabit 3200] [--gpu-tiles-per-second 650] [...]
 
 Nothing is measured here: the arithmetic of docs/scaling.md, whose tables this prints. A step
-takes its computation, then its communication, which nothing hides (`overlap_comm` is off); and a
+takes its computation, and of its communication what the backward pass does not hide: gradients
+are reduced, bucket by bucket, while it goes on (`overlap_comm`), but for the last bucket; and a
 node's network must carry both the gradients and the tiles. Counted: parameters of student and
 head, float32 bytes that a node sends, bytes of tiles that it takes from the store. Not counted:
 latencies, the links inside a node, stragglers, checkpoints, the store's own limits.
@@ -17,7 +18,9 @@ import torch
 from common import Figure, parse, parser, report
 
 from terrafm.config import load_config
+from terrafm.train.metrics.flops import sample_flops
 from terrafm.train.step.distillation import Network
+from terrafm.train.step.optimizer import reduce_bucket
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _FLOAT = 4
@@ -34,6 +37,8 @@ class Assumptions:
         gpus_per_node: GPUs that share a network card.
         node_bytes: bytes/s of a node's network, each way.
         tile_bytes: that a tile takes from the store.
+        bucket: elements of gradients that are reduced together.
+        backward: share of the computation that the backward pass is; 0 overlaps nothing.
     """
 
     parameters: int
@@ -42,6 +47,8 @@ class Assumptions:
     gpus_per_node: int
     node_bytes: float
     tile_bytes: float
+    bucket: int = 0
+    backward: float = 0.0
 
     @property
     def computation(self) -> float:
@@ -56,9 +63,9 @@ class Row:
     Attributes:
         gpus: how many.
         ideal: tiles/s without communication.
-        replicated: tiles/s at stages 0 to 2, tiles in local caches.
+        replicated: tiles/s at stages 1 and 2, tiles in local caches.
         sharded: tiles/s at stage 3, likewise.
-        from_store: tiles/s at stages 0 to 2, every tile from the store.
+        from_store: tiles/s at stages 1 and 2, every tile from the store.
         limit: what bounds the last: computation, gradients, tiles, or the two together.
     """
 
@@ -83,6 +90,17 @@ def sent(assumed: Assumptions, gpus: int, stage: int) -> float:
     return passes * (nodes - 1) / nodes * assumed.parameters * _FLOAT
 
 
+def hidden(assumed: Assumptions, gpus: int) -> float:
+    """Seconds of the gradients' reduction that pass during the backward pass.
+
+    The last bucket is full only when the backward pass ends. Parameters are gathered after the
+    optimizer, where nothing hides it; what stage 3 hides of its gathers is left out.
+    """
+    nodes = math.ceil(gpus / assumed.gpus_per_node)
+    early = max(0, assumed.parameters - assumed.bucket) * _FLOAT * (nodes - 1) / nodes
+    return min(assumed.backward * assumed.computation, early / assumed.node_bytes)
+
+
 def row(assumed: Assumptions, gpus: int) -> Row:
     """Throughput of one number of GPUs."""
     node_samples = assumed.batch * min(gpus, assumed.gpus_per_node)
@@ -91,7 +109,7 @@ def row(assumed: Assumptions, gpus: int) -> Row:
     def rate(stage: int, from_store: bool) -> tuple[float, str]:
         gradients = sent(assumed, gpus, stage) / assumed.node_bytes
         tiles = node_samples * assumed.tile_bytes / assumed.node_bytes if from_store else 0.0
-        step = assumed.computation + gradients
+        step = assumed.computation + gradients - hidden(assumed, gpus)
         # Tiles arrive while the GPUs compute; gradients and tiles share the wire.
         if gradients + tiles > step:
             return samples / (gradients + tiles), "gradients and tiles" if gradients else "tiles"
@@ -106,7 +124,7 @@ def row(assumed: Assumptions, gpus: int) -> Row:
 def table(assumed: Assumptions) -> str:
     """The table of docs/scaling.md for one network."""
     lines = [
-        "| GPUs | computation alone | ZeRO 0 to 2 | ZeRO 3 | ZeRO 0 to 2, tiles from the store "
+        "| GPUs | computation alone | ZeRO 1, 2 | ZeRO 3 | ZeRO 1, 2, tiles from the store "
         "| bound by |",
         "|---|---|---|---|---|---|",
     ]
@@ -130,13 +148,18 @@ def parameters(model: str, prototypes: int) -> int:
 
 def assumptions(arguments: argparse.Namespace) -> Assumptions:
     """Of the command line."""
+    whole = parameters(arguments.model, arguments.prototypes)
+    model = [f"model.name={arguments.model}", f"head.num_prototypes={arguments.prototypes}"]
+    flops = sample_flops(load_config(None, model))
     return Assumptions(
-        parameters=parameters(arguments.model, arguments.prototypes),
+        parameters=whole,
         batch=arguments.batch,
         tiles_per_second=arguments.gpu_tiles_per_second,
         gpus_per_node=arguments.gpus_per_node,
         node_bytes=arguments.node_gigabit * 1e9 / 8,
         tile_bytes=arguments.tile_megabytes * 1e6,
+        bucket=reduce_bucket(whole),
+        backward=0.0 if arguments.no_overlap else flops.backward / flops.total,
     )
 
 
@@ -151,9 +174,9 @@ def figures(assumed: Assumptions) -> list[Figure]:
     for gpus in GPUS:
         r = row(assumed, gpus)
         for name, value in (
-            ("ZeRO 0 to 2", r.replicated),
+            ("ZeRO 1, 2", r.replicated),
             ("ZeRO 3", r.sharded),
-            ("ZeRO 0 to 2, tiles from the store", r.from_store),
+            ("ZeRO 1, 2, tiles from the store", r.from_store),
         ):
             found.append(Figure(f"derived: {gpus} GPUs, {name}", value, None, "higher", "tiles/s"))
     return found
@@ -170,6 +193,7 @@ def options() -> argparse.ArgumentParser:
     )
     found.add_argument("--gpus-per-node", type=int, default=8, help="(%(default)s)")
     found.add_argument("--node-gigabit", type=float, default=100, help="network (%(default)s)")
+    found.add_argument("--no-overlap", action="store_true", help="all communication at the end")
     found.add_argument("--tile-megabytes", type=float, default=5.1, help="(%(default)s)")
     return found
 

@@ -1,6 +1,8 @@
 """The training step alone, without Ray and DeepSpeed: tiles/s, FLOPs, MFU, memory, options.
 
     python benchmarks/step.py [--json] [--model terrafm_base] [--batch 64] [--device cuda] [...]
+    python benchmarks/step.py --against FOLDER [--json] [...]
+    python benchmarks/step.py --report [--json]
 
 Synthetic batches of the real layout: bands, ragged modalities, crops, prototypes. A step is
 everything from batches in (pinned) memory to the moved centers: normalisation, teacher, student,
@@ -19,6 +21,17 @@ a machine that has these needs no installation but PYTHONPATH.
   above 1 it pays. Steps alternate in one process, --rounds times; the median of the ratios.
 - The loss alone, forward and backward, of all views at once by view by view: in a step on a CPU
   the weights' gradients are larger than the few samples' logits and hide it.
+- Operations of a step: what PyTorch hands to the device, views and allocations left out; the same
+  on every machine. Bytes saved: what one micro-batch's forward pass keeps for its backward pass,
+  by sample, each storage once, without parameters.
+
+With --against the step of this working tree beside that of another one (FOLDER, such as a
+`git worktree` of an older commit), by the same harness: operations, bytes saved, and time, one
+process for each, in turn, --rounds times.
+
+With --report, on a GPU, all of this but --against for Base and Large at several micro-batches,
+the most telling first; none is begun after 5 minutes, and one takes a minute or two (an estimate:
+it has not been run on a GPU). On a CPU two small models, which shows that it runs.
 """
 
 from __future__ import annotations
@@ -27,13 +40,19 @@ import argparse
 import gc
 import shutil
 import statistics
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
-from common import Figure, alternate, median_ratio, note, parse, parser, report
+from common import ROOT, Figure, alternate, median_ratio, note, parse, parser, report
 from harness.dense_loss import DenseDINOLoss
+from harness.step_counts import operations, saved_bytes
 from harness.step_options import Option, Step, counted_attention, default, options
+from harness.step_tree import Tree
 from harness.step_work import SETTINGS, StepWork, build, seconds_per_step, synchronise
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -59,6 +78,13 @@ _LARGE = {
     "precision": "bf16",
     "steps": 10,
 }
+# Model and micro-batch, the most telling first; none is begun after so many seconds.
+_REPORT = [
+    *[("terrafm_base", 16), ("terrafm_base", 64), ("terrafm_large", 32), ("terrafm_base", 128)],
+    ("terrafm_large", 64),
+]
+_REHEARSAL = [("terrafm_tiny", 2), ("terrafm_tiny", 4)]
+_BEGIN_UNTIL = 300
 _QUICK = {
     "model": "terrafm_tiny",
     "global_size": 32,
@@ -159,11 +185,59 @@ def loss_figures(work: StepWork, device: torch.device, rounds: int) -> list[Figu
     ]
 
 
+def against(work: StepWork, device: str, folder: Path, rounds: int) -> list[Figure]:
+    """This working tree's step beside another's: what is counted, and time."""
+    trees = {"here": Tree(ROOT, work, device), "there": Tree(folder.resolve(), work, device)}
+    seconds = alternate({name: tree.seconds for name, tree in trees.items()}, rounds)
+    for tree in trees.values():
+        tree.close()
+    busy = {name: tree.processor for name, tree in trees.items()}
+    counted = {name: tree.counted for name, tree in trees.items()}
+    saved = {name: c["saved_bytes_per_sample"] for name, c in counted.items()}
+    found = [
+        Figure(f"{_what(work)}: time there / here", median_ratio(seconds, "there", "here"), 1.0,
+               "higher", "x"),
+        Figure("processor time of a step: there / here", median_ratio(busy, "there", "here"), 1.0,
+               "higher", "x"),
+        Figure("bytes saved of a sample, here / there", saved["here"] / saved["there"], 0.85,
+               "lower", "x"),
+    ]  # fmt: skip
+    for name in trees:
+        found.append(Figure(f"bytes saved of a sample, {name}", saved[name] / 1e6, None,
+                            "lower", "MB"))  # fmt: skip
+    for part in ("all", "all but the optimizer"):
+        sums = {
+            name: sum(
+                number
+                for phase, number in c["operations"].items()
+                if part == "all" or phase != "optimizer"
+            )
+            for name, c in counted.items()
+        }
+        bar = 2.0 if part == "all" else None
+        label = f"operations of a step, {part}"
+        found.append(Figure(f"{label}: there / here", sums["there"] / sums["here"], bar,
+                            "higher", "x"))  # fmt: skip
+        found += [Figure(f"{label}: {name}", n, None, "lower", "") for name, n in sums.items()]
+    return found
+
+
+def _what(work: StepWork) -> str:
+    data = work.config.data
+    return (
+        f"{work.config.model.name}, {work.batch} samples in micro-batches of {work.micro_rows}, "
+        f"{data.global_crops} x {data.global_size} + {data.local_crops} x {data.local_size} px, "
+        f"K {work.config.head.num_prototypes}, {work.config.train.precision}"
+    )
+
+
 def figures(work: StepWork, device: torch.device, arguments: argparse.Namespace) -> list[Figure]:
     """Everything, for one configuration."""
     distillation = build(work, device)
     step = Step(distillation, list(work.batches()), device)
     flops = flops_per_sample(step, work)
+    count = operations(distillation, [b.to(device) for b in step.batches])
+    kept = saved_bytes(distillation, step.batches[0].to(device)) / work.micro_rows
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -171,18 +245,14 @@ def figures(work: StepWork, device: torch.device, arguments: argparse.Namespace)
     seconds, memory = compare(step, others, device, work.steps, arguments.rounds)
     gc.unfreeze()
     gc.enable()
-    data = work.config.data
-    what = (
-        f"{work.config.model.name}, {work.batch} samples in micro-batches of {work.micro_rows}, "
-        f"{data.global_crops} x {data.global_size} + {data.local_crops} x {data.local_size} px, "
-        f"K {work.config.head.num_prototypes}, {work.config.train.precision}"
-    )
     rate = work.batch / statistics.median(seconds["default"])
     found = [
-        Figure(f"tiles per second, {what}", rate, None, "higher", "tiles/s"),
+        Figure(f"tiles per second, {_what(work)}", rate, None, "higher", "tiles/s"),
         Figure("FLOPs per sample", flops / 1e9, None, "lower", "GFLOP"),
         Figure("computation rate", rate * flops / 1e12, None, "higher", "TFLOP/s"),
         Figure("peak memory of a step", memory["default"] / 1e9, None, "lower", "GB"),
+        Figure("bytes saved of a sample", kept / 1e6, None, "lower", "MB"),
+        Figure("operations of a step", sum(count.by_phase.values()), None, "lower", ""),
     ]
     peak = _peak(device)
     if peak:
@@ -198,6 +268,52 @@ def figures(work: StepWork, device: torch.device, arguments: argparse.Namespace)
             ratio = memory[pair[0]] / memory[pair[1]]
             found.append(Figure(f"{name}: peak without / with", ratio, None, "higher", "x"))
     return found + loss_figures(work, device, arguments.rounds)
+
+
+def chosen_work(arguments: argparse.Namespace, cuda: bool, **given: object) -> StepWork:
+    """The step that the command line asks for, over the defaults of the device."""
+    chosen: dict[str, Any] = {"prototypes": 65536} | (_LARGE if cuda else _SMALL)
+    chosen |= _QUICK if arguments.quick else {}
+    chosen |= {key: value for key in chosen if (value := getattr(arguments, key)) is not None}
+    chosen |= given
+    return StepWork(
+        "plain",
+        batch=chosen["batch"],
+        steps=chosen["steps"],
+        overrides=[
+            f"model.name={chosen['model']}",
+            f"head.num_prototypes={chosen['prototypes']}",
+            f"data.global_size={chosen['global_size']}",
+            f"data.local_size={chosen['local_size']}",
+            f"data.local_crops={chosen['local_crops']}",
+            f"data.fusion={not arguments.one_modality}",
+            f"train.precision={chosen['precision']}",
+            f"train.micro_batch={arguments.micro_batch or chosen['batch']}",
+        ],
+    )
+
+
+def report_figures(device: torch.device, arguments: argparse.Namespace) -> list[Figure]:
+    """All figures of several models and micro-batches, one after the other."""
+    cuda = device.type == "cuda"
+    arguments.rounds = 1
+    began, found = time.monotonic(), []
+    for model, batch in _REPORT if cuda else _REHEARSAL:
+        if time.monotonic() - began > _BEGIN_UNTIL:
+            note(f"{model} with {batch} samples is left out: time is up")
+            continue
+        note(f"{model}, {batch} samples at once")
+        work = chosen_work(arguments, cuda, model=model, batch=batch, steps=5 if cuda else 1)
+        try:
+            of_one = figures(work, device, arguments)
+        except torch.OutOfMemoryError:
+            note(f"{model} with {batch} samples does not fit into this GPU")
+            of_one = []
+        found += [replace(f, name=f"{model}, {batch} at once: {f.name}") for f in of_one]
+        gc.collect()
+        if cuda:
+            torch.cuda.empty_cache()
+    return found
 
 
 def _peak(device: torch.device) -> float | None:
@@ -233,32 +349,23 @@ def main() -> None:
     options.add_argument(
         "--one-modality", action="store_true", help="every view has exactly one modality"
     )
+    options.add_argument("--against", type=Path, help="another working tree, step beside step")
+    options.add_argument("--report", action="store_true", help="several models and batches")
     arguments = parse(options)
     cuda = torch.cuda.is_available() if arguments.device == "auto" else "cuda" in arguments.device
     device = torch.device(
         ("cuda" if cuda else "cpu") if arguments.device == "auto" else arguments.device
     )
-    chosen = {"prototypes": 65536} | (_LARGE if cuda else _SMALL)
-    chosen |= _QUICK if arguments.quick else {}
-    chosen |= {key: value for key in chosen if (value := getattr(arguments, key)) is not None}
-    work = StepWork(
-        "plain",
-        batch=chosen["batch"],
-        steps=chosen["steps"],
-        overrides=[
-            f"model.name={chosen['model']}",
-            f"head.num_prototypes={chosen['prototypes']}",
-            f"data.global_size={chosen['global_size']}",
-            f"data.local_size={chosen['local_size']}",
-            f"data.local_crops={chosen['local_crops']}",
-            f"data.fusion={not arguments.one_modality}",
-            f"train.precision={chosen['precision']}",
-            f"train.micro_batch={arguments.micro_batch or chosen['batch']}",
-        ],
-    )
     machine = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} threads"
     data = f"torch {torch.__version__}; {machine}; synthetic batches"
-    report(figures(work, device, arguments), arguments, data)
+    if arguments.report:
+        found = report_figures(device, arguments)
+    elif arguments.against:
+        work = chosen_work(arguments, cuda)
+        found = against(work, str(device), arguments.against, arguments.rounds)
+    else:
+        found = figures(chosen_work(arguments, cuda), device, arguments)
+    report(found, arguments, data)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,55 @@ def test_flops_are_those_of_the_matrix_products():
     assert 4 * least < value < 6 * least
 
 
+def test_operations_and_saved_bytes_are_counted(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    counts, step_work = (importlib.import_module(f"harness.step_{n}") for n in ("counts", "work"))
+    layer = torch.nn.Linear(4, 3)
+    x = torch.ones(2, 4, requires_grad=True)
+    with counts.OperationCount() as count:
+        with count.phases("forward"):
+            out = layer(x.view(2, 4)).exp()
+        with count.phases("backward"):
+            out.sum().backward()
+    # A product of matrices and an exponential; of their derivatives one and three.
+    assert count.by_phase["forward"] == count.by_name["addmm"] + count.by_name["exp"] == 2
+    assert count.by_name["mm"] == 2
+    assert "view" not in count.by_name
+    work = step_work.StepWork(
+        "plain",
+        batch=2,
+        overrides=[
+            *("model.name=terrafm_tiny", "head.num_prototypes=64", "data.local_crops=0"),
+            *("data.global_size=32", "train.precision=float32", "train.micro_batch=2"),
+        ],
+    )
+    distillation = step_work.build(work, torch.device("cpu"))
+    (batch,) = work.batches()
+    kept = counts.saved_bytes(distillation, batch)
+    assert distillation.engine.student.encoder.cls_token.grad is None
+    distillation.engine.student.encoder.activation_checkpointing = True
+    assert counts.saved_bytes(distillation, batch) < kept
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_report_has_every_figure_of_every_batch():
+    found = figures("step", "--device", "cpu", "--report")
+    for batch in (2, 4):
+        of_one = f"terrafm_tiny, {batch} at once: "
+        assert f"{of_one}bytes saved of a sample" in found
+        assert any(name.startswith(f"{of_one}tiles per second") for name in found)
+        assert f"{of_one}loss view by view: time without / with" in found
+
+
+@pytest.mark.slow
+def test_a_working_tree_beside_itself_counts_the_same():
+    found = figures("step", "--device", "cpu", "--against", str(ROOT))
+    assert found["bytes saved of a sample, here / there"]["value"] == 1
+    assert found["operations of a step, all: there / here"]["value"] == 1
+    assert any(name.endswith("time there / here") for name in found)
+
+
 @pytest.fixture
 def scaling(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -220,6 +270,11 @@ def test_scaling_bends_where_the_arithmetic_says(scaling):
     row = scaling.row(assumed, 4)
     assert (row.ideal, row.replicated, row.sharded) == (40.0, 20.0, 40 / 3)
     assert (row.from_store, row.limit) == (20.0, "gradients")
+    # Three quarters of the gradients leave during the second half of the computation: 0.375 s
+    # of the 2 s that they and the parameters take.
+    overlapped = replace(assumed, bucket=250, backward=0.5)
+    assert scaling.row(overlapped, 4).replicated == 40 / 1.625
+    assert scaling.row(replace(overlapped, backward=0.1), 4).replicated == 40 / 1.9
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

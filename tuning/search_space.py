@@ -38,8 +38,6 @@ SPACES: dict[str, dict[str, Any]] = {
     "centering": {
         "loss.alpha": {"uniform": [0.0, 1.0]},
         "loss.center_momentum": {"choice": [0.8, 0.9, 0.95, 0.99]},
-        "loss.high_frequency_center_momentum": {"choice": [0.8, 0.9, 0.95, 0.99]},
-        "loss.high_frequency_threshold": {"choice": [0.5, 1.0, 1.5, 2.0]},
     },
     # How sharp both distributions are, how far the teacher lags, over how many prototypes.
     "loss": {

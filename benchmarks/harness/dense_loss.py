@@ -19,6 +19,7 @@ class DenseDINOLoss(DINOLoss):
         teacher_logits: Tensor,
         teacher_temp: float,
         center: Tensor | None = None,
+        overwrite: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Loss and entropies of every sample, see `DINOLoss.per_sample`."""
         global_views, views = len(teacher_logits), len(student_logits)

@@ -102,7 +102,9 @@ def _groups(model: Dino) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[group_of(name)].append(parameter)
-    return [{"name": name, "params": parameters} for name, parameters in groups.items()]
+    return [
+        {"name": name, "rate": 1.0, "params": parameters} for name, parameters in groups.items()
+    ]
 
 
 def _views(batch: Batch) -> list[Tensor]:

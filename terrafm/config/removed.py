@@ -28,6 +28,10 @@ class Removed:
 REMOVED = {
     "loss.mask_probability": Removed(0.5, True),
     "loss.mask_ratio": Removed([0.1, 0.5], True),
+    "loss.high_frequency_center_momentum": Removed(None, True),
+    "loss.high_frequency_threshold": Removed(
+        1.0, True, "loss.high_frequency_classes names the classes"
+    ),
     "data.aspect_ratio": Removed([3 / 4, 4 / 3], True),
     "data.prefetch_batches": Removed(2),
     "data.max_requests": Removed(64),

@@ -29,6 +29,7 @@ from terrafm.config.values import (
     Ordered,
     Positive,
     Seed,
+    Share,
     Side,
     SomeModalities,
     Temperature,
@@ -113,15 +114,11 @@ class LossConfig(Section):
     warmup_teacher_temp: Temperature = Field(0.04, description="teacher temperature at step 0")
     alpha: Fraction = Field(0.8, description="weight of the global center; 1 is DINO")
     center_momentum: Fraction = Field(0.9, description="EMA momentum of the centers")
-    high_frequency_center_momentum: Fraction | None = Field(
-        None, description="EMA momentum of c_h; by default center_momentum"
-    )
-    high_frequency_threshold: Positive = Field(
-        1.0, description="a class is high-frequency above this times 1 / classes present"
-    )
     high_frequency_classes: (
         Annotated[tuple[Annotated[Integer, Field(ge=0, le=2**31 - 1)], ...], Distinct] | None
-    ) = Field(None, description="land-cover codes of c_h; by default those above the threshold")
+    ) = Field(
+        None, description="land-cover codes of c_h; by default those above 1 / classes present"
+    )
     centering: Literal["ema", "sinkhorn"] = Field(
         "ema", description="moving averages of the teacher's logits, or Sinkhorn-Knopp per batch"
     )
@@ -205,6 +202,14 @@ class OptimConfig(Section):
 
     base_lr: Annotated[Number, Field(gt=0.0, le=1e30)] = Field(
         5e-4, description="peak learning rate at a global batch of 256"
+    )
+    lr_scaling: Literal["linear", "sqrt"] = Field(
+        "linear", description="how the rate grows with the global batch; sqrt in DINOv2"
+    )
+    layer_decay: tuple[Share, Share] = Field(
+        (1.0, 1.0),
+        description="rate of a block by that of the next, and of the patch embedding by its "
+        "layer's; 0.9 and 0.2 in DINOv2",
     )
     weight_decay: Annotated[Number, Field(ge=0.0, le=100.0)] = Field(
         0.04, description="weight decay at the start"

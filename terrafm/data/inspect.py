@@ -59,11 +59,7 @@ def inspect(uri: str, config: Config) -> dict[str, Any]:
         "class_counts_before_selection": {int(code): count for code, count in before.items()},
         "resampled_class_counts": plan.counts,
         "high_frequency_classes": list(
-            high_frequency_classes(
-                plan.sampled,
-                config.loss.high_frequency_classes,
-                config.loss.high_frequency_threshold,
-            )
+            high_frequency_classes(plan.sampled, config.loss.high_frequency_classes)
         ),
         "legend": dataset.legend,
         "statistics": dataset.statistics,

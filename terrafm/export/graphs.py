@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from terrafm.errors import TerraFMError, UsageError
@@ -79,7 +80,12 @@ class EmbeddingGraph(nn.Module):
         """
         normalised = (image - self.mean) / self.std
         pixels = torch.where(torch.isfinite(normalised), normalised, 0.0)
-        patches = self.conv(pixels).flatten(2).transpose(1, 2) + self.modality
+        # A convolution, which runtimes of other makers have kernels for.
+        conv = self.conv
+        patches = (
+            F.conv2d(pixels, conv.weight, conv.bias, conv.stride).flatten(2).transpose(1, 2)
+            + self.modality
+        )
         patches = self.projection(patches) + self.position
         tokens = torch.cat([self.cls.expand(image.shape[0], -1, -1), patches], dim=1)
         for block in self.blocks:

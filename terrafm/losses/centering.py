@@ -22,8 +22,7 @@ class DualCentering(nn.Module):
     Args:
         num_prototypes: K.
         alpha: weight of the global center.
-        center_momentum: EMA momentum of c.
-        high_frequency_momentum: EMA momentum of c_h; by default that of c.
+        center_momentum: EMA momentum of both centers.
 
     Attributes:
         center: (K,) float32, c.
@@ -34,21 +33,12 @@ class DualCentering(nn.Module):
     center: Tensor
     center_high_frequency: Tensor
 
-    def __init__(
-        self,
-        num_prototypes: int,
-        alpha: float,
-        center_momentum: float,
-        high_frequency_momentum: float | None = None,
-    ) -> None:
+    def __init__(self, num_prototypes: int, alpha: float, center_momentum: float) -> None:
         super().__init__()
-        if high_frequency_momentum is None:
-            high_frequency_momentum = center_momentum
-        if not all(0 <= v <= 1 for v in (alpha, center_momentum, high_frequency_momentum)):
-            raise ValueError("alpha and the centers' momenta must be in [0, 1]")
+        if not all(0 <= v <= 1 for v in (alpha, center_momentum)):
+            raise ValueError("alpha and the centers' momentum must be in [0, 1]")
         self.alpha = alpha
         self.center_momentum = center_momentum
-        self.high_frequency_momentum = high_frequency_momentum
         self.register_buffer("center", torch.zeros(num_prototypes))
         self.register_buffer("center_high_frequency", torch.zeros(num_prototypes))
         self.use = PrototypeUse(num_prototypes)
@@ -140,8 +130,7 @@ class DualCentering(nn.Module):
         sums, counts = pending[:2, :-1], pending[:2, -1:]
         old = torch.stack([self.center, self.center_high_frequency]).double()
         mean = sums / counts.clamp(min=torch.finfo(torch.float64).tiny)
-        momenta = old.new_tensor([[self.center_momentum], [self.high_frequency_momentum]])
-        new = torch.where(counts > 0, old.lerp(mean, 1 - momenta), old)
+        new = torch.where(counts > 0, old.lerp(mean, 1 - self.center_momentum), old)
         self.center.copy_(new[0])
         self.center_high_frequency.copy_(new[1])
 

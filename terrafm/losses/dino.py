@@ -22,7 +22,6 @@ class DINOLoss(DualCentering):
         student_temp: student temperature.
         alpha: weight of the global center; 1 is DINO.
         center_momentum: EMA momentum of both centers.
-        high_frequency_momentum: EMA momentum of c_h, where it is another.
         centering: "ema" subtracts the two centers; "sinkhorn" what `batch_center` finds in the
             batch itself. The centers are followed either way.
         masked_patch: hold the loss of masked patches too.
@@ -37,11 +36,10 @@ class DINOLoss(DualCentering):
         student_temp: float = 0.1,
         alpha: float = 0.8,
         center_momentum: float = 0.9,
-        high_frequency_momentum: float | None = None,
         centering: Literal["ema", "sinkhorn"] = "ema",
         masked_patch: bool = False,
     ) -> None:
-        super().__init__(num_prototypes, alpha, center_momentum, high_frequency_momentum)
+        super().__init__(num_prototypes, alpha, center_momentum)
         if student_temp <= 0:
             raise ValueError("student_temp must be above 0")
         self.student_temp = student_temp
@@ -101,6 +99,7 @@ class DINOLoss(DualCentering):
         teacher_logits: Tensor,
         teacher_temp: float,
         center: Tensor | None = None,
+        overwrite: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Loss and entropies of every sample; the centers are used and not changed.
 
@@ -109,6 +108,8 @@ class DINOLoss(DualCentering):
             teacher_logits: (G, B, K).
             teacher_temp: teacher temperature.
             center: (K,) subtracted from the teacher's logits; by default that of dual centering.
+            overwrite: the student's logits, float32, are given away: their memory becomes that of
+                their gradient, and the backward pass can run once.
 
         Returns:
             Loss (B,), differentiable in the student; entropy of the teacher's distribution,
@@ -125,7 +126,7 @@ class DINOLoss(DualCentering):
                 q = log_q.exp()
                 teacher_entropy = -(q * log_q).sum(-1).mean(0)
             loss, student_entropy = pairwise_cross_entropy(
-                student_logits.float(), q, self.student_temp
+                student_logits.float(), q, self.student_temp, overwrite
             )
         return loss, teacher_entropy, student_entropy, q
 

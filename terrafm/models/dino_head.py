@@ -1,10 +1,13 @@
 """DINO's projection head: embeddings to prototype logits."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from typing_extensions import override
 
 from terrafm.models.encoder import init_layers
 
@@ -16,15 +19,65 @@ class Prototypes(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_prototypes, bottleneck_dim))
 
-    def forward(self, x: Tensor, freeze: bool = False) -> Tensor:
+    def forward(self, x: Tensor, freeze: bool = False, directions: Tensor | None = None) -> Tensor:
         """Maps (n, bottleneck) to (n, K) in float32, whatever autocast says.
 
         With `freeze` the weight's gradient is exactly zero, but it is there: ZeRO waits for a
-        gradient of every parameter.
+        gradient of every parameter. `directions` are those of the weight as it is, computed
+        before; without gradient.
         """
         with torch.autocast(x.device.type, enabled=False):
-            weight = self.weight.detach() + 0 * self.weight if freeze else self.weight
-            return F.linear(F.normalize(x.float()), F.normalize(weight.float()))
+            if directions is not None:
+                return F.linear(F.normalize(x.float()), directions)
+            cosines: Tensor = _Cosines.apply(x.float(), self.weight.float(), freeze)
+            return cosines
+
+    @torch.no_grad()
+    def directions(self) -> Tensor:
+        """The prototypes with norm 1, (K, bottleneck) float32."""
+        return F.normalize(self.weight.float())
+
+
+class _Cosines(torch.autograd.Function):
+    """Cosines of the rows of x (n, D) and weight (K, D), (n, K).
+
+    Autograd would keep the normed weight, 67 MB at K = 65,536, and take ten passes over it; here
+    it is made anew in the backward pass.
+    """
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, x: Tensor, weight: Tensor, freeze: bool) -> Tensor:
+        norms = [_norm(rows) for rows in (x, weight)]
+        unit = x / norms[0]
+        ctx.save_for_backward(unit, weight, *norms)
+        ctx.freeze = freeze
+        cosines: Tensor = unit @ (weight / norms[1]).t()
+        return cosines
+
+    @staticmethod
+    @override
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        unit, weight, norm, weight_norm = ctx.saved_tensors
+        gradient, directions = gradients[0], weight / weight_norm
+        inner = _tangent(gradient @ directions, unit, norm)
+        if ctx.freeze:
+            return inner, torch.zeros_like(weight), None
+        return inner, _tangent(gradient.t() @ unit, directions, weight_norm), None
+
+
+def _norm(rows: Tensor) -> Tensor:
+    """(n, 1), bounded from below as in `torch.nn.functional.normalize`."""
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return norm.clamp_min(1e-12)
+
+
+def _tangent(gradient: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
+    """Gradient in rows r of one in r / |r|, in its memory: what is along r has no effect."""
+    along = torch.linalg.vecdot(gradient, unit).unsqueeze(1)
+    across: Tensor = gradient.addcmul_(unit, along, value=-1).div_(norm)
+    return across
 
 
 class DINOHead(nn.Module):
@@ -64,12 +117,15 @@ class DINOHead(nn.Module):
         init_layers(self.mlp)
         nn.init.kaiming_uniform_(self.last_layer.weight, a=math.sqrt(5))
 
-    def forward(self, x: Tensor, freeze_prototypes: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, freeze_prototypes: bool = False, directions: Tensor | None = None
+    ) -> Tensor:
         """Maps embeddings (n, in_dim) to logits (n, K) float32, cosines in [-1, 1].
 
         Args:
             x: embeddings.
             freeze_prototypes: give the prototypes a gradient of exactly zero.
+            directions: `last_layer.directions()`, where they are known; without gradient.
         """
-        logits: Tensor = self.last_layer(self.mlp(x), freeze_prototypes)
+        logits: Tensor = self.last_layer(self.mlp(x), freeze_prototypes, directions)
         return logits

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES, SENTINEL, VARIABLE
-from terrafm.models.block import EncoderBlock, layer_norm
+from terrafm.models.block import EncoderBlock, Shape, cls_rows, layer_norm
 from terrafm.models.drop_path import drop_path_scales
+from terrafm.models.packing import Grid, Packed, pack_images
 from terrafm.models.patch_embed import IMAGE_SIZE, PATCH_SIZE, PatchEmbed
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Encoder(nn.Module):
         self.patch_size = PATCH_SIZE
         last = max(architecture.depth - 1, 1)
         self.drop_path_rates = [drop_path * block / last for block in range(architecture.depth)]
+        self._rates: Tensor | None = None
         self.activation_checkpointing = False
         self.fusion_loaded = True
         self.contract: WeightsContract | None = None
@@ -111,59 +113,73 @@ class Encoder(nn.Module):
     def compile_blocks(self) -> None:
         """Compiles every block with torch.compile; names and values of parameters stay.
 
-        Block by block: all blocks are one graph, compiled once for each batch shape, while the
-        ragged patch embedding, whose shapes change from batch to batch, stays eager. A block's
-        `forward` is compiled, not its call, so that hooks stay outside.
+        Block by block: all blocks but the last, which computes CLS tokens alone, are one graph,
+        compiled once for each batch shape, while the ragged patch embedding, whose shapes change
+        from batch to batch, stays eager. A block's `forward` is compiled, not its call, so that
+        hooks stay outside.
         """
         for block in self.blocks:
             block.forward = torch.compile(block.forward, dynamic=False)
 
     def forward(
         self,
-        x: Tensor | Mapping[str, Tensor],
+        x: Tensor | Mapping[str, Tensor] | Packed,
         modality: str | None = None,
         *,
-        image: Mapping[str, Tensor] | None = None,
-        size: int | None = None,
-        drop_path_key: Tensor | None = None,
-        positions: Tensor | None = None,
         mask_token: Tensor | None = None,
     ) -> Tensor:
         """Embeds images: the normed CLS token.
 
         Args:
             x: (B, C, H, W) normalised pixels of one modality, or modality -> (B, C_m, H, W) of
-                the same B places, which are fused. H and W are multiples of 16.
+                the same B places, which are fused, H and W multiples of 16; or packed images of
+                several sizes, see `forward_packed`.
             modality: which one, where `x` is a tensor.
-            image: see `forward_views`, which is this call with the remaining arguments.
-            size: see `forward_views`.
-            drop_path_key: see `forward_views`.
-            positions: see `forward_views`.
-            mask_token: see `forward_views`.
+            mask_token: see `forward_packed`.
 
         Returns:
-            (B, D), or (B + m, D) with m `positions`.
+            (B, D), of packed images (images + m, D) with m `masked` positions.
 
         Raises:
             ValueError: unknown modality, wrong number of bands, a size that is not a multiple
                 of the patch, batches that differ between modalities, or NaN pixels.
         """
-        if image is None:
-            tokens = self._tokens(x, modality)
-        else:
-            assert isinstance(x, Mapping)
-            patches = self.patch_embed(x, image, size)
+        positions = keys = None
+        if isinstance(x, Packed):
+            patches, grids = self.patch_embed(x), x.grids
+            positions, keys = x.masked, x.drop_path_key
             if positions is not None and mask_token is not None:
-                patches = _replace(patches, positions, mask_token)
-            tokens = self._prepend_cls(patches, _grid(x))
-        scales = self._scales(drop_path_key)
-        for block, scale in zip(self.blocks, scales, strict=True):
-            tokens = self._run(block, tokens, scale)
-        read = tokens[:, 0]
+                rows = mask_token.to(patches.dtype).expand(len(positions), -1)
+                patches = patches.index_copy(0, positions, rows)
+        else:
+            patches, grids = self._patches(x, modality)
+            patches = patches.flatten(0, 1)
+        tokens, shape = self._sequence(patches, grids)
+        read = self._blocks(tokens, shape, keys, whole=positions is not None)
         if positions is not None:
-            read = torch.cat([read, _patches_at(tokens, positions)])
+            chosen = read.index_select(0, _rows_of(positions, grids[0]))
+            read = torch.cat([cls_rows(read, shape), chosen])
         normed: Tensor = self.norm(read)
         return normed
+
+    def forward_packed(self, images: Packed, mask_token: Tensor | None = None) -> Tensor:
+        """Embeds a training batch of all crop sizes in one pass.
+
+        Pixels are taken as they are: nothing is checked, so that no device is waited for.
+
+        Args:
+            images: each has at least one modality.
+            mask_token: (1, D) in place of what is seen at the masked positions. It is put in
+                after the fusion of modalities, so that nothing of any of them passes, and before
+                the position embedding, so that the blocks know where it stands.
+
+        Returns:
+            (images, D) CLS tokens, then (m, D) patch tokens where positions are masked. All
+            parameters are in the graph, whatever was drawn.
+        """
+        # Through __call__, where ZeRO stage 3 has its hooks.
+        embedded: Tensor = self(images, mask_token=mask_token)
+        return embedded
 
     def forward_views(
         self,
@@ -174,35 +190,24 @@ class Encoder(nn.Module):
         positions: Tensor | None = None,
         mask_token: Tensor | None = None,
     ) -> Tensor:
-        """Embeds a training batch in which every image has its own set of modalities.
-
-        Pixels are taken as they are: nothing is checked, so that no device is waited for.
+        """`forward_packed` of images of one size.
 
         Args:
             pixels: modality -> (n_m, C_m, S, S) normalised; absent modalities may be left out.
-            image: modality -> (n_m,) int64, the image that each row belongs to.
+            image: modality -> (n_m,) int64, the image that each row belongs to; on the CPU, or
+                the device is waited for.
             size: number of images; each has at least one modality.
             drop_path_key: (size,) int64; keys of the stochastic depth masks, None for no drop.
             positions: (m,) int64, image * N + position: patches whose normed tokens are wanted
                 too; each at most once.
-            mask_token: (1, D) in place of what is seen at `positions`. It is put in after the
-                fusion of modalities, so that nothing of any of them passes, and before the
-                position embedding, so that the blocks know where it stands.
+            mask_token: see `forward_packed`.
 
         Returns:
-            (size, D) CLS tokens, then (m, D) patch tokens where `positions` are given. All
-            parameters are in the graph, whatever was drawn.
+            (size, D) CLS tokens, then (m, D) patch tokens where `positions` are given.
         """
-        # Through __call__, where ZeRO stage 3 has its hooks.
-        views: Tensor = self(
-            pixels,
-            image=image,
-            size=size,
-            drop_path_key=drop_path_key,
-            positions=positions,
-            mask_token=mask_token,
-        )
-        return views
+        packed = pack_images(pixels, image, size, self.patch_embed.modalities, PATCH_SIZE)
+        packed.drop_path_key, packed.masked = drop_path_key, positions
+        return self.forward_packed(packed, mask_token)
 
     def forward_features(
         self,
@@ -232,7 +237,7 @@ class Encoder(nn.Module):
         height, width = _grid(x)
         maps = {}
         for index, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
-            tokens = self._run(block, tokens, None)
+            tokens = self._run(block, tokens)
             if index in wanted:
                 patches = self.norm(tokens)[:, 1:].transpose(1, 2)
                 maps[index] = patches.reshape(*patches.shape[:2], height, width)
@@ -255,28 +260,60 @@ class Encoder(nn.Module):
         """
         tokens = self._tokens(x, modality)
         for block in self.blocks:
-            tokens = self._run(block, tokens, None)
+            tokens = self._run(block, tokens)
         normed = self.norm(tokens)
         patches = normed[:, 1:].transpose(1, 2)
         return normed[:, 0], patches.reshape(*patches.shape[:2], *_grid(x))
 
     def _tokens(self, x: Tensor | Mapping[str, Tensor], modality: str | None) -> Tensor:
+        """(B, 1 + N, D) before the first block."""
+        patches, grids = self._patches(x, modality)
+        tokens, _ = self._sequence(patches.flatten(0, 1), grids)
+        return tokens.view(len(patches), -1, tokens.shape[-1])
+
+    def _patches(
+        self, x: Tensor | Mapping[str, Tensor], modality: str | None
+    ) -> tuple[Tensor, Sequence[Grid]]:
+        """Patch tokens (B, N, D) of checked images."""
         views = self._checked(x, modality)
+        some = next(iter(views.values()))
+        grids = [(some.shape[0], some.shape[-2] // PATCH_SIZE, some.shape[-1] // PATCH_SIZE)]
         if len(views) == 1:
-            return self._prepend_cls(self.patch_embed(views), _grid(views))
+            return self.patch_embed(views), grids
         if not self.fusion_loaded:
             warnings.warn(
                 "the loaded weights have no fusion parameters: modalities are fused untrained",
                 stacklevel=4,
             )
-        some = next(iter(views.values()))
-        rows = torch.arange(len(some), device=some.device)
-        patches = self.patch_embed(views, dict.fromkeys(views, rows), len(some))
-        return self._prepend_cls(patches, _grid(views))
+        rows = torch.arange(len(some))
+        return self.patch_embed(views, dict.fromkeys(views, rows), len(some)), grids
 
-    def _prepend_cls(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
-        cls = self.cls_token.expand(len(patches), -1, -1)
-        return torch.cat([cls, patches], dim=1) + self.position_embedding(*grid)
+    def _sequence(self, patches: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, Shape]:
+        """Patch tokens (P, D) with CLS tokens and positions, (T, D), image after image."""
+        parts = torch.split(patches, [images * rows * columns for images, rows, columns in grids])
+        sizes, shape = [], []
+        for part, (images, height, width) in zip(parts, grids, strict=True):
+            cls = self.cls_token.expand(images, -1, -1)
+            tokens = torch.cat([cls, part.view(images, height * width, -1)], dim=1)
+            sizes.append((tokens + self.position_embedding(height, width)).flatten(0, 1))
+            shape.append((images, 1 + height * width))
+        return sizes[0] if len(sizes) == 1 else torch.cat(sizes), tuple(shape)
+
+    def _blocks(self, tokens: Tensor, shape: Shape, key: Tensor | None, whole: bool) -> Tensor:
+        """(T, D) through all blocks: all tokens where the whole is wanted, or CLS tokens alone."""
+        scales = self._scales(key)
+        wide: Sequence[Tensor | None] = [None] * len(self.blocks)
+        if scales is not None:
+            sizes = torch.split(scales, [images for images, _ in shape], dim=2)
+            pairs = zip(sizes, shape, strict=True)
+            each = [s.expand(-1, -1, -1, tokens).flatten(2) for s, (_, tokens) in pairs]
+            wide = torch.cat(each, dim=2).unsqueeze(-1).unbind(0)
+        for block, scale in zip(self.blocks[:-1], wide, strict=False):
+            tokens = self._run(block, tokens, scale, shape)
+        if whole:
+            return self._run(self.blocks[-1], tokens, wide[-1], shape)
+        last = None if scales is None else scales[-1]
+        return self._run(self.blocks[-1], tokens, last, shape, cls_only=True)
 
     def position_embedding(self, height: int, width: int) -> Tensor:
         """The position embedding on a grid of patches, (1, 1 + height * width, D).
@@ -292,19 +329,28 @@ class Encoder(nn.Module):
         resized = F.interpolate(square, scale_factor=scale, mode="bicubic")
         return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
 
-    def _scales(self, key: Tensor | None) -> Sequence[Tensor | None]:
+    def _scales(self, key: Tensor | None) -> Tensor | None:
+        """(depth, 2, images, 1) factors of the residual branches; None where all are 1."""
         if key is None or not any(self.drop_path_rates):
-            return [None] * len(self.blocks)
-        return drop_path_scales(key, torch.tensor(self.drop_path_rates)).unbind(0)
+            return None
+        if self._rates is None or self._rates.device != key.device:
+            self._rates = torch.tensor(self.drop_path_rates, device=key.device)
+        return drop_path_scales(key, self._rates).unsqueeze(-1)
 
-    def _run(self, block: nn.Module, tokens: Tensor, scales: Tensor | None) -> Tensor:
+    def _run(
+        self,
+        block: nn.Module,
+        tokens: Tensor,
+        scales: Tensor | None = None,
+        shape: Shape | None = None,
+        cls_only: bool = False,
+    ) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
             # Nothing in a block is random: drop path comes as factors.
-            result: Tensor = checkpoint(
-                block, tokens, scales, use_reentrant=False, preserve_rng_state=False
-            )
+            options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+            result: Tensor = checkpoint(block, tokens, scales, shape, cls_only, **options)
         else:
-            result = block(tokens, scales)
+            result = block(tokens, scales, shape, cls_only)
         return result
 
     def _checked(
@@ -388,16 +434,9 @@ def init_layers(module: nn.Module) -> None:
             layer.reset_parameters()
 
 
-def _replace(patches: Tensor, positions: Tensor, token: Tensor) -> Tensor:
-    """(B, N, D) with a token (1, D) at the flat positions (m,), none of them twice."""
-    rows = token.to(patches.dtype).expand(len(positions), -1)
-    return patches.flatten(0, 1).index_copy(0, positions, rows).view_as(patches)
-
-
-def _patches_at(tokens: Tensor, positions: Tensor) -> Tensor:
-    """(m, D) of (B, 1 + N, D), by flat positions (m,) that do not count the CLS tokens."""
-    before = positions // (tokens.shape[1] - 1) + 1
-    return tokens.flatten(0, 1).index_select(0, positions + before)
+def _rows_of(positions: Tensor, grid: Grid) -> Tensor:
+    """Rows of a sequence with CLS tokens, of positions (m,) that do not count these."""
+    return positions + positions // (grid[1] * grid[2]) + 1
 
 
 def _grid(x: Tensor | Mapping[str, Tensor]) -> tuple[int, int]:

@@ -1,7 +1,5 @@
 """Modality tokens to one token per position: the projection (case N) and fusion before it."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,38 +69,34 @@ class Fusion(nn.Module):
         self.readout = nn.Parameter(torch.empty(1, token_dim))
 
     def forward(
-        self, tokens: Sequence[Tensor], image: Sequence[Tensor], size: int, value: BiaslessLinear
-    ) -> list[Tensor]:
+        self, tokens: Tensor, slot: Tensor, shape: tuple[int, int], value: BiaslessLinear
+    ) -> Tensor:
         """Mixing weights of the modality tokens of a ragged batch.
 
         Args:
-            tokens: per modality (n_m, N, D').
-            image: per modality (n_m,) int64, the image that each row belongs to; an image
-                occurs at most once per modality.
-            size: number of images; each is expected to have at least one modality.
+            tokens: (n, D') of all modalities.
+            slot: (n,) int64, modality * P + position of each; none occurs twice.
+            shape: number of modalities M, and of positions P; each is expected to have at least
+                one modality.
             value: the value projection W_1.
 
         Returns:
-            Per modality (n_m, N), non-negative; they sum to 1 over the modalities of an image
-            and are exactly 1 where an image has one modality.
+            (n,), non-negative; they sum to 1 over the modalities of a position and are exactly 1
+            where it has one modality.
         """
         queries = self.key(self.queries * self.scale, transposed=True)
         probes = torch.cat([queries, value(self.readout, transposed=True)])
-        positions, count = tokens[0].shape[1], len(tokens)
-        precision = torch.promote_types(tokens[0].dtype, torch.float32)
-        probed = [F.linear(t, probes).to(precision) for t in tokens]
-        lowest = torch.finfo(precision).min
-        dense = probed[0].new_full((count, size, positions, len(probes)), lowest)
-        present = probed[0].new_zeros((count, size), dtype=torch.bool)
-        for m, (rows, index) in enumerate(zip(probed, image, strict=True)):
-            dense[m, index] = rows
-            present[m, index] = True
-        scores, readout = dense[..., :-1], dense[..., -1:]
+        precision = torch.promote_types(tokens.dtype, torch.float32)
+        probed = F.linear(tokens, probes).to(precision)
+        scores, readout = torch.split(probed, [len(queries), 1], dim=1)
+        modalities, positions = shape
+        # A modality that is missing has a score so low that its attention is 0, and a readout of 0.
+        lowest = scores.new_full((modalities * positions, len(queries)), torch.finfo(precision).min)
+        scores = lowest.index_copy_(0, slot, scores).view(*shape, -1)
+        readout = readout.new_zeros((modalities * positions, 1)).index_copy_(0, slot, readout)
         attention = scores.softmax(0)
-        # A missing modality has attention 0, and must not bring 0 * lowest into the sum.
-        readout = readout.masked_fill(~present[:, :, None, None], 0.0)
-        weights = (attention * readout).sum(0).softmax(-1)
+        weights = (attention * readout.view(*shape, 1)).sum(0).softmax(-1)
         mixing = (attention * weights).sum(-1)
-        alone = (present.sum(0) == 1).view(1, size, 1)
-        mixing = torch.where(alone, present.unsqueeze(-1).to(mixing.dtype), mixing)
-        return [mixing[m, index] for m, index in enumerate(image)]
+        present = mixing.new_zeros(modalities * positions).index_fill_(0, slot, 1.0).view(shape)
+        mixing = torch.where(present.sum(0) == 1, present, mixing)
+        return mixing.flatten().index_select(0, slot)

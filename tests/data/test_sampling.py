@@ -234,14 +234,6 @@ def test_tiles_that_are_not_kept_are_as_if_they_were_not_there(plan, data):
     assert found.hash != Plan(codes, seed=3, epoch_length=length or len(codes), exponent=0.0).hash
 
 
-def test_a_threshold_moves_the_high_frequency_classes():
-    codes = tiles([60, 30, 10])
-    assert high_frequency_classes(codes) == (10,)
-    assert high_frequency_classes(codes, threshold=0.5) == (10, 20)
-    assert high_frequency_classes(codes, threshold=2.0) == ()
-    assert high_frequency_classes(codes, (30,), threshold=2.0) == (30,)
-
-
 def test_a_share_of_the_water_is_sampled_the_same_tiles_every_time(small_dataset):
     from terrafm.data.shards.dataset import Dataset
 

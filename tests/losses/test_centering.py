@@ -103,14 +103,3 @@ def test_two_processes_equal_one_at_the_same_global_batch(batch, tmp_path, cente
     assert alone.masked_patch.center.any()
     for half in halves:
         np.testing.assert_allclose(half["patch_center"], alone.masked_patch.center, atol=1e-7)
-
-
-def test_each_center_has_its_own_momentum(batch):
-    alone = DINOLoss(PROTOTYPES, center_momentum=0.9)
-    apart = DINOLoss(PROTOTYPES, center_momentum=0.9, high_frequency_momentum=0.5)
-    for criterion in (alone, apart):
-        criterion(batch["student"], batch["teacher"], 0.04, batch["high"])
-    torch.testing.assert_close(apart.center, alone.center, rtol=0, atol=0)
-    mean = batch["teacher"][:, batch["high"]].double().mean((0, 1))
-    torch.testing.assert_close(apart.center_high_frequency, (0.5 * mean).float())
-    torch.testing.assert_close(alone.center_high_frequency, (0.1 * mean).float())

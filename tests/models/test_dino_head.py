@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from terrafm.models.dino_head import DINOHead
+from terrafm.models.dino_head import DINOHead, Prototypes
 
 
 def test_logits_are_cosines_in_float32_whatever_autocast_says():
@@ -42,3 +42,19 @@ def test_frozen_prototypes_get_a_gradient_of_exact_zeros_and_the_rest_is_unchang
             assert results[False][1][name].any()
         else:
             torch.testing.assert_close(grad, results[False][1][name])
+
+
+def test_gradients_are_those_of_normed_rows_and_directions_are_the_same():
+    torch.manual_seed(0)
+    head = Prototypes(8, 50)
+    torch.nn.init.normal_(head.weight)
+    results = {}
+    for name in ("ours", "autograd"):
+        x = torch.randn(6, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        head.zero_grad()
+        out = head(x) if name == "ours" else F.linear(F.normalize(x), F.normalize(head.weight))
+        out.square().sum().backward()
+        results[name] = out.detach(), x.grad, head.weight.grad
+    for ours, theirs in zip(*results.values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert torch.equal(head(x.detach(), directions=head.directions()), results["ours"][0])

@@ -226,7 +226,7 @@ def test_what_a_masked_patch_shows_has_no_effect_on_its_image(batch):
     # Position 13 is the upper right patch of image 3.
     batch["pixels"]["s2_l2a"][row, :, :16, 16:] += 1.0
     assert torch.equal(encoder.forward_views(**batch, **options), before)
-    assert not torch.equal(encoder.forward_views(**batch), before[:4])
+    assert not torch.allclose(encoder.forward_views(**batch), before[:4], atol=1e-3)
 
 
 def test_without_a_mask_token_the_patches_are_those_of_a_dense_task(batch):
@@ -237,7 +237,8 @@ def test_without_a_mask_token_the_patches_are_those_of_a_dense_task(batch):
     cls, patches = encoder.forward_tokens(pixels, "s1")
     expected = torch.cat([cls, patches.flatten(2).transpose(1, 2).flatten(0, 1)])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(encoder.forward_views(**images), found[:2])
+    alone = encoder.forward_views(**images)
+    torch.testing.assert_close(alone, found[:2], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [4, 0])

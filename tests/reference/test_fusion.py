@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
+from terrafm.models.packing import patchify
 
 NAMES = list(MODALITIES)
 
@@ -107,11 +108,12 @@ def test_the_reference_is_sensitive_to_fusion(encoder):
     """The parameters of this test make fusion differ from a plain mean of the values."""
     images = images_of(NAMES, 1)
     with torch.inference_mode():
-        rows = dict.fromkeys(images, torch.zeros(1, dtype=torch.int64))
-        tokens = [encoder.patch_embed._embed(n, x) for n, x in images.items()]
         embed = encoder.patch_embed
-        mixing = embed.fusion(tokens, list(rows.values()), 1, embed.projection.proj1)
-    stacked = torch.cat(mixing)
+        patches = [patchify(images[n], 16).reshape(6, -1) for n in embed.modalities]
+        tokens = [embed._embed(n, p) for n, p in zip(embed.modalities, patches, strict=True)]
+        slot = torch.arange(3 * 6)
+        mixing = embed.fusion(torch.cat(tokens), slot, (3, 6), embed.projection.proj1)
+    stacked = mixing.view(3, 6)
     torch.testing.assert_close(stacked.sum(0), torch.ones(6))
     assert stacked.min() < 0.2
     assert stacked.max() > 0.6

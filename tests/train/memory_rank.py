@@ -39,8 +39,11 @@ def main(dataset, rendezvous, output, stage, *overrides):
             precision=config.train.precision,
             micro_rows=layout.micro_rows,
             n_micro=layout.n_micro,
+            persist_below=0,
         )
 
+    # The first optimizer of a process loads torch._dynamo: 160 MB of Python, which no model takes.
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     with PeakMemory() as memory:
         distillation = setup.distillation(engine, None, torch.device("cpu"))
         for step in range(STEPS):

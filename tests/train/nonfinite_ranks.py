@@ -49,9 +49,9 @@ def poison(criterion, kind):
     """Makes the next micro-batch's second loss NaN (its gradient stays finite), or its gradient."""
     whole = criterion.per_sample
 
-    def poisoned(*inputs):
+    def poisoned(*inputs, **options):
         criterion.per_sample = whole
-        loss, *entropies = whole(*inputs)
+        loss, *entropies = whole(*inputs, **options)
         if kind == "gradient":
             return Infinite.apply(loss), *entropies
         constant = torch.zeros_like(loss)
@@ -81,7 +81,14 @@ def train(setup, stage, kind, rank, world_size):
     options = {"micro_rows": layout.micro_rows, "n_micro": layout.n_micro}
 
     def engine(student):
-        return ZeroEngine(student, setup.config.optim, stage=stage, precision="float32", **options)
+        return ZeroEngine(
+            student,
+            setup.config.optim,
+            stage=stage,
+            precision="float32",
+            persist_below=0,
+            **options,
+        )
 
     distillation = setup.distillation(engine, None, torch.device("cpu"))
     stream = make_batches(**setup.stream_options(layout, 0))

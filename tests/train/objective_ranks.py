@@ -51,7 +51,9 @@ def run(dataset, overrides, rank=0, world_size=1, stage=None):
         options = {"micro_rows": layout.micro_rows, "n_micro": layout.n_micro}
 
         def engine(student):
-            return ZeroEngine(student, config.optim, stage=stage, precision="float32", **options)
+            return ZeroEngine(
+                student, config.optim, stage=stage, precision="float32", persist_below=0, **options
+            )
 
         distillation = setup.distillation(engine, None, torch.device("cpu"))
     stream = make_batches(**setup.stream_options(layout, 0))

@@ -40,6 +40,7 @@ def run(dataset, overrides, stage=None):
             precision="float32",
             micro_rows=layout.micro_rows,
             n_micro=layout.n_micro,
+            persist_below=0,
         )
 
     distillation = (

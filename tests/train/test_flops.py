@@ -63,7 +63,7 @@ def test_the_figures_of_base_and_large(model, figure):
     """One optical modality a view, 2 x 224 + 8 x 96, head apart, backward as twice the forward."""
 
     def forward(size):
-        return image_flops(model, size, {"s2_l2a": 1.0}, num_queries=5).forward
+        return image_flops(model, size, {"s2_l2a": 1.0}, 5, patch_tokens=True).forward
 
     student = 2 * forward(224) + 8 * forward(96)
     assert 2 * forward(224) + 3 * student == pytest.approx(figure, rel=2e-3)
@@ -71,8 +71,9 @@ def test_the_figures_of_base_and_large(model, figure):
 
 def test_the_whole_step_of_base():
     flops = sample_flops(Config())
-    # Less backward than that, since pixels need no gradient; more, since views hold 1.6 modalities.
-    assert flops.total == pytest.approx(0.53e12, rel=0.03)
+    # Less than that: the last block computes CLS tokens alone, and pixels need no gradient; more,
+    # since views hold 1.6 modalities.
+    assert flops.total == pytest.approx(0.492e12, rel=0.01)
     assert flops.backward == pytest.approx(2 * flops.forward, rel=0.05)
 
 

@@ -24,18 +24,22 @@ SETTINGS = (
 
 
 def test_the_state_is_counted_once():
-    """Floats of weights, gradients, moments and teacher; with ZeRO its copy and its buffer."""
+    """Floats of weights, gradients, moments and teacher; with ZeRO its copy and its buffers."""
     million = 10**6
     assert state_bytes(million, 0, 1) == 4 * million * (1 + 1 + 2 + 1)
     assert state_bytes(million, 1, 1) == 4 * million * (1 + 1 + 2 + 1 + 1 + 1)
     assert state_bytes(million, 1, 4) == 4 * million * (1 + 1 + 0.5 + 1 + 0.25 + 1)
     assert state_bytes(million, 2, 4) == 4 * million * (1 + 0.25 + 0.5 + 1 + 0.25 + 1)
-    assert state_bytes(million, 3, 4) == 4 * million * (0.25 + 0.25 + 0.5 + 1 + 0.25 + 1)
+    assert state_bytes(million, 3, 4) == 4 * million * (1.25 + 0.25 + 0.5 + 1 + 0.25 + 1)
+    # Of a large one both buffers are used, and are as large for any.
+    large = 300 * million
+    assert state_bytes(large, 1, 1) == 4 * (large * (1 + 1 + 2 + 1 + 1) + 100 * million)
+    assert state_bytes(large, 3, 1) == 4 * (large * (2 + 1 + 2 + 1 + 1) + 50 * million)
 
 
-def test_the_buffer_is_as_large_as_the_gradients_and_two_gigabytes_at_most():
+def test_a_buffer_is_as_large_as_the_gradients_and_200_megabytes_at_most():
     assert reduce_bucket(3_000_000) == 3_000_000
-    assert 4 * reduce_bucket(10**9) == 2_000_000_000
+    assert 4 * reduce_bucket(10**9) == 200_000_000
 
 
 @pytest.mark.slow
@@ -55,4 +59,4 @@ def test_the_estimate_is_near_the_resident_memory_of_a_worker(stage, small_datas
         check=True,
     )
     measured = json.loads(output.read_text())["bytes"]
-    assert 0.75 * measured <= figures["memory_per_worker"] <= 1.4 * measured
+    assert 0.9 * measured <= figures["memory_per_worker"] <= 1.1 * measured

@@ -5,7 +5,13 @@ import torch
 
 from terrafm.config import OptimConfig, load_config
 from terrafm.train.step.distillation import Network
-from terrafm.train.step.optimizer import build_optimizer, group_of, parameter_groups, write_settings
+from terrafm.train.step.optimizer import (
+    GROUPS,
+    build_optimizer,
+    group_of,
+    parameter_groups,
+    write_settings,
+)
 from terrafm.train.step.schedules import StepSettings
 
 
@@ -31,7 +37,9 @@ def test_every_parameter_is_in_one_group(student):
         ("encoder.patch_embed.conv2d_s1.bias", "no_decay"),
         ("encoder.patch_embed.projection.norm_input.weight", "no_decay"),
         ("encoder.patch_embed.projection.proj1.weight", "decay"),
-        ("encoder.patch_embed.fusion.queries", "decay"),
+        ("encoder.patch_embed.fusion.queries", "no_decay"),
+        ("encoder.patch_embed.fusion.readout", "no_decay"),
+        ("encoder.patch_embed.fusion.key.weight", "decay"),
         ("encoder.blocks.0.norm1.weight", "no_decay"),
         ("encoder.blocks.0.attn.qkv.weight", "decay"),
         ("encoder.norm.bias", "no_decay"),
@@ -50,18 +58,36 @@ def test_weight_decay_skips_the_mask_token():
     assert group_of("mask_token") == "no_decay"
 
 
+def test_layers_have_the_rates_of_dinov2(student):
+    """Against the rule as DINOv2 writes it: blocks count from 1, the head is after the last."""
+    depth = len(student.encoder.blocks)
+    groups = parameter_groups(student, (0.9, 0.2))
+    rates = {id(p): group["rate"] for group in groups for p in group["params"]}
+    assert sorted(rates) == sorted(id(p) for p in student.parameters())
+    for name, parameter in student.named_parameters():
+        layer = depth + 1
+        if ".blocks." in name:
+            layer = int(name.split(".")[2]) + 1
+        elif name.split(".")[1] in ("pos_embed", "patch_embed", "cls_token"):
+            layer = 0
+        expected = 0.9 ** (depth + 1 - layer) * (0.2 if ".patch_embed." in name else 1.0)
+        assert rates[id(parameter)] == pytest.approx(expected), name
+    plain = parameter_groups(student)
+    assert [(group["name"], group["rate"]) for group in plain] == [(name, 1.0) for name in GROUPS]
+
+
 def test_settings_reach_the_groups():
     layer = torch.nn.Linear(2, 2)
     groups = [
-        {"name": "decay", "params": [layer.weight]},
-        {"name": "no_decay", "params": [layer.bias]},
-        {"name": "prototypes", "params": [torch.nn.Parameter(torch.zeros(2))]},
+        {"name": "decay", "rate": 0.5, "params": [layer.weight]},
+        {"name": "no_decay", "rate": 1.0, "params": [layer.bias]},
+        {"name": "prototypes", "rate": 1.0, "params": [torch.nn.Parameter(torch.zeros(2))]},
     ]
     optimizer = build_optimizer(groups, OptimConfig(), guarded=True, fused=False)
     settings = StepSettings(0.5, 0.3, 0.04, 0.99, freeze_prototypes=True)
     write_settings(optimizer.param_groups, settings)
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [
-        (0.5, 0.3),
+        (0.25, 0.3),
         (0.5, 0.0),
         (0.0, 0.0),
     ]

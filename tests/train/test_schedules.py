@@ -34,6 +34,11 @@ def test_learning_rate_decay_and_momentum_follow_dino():
         assert at.teacher_momentum == pytest.approx(momentum[step], rel=1e-12)
 
 
+def test_the_rate_grows_with_the_batch_or_its_square_root():
+    assert build(batch=1024).peak_lr == pytest.approx(2e-3)
+    assert build(batch=1024, lr_scaling="sqrt").peak_lr == pytest.approx(1e-3)
+
+
 def test_teacher_temperature_rises_linearly_over_the_warm_up():
     schedules = build()
     assert schedules.warmup_steps == 100

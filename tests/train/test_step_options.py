@@ -1,5 +1,6 @@
 """Options of the step change how it is computed, not what: parity with the eager step."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -11,7 +12,12 @@ import torch
 
 # The ranks beside this file; tests are not a package.
 sys.path.insert(0, str(Path(__file__).parent))
+from golden_curve import OVERRIDES
 from option_ranks import CASES, STAGES, run
+
+from terrafm.config import load_config
+from terrafm.data.samples.loader import make_batches
+from terrafm.train.worker.setup import TrainingSetup
 
 SCRIPT = Path(__file__).with_name("option_ranks.py")
 
@@ -51,6 +57,32 @@ def test_activation_checkpointing_is_bit_for_bit(eager, small_dataset):
 @pytest.mark.parametrize("case", ["compiled", "both"])
 def test_compiled_blocks_agree_with_eager_ones(eager, small_dataset, case):
     assert_same(run(small_dataset, CASES[case]), eager, 1e-5)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_there_is_one_graph_of_each_block_and_none_after_the_first_step(small_dataset):
+    """Student and teacher, a middle block and the last one: four graphs, whatever was drawn."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    setup = TrainingSetup.open(
+        load_config("demo", [*OVERRIDES, "train.compile=true"]), small_dataset
+    )
+    distillation = setup.plain_distillation()
+    layout = setup.layout(0, 1)
+    batches = make_batches(**setup.stream_options(layout, 0))
+    graphs, drawn = [], set()
+    for step in range(6):
+        micro = list(itertools.islice(batches, layout.n_micro))
+        drawn |= {len(x) for each in micro for x in each.global_crops.pixels.values()}
+        distillation.forward_backward(micro, setup.schedules.at(step))
+        assert distillation.finish(setup.schedules.at(step))[0]
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert len(drawn) > 3
+    assert graphs == [4] * 6
+    assert not counters["graph_break"]
 
 
 @pytest.mark.slow

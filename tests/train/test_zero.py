@@ -30,13 +30,13 @@ def reference():
     """The same six steps with plain PyTorch in one process."""
     ranks = load_script()
     results = {}
-    cases = {"straight": (None, "global")}
-    cases |= {n: (ranks.poisoned_step(n), by) for n, by in ranks.MORE_CASES.items()}
-    for name, (poison_at, clip_by) in cases.items():
+    cases = {"straight": (None, {})}
+    cases |= {n: (ranks.poisoned_step(n), options) for n, options in ranks.MORE_CASES.items()}
+    for name, (poison_at, options) in cases.items():
         student, teacher = ranks.network(), ranks.network().requires_grad_(False)
         engine = PlainEngine(
             student,
-            OptimConfig(clip_grad=0.5, clip_by=clip_by),
+            OptimConfig(clip_grad=0.5, **options),
             precision="float32",
             device=torch.device("cpu"),
         )
@@ -75,6 +75,10 @@ def test_every_stage_trains_like_plain_adamw(results, reference, stage):
     assert_close(results[f"straight_{stage}"], reference["straight"])
 
 
+def test_small_parameters_that_stay_whole_train_like_those_in_pieces(results, reference):
+    assert_close(results["persistent"], reference["straight"])
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_resuming_at_the_same_stage_is_bit_for_bit(results, world_size, stage):
     straight, resumed = results[f"straight_{stage}"], results[f"resumed_{stage}_{stage}"]
@@ -100,6 +104,13 @@ def test_nan_on_one_rank_changes_nothing_on_any(results, reference, case, stage)
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_clips_single_parameters_like_plain_pytorch(results, reference, stage):
     assert_close(results[f"clipped_{stage}"], reference["clipped"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_gives_layers_their_rates(results, reference, stage):
+    assert_close(results[f"layered_{stage}"], reference["layered"])
+    apart = reference["layered"]["student"] - reference["straight"]["student"]
+    assert float(apart.abs().max()) > 1e-3
 
 
 def test_gradients_were_clipped_in_some_step(reference):

@@ -16,8 +16,13 @@ from terrafm.train.step.zero import ZeroEngine
 
 STEPS, SWITCH, ROWS, MICRO = 6, 3, 12, 2
 STAGES = (0, 1, 2, 3)
-MORE_CASES = {"poisoned": "global", "clipped": "parameter", "clipped_poisoned": "parameter"}
-"""Beside plain training and resuming: by whose norm gradients are clipped."""
+MORE_CASES = {
+    "poisoned": {},
+    "clipped": {"clip_by": "parameter"},
+    "clipped_poisoned": {"clip_by": "parameter"},
+    "layered": {"layer_decay": (0.5, 0.4)},
+}
+"""Beside plain training and resuming: settings of the optimizer."""
 
 
 class Small(nn.Module):
@@ -25,13 +30,14 @@ class Small(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first = nn.Linear(5, 7)
+        # The name decides its rate where layers have rates of their own.
+        self.patch_embed = nn.Linear(5, 7)
         self.norm = nn.LayerNorm(7)
         self.last_layer = Prototypes(7, 3)
         nn.init.normal_(self.last_layer.weight)
 
     def forward(self, x, freeze=False):
-        return self.last_layer(self.norm(torch.tanh(self.first(x))), freeze)
+        return self.last_layer(self.norm(torch.tanh(self.patch_embed(x))), freeze)
 
 
 def network():
@@ -86,14 +92,15 @@ def main(rank, world_size, rendezvous, output):
     )
     results = {}
 
-    def engine(stage, student, clip_by="global"):
+    def engine(stage, student, persist_below=0, **options):
         return ZeroEngine(
             student,
-            OptimConfig(clip_grad=0.5, clip_by=clip_by),
+            OptimConfig(clip_grad=0.5, **options),
             stage=stage,
             precision="float32",
             micro_rows=ROWS // world_size // MICRO,
             n_micro=MICRO,
+            persist_below=persist_below,
         )
 
     def note(name, e, teacher, norms):
@@ -123,11 +130,16 @@ def main(rank, world_size, rendezvous, output):
             e.load_optimizer(state.optimizer)
             norms = train(e, teacher, SWITCH, STEPS, rank, world_size)
             note(f"resumed_{origin}_{stage}", e, teacher, norms)
-        for name, clip_by in MORE_CASES.items():
+        for name, options in MORE_CASES.items():
             student, teacher = network(), network().requires_grad_(False)
-            e = engine(stage, student, clip_by)
+            e = engine(stage, student, **options)
             norms = train(e, teacher, 0, STEPS, rank, world_size, poisoned_step(name))
             note(f"{name}_{stage}", e, teacher, norms)
+    student, teacher = network(), network().requires_grad_(False)
+    e = engine(3, student, persist_below=10**5)
+    # All of this network's parameters are small: none is left in pieces.
+    assert all(p.ds_persist for p in e.student.parameters())
+    note("persistent", e, teacher, train(e, teacher, 0, STEPS, rank, world_size))
     if rank == 0:
         torch.save(results, output)
     distributed.destroy_process_group()

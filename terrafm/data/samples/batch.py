@@ -36,8 +36,8 @@ class Crops:
         student: modality -> (n_m,) bool, drawn by the student's view of that image.
         teacher: modality -> (n_m,) bool, drawn by the teacher's view; None for local crops.
 
-    What was drawn stays on the CPU: how many images a view has decides shapes, and asking a GPU
-    for a shape waits for everything that it still has to do.
+    What was drawn, and for which image, stays on the CPU: how many images a view has decides
+    shapes, and asking a GPU for a shape waits for everything that it still has to do.
     """
 
     size: int
@@ -233,7 +233,7 @@ def _move(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Crops):
-        return replace(value, pixels=_move(value.pixels, device), image=_move(value.image, device))
+        return replace(value, pixels=_move(value.pixels, device))
     if isinstance(value, dict):
         return {key: _move(item, device) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):

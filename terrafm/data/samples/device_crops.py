@@ -72,7 +72,7 @@ class TileBatch:
         for m, name in enumerate(self.views.modalities):
             crop, row = np.nonzero(self.views.drawn[:, crops.start : crops.stop, m].T)
             made.pixels[name] = self._pixels(tiles, name, row, crops.start + crop, size, device)
-            made.image[name] = torch.from_numpy(crop * batch + row).to(device)
+            made.image[name] = torch.from_numpy(crop * batch + row)
             student = self.views.student[row, crops.start + crop, m]
             made.student[name] = torch.from_numpy(student)
             if made.teacher is not None:

@@ -32,18 +32,16 @@ _JITTER = 0.5
 
 
 def high_frequency_classes(
-    land_cover: Integers, override: tuple[int, ...] | None = None, threshold: float = 1.0
+    land_cover: Integers, override: tuple[int, ...] | None = None
 ) -> tuple[int, ...]:
     """The classes that the second center of dual centering averages over.
 
-    Those with a share above threshold / (number of classes present): at the method's 1 none where
-    there is one class, or where all are equally frequent.
+    Those with a share above 1 / (number of classes present): none where there is one class, or
+    where all are equally frequent.
 
     Args:
         land_cover: (N,) class code of each tile that is sampled: `Plan.sampled`.
-        override: takes the rule's place; codes that no tile has are
-            ignored.
-        threshold: multiple of 1 / (number of classes present).
+        override: takes the rule's place; codes that no tile has are ignored.
 
     Raises:
         UsageError: no sampled tile has any of the overriding codes.
@@ -57,8 +55,8 @@ def high_frequency_classes(
                 f"of these classes; there are {codes.tolist()}"
             )
         return kept
-    # Integers at 1: f_c > 1 / n without rounding.
-    return tuple(codes[counts * len(codes) > threshold * len(land_cover)].tolist())
+    # Integers: f_c > 1 / n without rounding.
+    return tuple(codes[counts * len(codes) > len(land_cover)].tolist())
 
 
 def resampled_counts(

@@ -10,7 +10,10 @@ from terrafm.eval.segmentation.upernet import UPerNet
 from terrafm.models.encoder import INIT_STD, Encoder
 
 # As in pretraining; timm leaves out what has one dimension by itself.
-NO_WEIGHT_DECAY = ("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed.*_embed")
+NO_WEIGHT_DECAY = (
+    *("encoder.cls_token", "encoder.pos_embed", "encoder.patch_embed.*_embed"),
+    *("encoder.patch_embed.fusion.queries", "encoder.patch_embed.fusion.readout"),
+)
 
 
 class _Layered(nn.Module):

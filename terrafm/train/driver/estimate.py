@@ -14,7 +14,7 @@ import torch
 from terrafm.data.samples.loader import make_batches
 from terrafm.train.metrics.step_line import peak_process_bytes
 from terrafm.train.step.engine import Engine, PlainEngine
-from terrafm.train.step.optimizer import MOMENTS, reduce_bucket
+from terrafm.train.step.optimizer import MOMENTS, reduce_bucket, reduce_buckets
 from terrafm.train.worker.setup import TrainingSetup
 from terrafm.units import counted, duration, human_bytes
 
@@ -25,7 +25,7 @@ def estimate(setup: TrainingSetup, *, measure: bool = True) -> dict[str, Any]:
     """Figures of `terrafm pretrain --dry-run`.
 
     `memory_state` is counted: weights, gradients, moments and teacher, which ZeRO divides as its
-    stage says, and DeepSpeed's buffer. `memory_activations` is measured: the growth of this
+    stage says, and DeepSpeed's buffers. `memory_activations` is measured: the growth of this
     process over one micro-batch, on its CPU and without ZeRO; on a GPU they are others.
     `memory_per_worker` is their sum. What every process holds besides (Python, libraries, the
     samples made ahead) is in none of them.
@@ -40,7 +40,10 @@ def estimate(setup: TrainingSetup, *, measure: bool = True) -> dict[str, Any]:
     train = setup.config.train
     # What the weights are costs nothing, and a run that goes on may not have those of its start.
     model = setup.config.model.model_copy(update={"init": None})
-    setup = replace(setup, config=setup.config.model_copy(update={"model": model}))
+    # One step on this CPU is not worth minutes of a compiler, which may not be there.
+    eager = train.model_copy(update={"compile": False})
+    changes = {"model": model, "train": eager}
+    setup = replace(setup, config=setup.config.model_copy(update=changes))
     distillation = setup.plain_distillation()
     student = distillation.engine.student
     parameters = sum(p.numel() for p in student.parameters())
@@ -121,12 +124,16 @@ def state_bytes(parameters: int, stage: int, workers: int) -> int:
         stage: ZeRO stage, 0 to 3.
         workers: number of ranks.
     """
-    weights = parameters / (workers if stage >= 3 else 1)
+    # Stage 3 gathers a layer's weights before its forward pass, and keeps up to a billion of them
+    # for the backward pass (`stage3_max_reuse_distance`): all of Base and Large.
+    weights = parameters * (1 + 1 / workers if stage >= 3 else 1)
     # Stage 1 reduces whole gradients, the others what each rank keeps.
     gradients = parameters / (workers if stage >= 2 else 1)
-    # ZeRO updates a copy of each worker's share, and reduces gradients out of a buffer.
+    # ZeRO updates a copy of each worker's share, and reduces gradients out of buffers. Of a small
+    # model, whose gradients all fit into the first, the second is never written to: on a CPU it
+    # takes no memory, on a GPU 200 MB at most.
     masters = parameters / workers if stage else 0
-    bucket = reduce_bucket(parameters) if stage else 0
+    bucket = min(parameters, reduce_buckets(stage) * reduce_bucket(parameters))
     moments = 2 * parameters / (workers if stage else 1)
     return round(_FLOAT * (weights + gradients + masters + bucket + moments + parameters))
 

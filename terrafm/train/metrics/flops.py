@@ -85,7 +85,11 @@ class SampleFlops:
 
 
 def image_flops(
-    model: str, size: int, present: Mapping[str, float], num_queries: int
+    model: str,
+    size: int,
+    present: Mapping[str, float],
+    num_queries: int,
+    patch_tokens: bool = False,
 ) -> ImageFlops:
     """Operations of one image.
 
@@ -94,6 +98,8 @@ def image_flops(
         size: side of the image, pixels.
         present: modality -> how often an image has it, 0 to 1.
         num_queries: fusion queries per position.
+        patch_tokens: all tokens come out of the last block; else it computes the CLS token alone,
+            out of the keys and values of all.
     """
     architecture = ARCHITECTURES[model]
     dim, depth = architecture.embed_dim, architecture.depth
@@ -104,9 +110,10 @@ def image_flops(
     patches = positions * wide * patch_pixels * PATCH_SIZE**2
     fusion = positions * wide * (num_queries + 1) * sum(present.values())
     projection = positions * wide * (2 * wide + dim)
-    linear = tokens * (4 + 2 * _MLP_RATIO) * dim**2
-    attention = 2 * tokens**2 * dim
-    return ImageFlops(2 * patches, 2 * (fusion + projection + depth * (linear + attention)))
+    of_token = 2 * (1 + _MLP_RATIO) * dim**2 + 2 * tokens * dim
+    block = tokens * (2 * dim**2 + of_token)
+    last = block if patch_tokens else tokens * 2 * dim**2 + of_token
+    return ImageFlops(2 * patches, 2 * (fusion + projection + (depth - 1) * block + last))
 
 
 def head_flops(dim: int, head: HeadConfig) -> float:
@@ -119,8 +126,11 @@ def sample_flops(config: Config) -> SampleFlops:
     """Expected operations of one sample whose tile has all configured modalities."""
     data, model = config.data, config.model
     present = expected_modalities(data)
-    whole = image_flops(model.name, data.global_size, present, model.num_queries)
-    part = image_flops(model.name, data.local_size, present, model.num_queries)
+    masking = config.loss.masked_patch_weight > 0
+    whole, part = (
+        image_flops(model.name, size, present, model.num_queries, masking)
+        for size in (data.global_size, data.local_size)
+    )
     head = head_flops(ARCHITECTURES[model.name].embed_dim, config.head)
     views = data.global_crops + data.local_crops
     pairs = 2.0 * data.global_crops * views * config.head.num_prototypes

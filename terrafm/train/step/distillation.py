@@ -15,35 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from terrafm.config import Config
-from terrafm.data.samples.batch import Batch, Crops, HostBatch, normalise
+from terrafm.data.samples.batch import Batch, HostBatch
 from terrafm.data.samples.masks import MaskedPatches, PatchMasking
 from terrafm.losses import DINOLoss, koleo_loss
 from terrafm.models.dino_head import DINOHead
 from terrafm.models.encoder import build_encoder
+from terrafm.models.packing import Packed
 from terrafm.models.patch_embed import PATCH_SIZE
 from terrafm.train.step.collapse import FeatureSample
 from terrafm.train.step.engine import Engine
 from terrafm.train.step.schedules import StepSettings
 from terrafm.train.step.timer import Phases, untimed
-
-
-@dataclass
-class Views:
-    """Encoder input: the modalities each image's view has drawn.
-
-    Attributes:
-        pixels: modality -> (n_m, C_m, S, S) normalised float32.
-        image: modality -> (n_m,) index of the image each belongs to.
-        size: number of images.
-        drop_path_key: (size,) keys of the drop-path masks, or None.
-        masked: (m,) flat positions of the patches that the student does not see, or None.
-    """
-
-    pixels: dict[str, Tensor]
-    image: dict[str, Tensor]
-    size: int
-    drop_path_key: Tensor | None = None
-    masked: Tensor | None = None
+from terrafm.train.step.views import ViewPacker
 
 
 class Network(nn.Module):
@@ -72,34 +55,15 @@ class Network(nn.Module):
         token = torch.zeros(1, self.encoder.embed_dim)
         self.mask_token = nn.Parameter(token) if config.loss.masked_patch_weight else None
 
-    def forward(self, views: list[Views], freeze_prototypes: bool = False) -> tuple[Tensor, Tensor]:
-        """The student: all images, crop sizes one after another, masked where views say so.
+    def forward(self, views: Packed, freeze_prototypes: bool = False) -> tuple[Tensor, Tensor]:
+        """The student: all images of all crop sizes, masked where the views say so.
 
         Returns:
-            Logits (sum of sizes + masked, K) float32, and tokens (sum of sizes + masked, D) as
-            `embed` gives them.
+            Logits (images + masked, K) float32, and tokens (images + masked, D): the CLS tokens,
+            then the patch tokens at masked positions.
         """
-        features = self.embed(views, self.mask_token)
+        features = self.encoder.forward_packed(views, self.mask_token)
         return self.head(features, freeze_prototypes=freeze_prototypes), features
-
-    def embed(self, views: list[Views], mask_token: Tensor | None = None) -> Tensor:
-        """CLS tokens of all images, then the patch tokens at masked positions, in order.
-
-        Args:
-            views: of each crop size.
-            mask_token: (1, D) in place of masked patches; None lets them be seen.
-
-        Returns:
-            (sum of sizes + masked, D).
-        """
-        tokens = [
-            self.encoder.forward_views(
-                v.pixels, v.image, v.size, v.drop_path_key, v.masked, mask_token
-            )
-            for v in views
-        ]
-        patches = [t[v.size :] for t, v in zip(tokens, views, strict=True) if v.masked is not None]
-        return torch.cat([t[: v.size] for t, v in zip(tokens, views, strict=True)] + patches)
 
 
 @dataclass
@@ -149,10 +113,9 @@ class _Centers(NamedTuple):
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A micro-batch on the device, with normalised pixels of its crop sizes, global first."""
+    """A micro-batch on the device."""
 
     batch: Batch
-    crops: list[tuple[Crops, dict[str, Tensor]]]
     masked: MaskedPatches | None
 
     @property
@@ -203,7 +166,9 @@ class SelfDistillation:
         self.engine = engine
         self.teacher = teacher.eval().requires_grad_(False)
         self.criterion = criterion
-        self._statistics = {m: (a.to(device), b.to(device)) for m, (a, b) in statistics.items()}
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        order = teacher.encoder.patch_embed.modalities
+        self._packer = ViewPacker(statistics, order, device=device, dtype=dtype)
         self._global_batch = global_batch
         self._autocast: dict[str, Any] = {
             "device_type": device.type,
@@ -215,6 +180,7 @@ class SelfDistillation:
         self._masked_patch_weight = masked_patch_weight
         self._masking = masking
         self.teacher_features = FeatureSample()
+        self._teacher_prototypes: Tensor | None = None
 
     def forward_backward(
         self, batches: Iterable[HostBatch], settings: StepSettings, phases: Phases = untimed
@@ -234,6 +200,7 @@ class SelfDistillation:
         """
         sums = torch.zeros(6, dtype=torch.float64, device=self._device)
         losses = []
+        self._teacher_prototypes = None
         work: Iterable[tuple[HostBatch, _Taught | None]] = ((b, None) for b in batches)
         centers = _Centers()
         if self.criterion.centering == "sinkhorn":
@@ -260,6 +227,7 @@ class SelfDistillation:
         with phases("optimizer"):
             outcome = self.engine.step(settings)
         with phases("teacher"):
+            self._teacher_prototypes = None
             if outcome.applied:
                 self.engine.update_teacher(self.teacher, settings.teacher_momentum)
             for centers in filter(None, (self.criterion, self.criterion.masked_patch)):
@@ -277,7 +245,7 @@ class SelfDistillation:
         patches: list[Tensor] = []
         patch_weights: list[Tensor | None] = []
         for batch in batches:
-            prepared = self._prepare(batch, phases, global_crops_only=True)
+            prepared = self._prepare(batch, phases)
             taught = self._teach(prepared, phases)
             logits.append(taught)
             high_frequency.append(prepared.batch.high_frequency)
@@ -295,14 +263,10 @@ class SelfDistillation:
                 )
         return logits, _Centers(center, patch_center)
 
-    def _prepare(
-        self, host_batch: HostBatch, phases: Phases, global_crops_only: bool = False
-    ) -> _Prepared:
+    def _prepare(self, host_batch: HostBatch, phases: Phases) -> _Prepared:
         with phases("prepare"):
             batch = host_batch.to(self._device)
-            sizes = _crop_sizes(batch)[: 1 if global_crops_only else None]
-            prepared = [(crops, self._normalise(crops)) for crops in sizes]
-            return _Prepared(batch, prepared, self._mask(batch))
+            return _Prepared(batch, self._mask(batch))
 
     def _mask(self, batch: Batch) -> MaskedPatches | None:
         if self._masking is None:
@@ -316,19 +280,21 @@ class SelfDistillation:
 
     def _teach(self, prepared: _Prepared, phases: Phases) -> _Taught:
         """The teacher's logits of the global crops, and of the patches masked for the student."""
+        crops, rows, masked = prepared.batch.global_crops, prepared.rows, prepared.masked
+        assert crops.teacher is not None
+        with phases("prepare"):
+            views = self._packer.pack([crops], [crops.teacher])
+            views.masked = None if masked is None else masked.position
         with phases("teacher"), torch.no_grad(), torch.autocast(**self._autocast):
-            crops, normalised = prepared.crops[0]
-            assert crops.teacher is not None
-            seen = _views(crops, normalised, crops.teacher)
-            if prepared.masked is not None:
-                seen.masked = prepared.masked.position
-            features = self.teacher.embed([seen])
-            self.teacher_features.add(features[: prepared.rows])
-            logits = self.teacher.head(features)
-            if prepared.masked is None:
-                return _Taught(_per_view(logits, prepared.rows), None)
-            views, patches = logits[: crops.size], logits[crops.size :]
-            return _Taught(_per_view(views, prepared.rows), patches)
+            features = self.teacher.encoder.forward_packed(views)
+            self.teacher_features.add(features[:rows])
+            if self._teacher_prototypes is None:
+                # The same for all micro-batches of a step.
+                self._teacher_prototypes = self.teacher.head.last_layer.directions()
+            logits = self.teacher.head(features, directions=self._teacher_prototypes)
+            if masked is None:
+                return _Taught(_per_view(logits, rows), None)
+            return _Taught(_per_view(logits[: crops.size], rows), logits[crops.size :])
 
     def _learn(
         self,
@@ -341,29 +307,27 @@ class SelfDistillation:
         """The micro-batch's part of `StepStatistics`: sums (6,) and losses (B,)."""
         batch, rows, weight = prepared.batch, prepared.rows, prepared.weight
         masked, images = prepared.masked, batch.drop_path_key.numel()
+        with phases("prepare"):
+            crops = [c for c in (batch.global_crops, batch.local_crops) if c is not None]
+            views = self._packer.pack(crops, [c.student for c in crops])
+            views.drop_path_key = batch.drop_path_key.flatten()
+            views.masked = None if masked is None else masked.position
         with phases("forward"):
-            keys = batch.drop_path_key.flatten()
-            student_views = []
-            for crops, normalised in prepared.crops:
-                views = _views(crops, normalised, crops.student)
-                views.drop_path_key, keys = keys[: crops.size], keys[crops.size :]
-                student_views.append(views)
-            if masked is not None:
-                student_views[0].masked = masked.position
             student_logits, features = self.engine.forward(
-                student_views, freeze_prototypes=settings.freeze_prototypes
+                views, freeze_prototypes=settings.freeze_prototypes
             )
             with torch.autocast(self._device.type, enabled=False):
                 spread = guess = torch.zeros_like(weight)
                 if masked is not None:
-                    sizes = images, len(masked.position)
-                    student_logits, guesses = student_logits.split(sizes)
+                    # Slices: of views that one call gives together none may be written to.
+                    guesses, student_logits = student_logits[images:], student_logits[:images]
                     guess = self._guess(guesses, masked, taught, centers, settings.teacher_temp)
                 loss, teacher_entropy, student_entropy, q = self.criterion.per_sample(
                     _per_view(student_logits, rows),
                     taught.views,
                     settings.teacher_temp,
                     centers.views,
+                    overwrite=True,
                 )
                 objective = loss
                 if self._koleo_weight:
@@ -405,12 +369,6 @@ class SelfDistillation:
         nothing = losses.new_zeros(taught.views.shape[1])
         return nothing.index_add(0, masked.sample, masked.share * losses)
 
-    def _normalise(self, crops: Crops) -> dict[str, Tensor]:
-        return {
-            modality: normalise(pixels, *self._statistics[modality], modality)
-            for modality, pixels in crops.pixels.items()
-        }
-
 
 def build_student_and_teacher(config: Config) -> tuple[Network, Network]:
     """Student with seeded initial weights and a teacher equal to it.
@@ -437,7 +395,6 @@ def build_criterion(config: Config, has_high_frequency: bool) -> DINOLoss:
         student_temp=config.loss.student_temp,
         alpha=config.loss.alpha if has_high_frequency else 1.0,
         center_momentum=config.loss.center_momentum,
-        high_frequency_momentum=config.loss.high_frequency_center_momentum,
         centering=config.loss.centering,
         masked_patch=config.loss.masked_patch_weight > 0,
     )
@@ -446,20 +403,3 @@ def build_criterion(config: Config, has_high_frequency: bool) -> DINOLoss:
 def _per_view(logits: Tensor, rows: int) -> Tensor:
     """Logits (V * B, K), crop-major, as (V, B, K) float32."""
     return logits.float().reshape(-1, rows, logits.shape[-1])
-
-
-def _crop_sizes(batch: Batch) -> list[Crops]:
-    return [batch.global_crops] + ([batch.local_crops] if batch.local_crops else [])
-
-
-def _views(crops: Crops, pixels: dict[str, Tensor], drawn: dict[str, Tensor]) -> Views:
-    """Keeps the modalities that a network's views have drawn."""
-    chosen = {
-        m: mask.nonzero().squeeze(1).to(pixels[m].device, non_blocking=True)
-        for m, mask in drawn.items()
-    }
-    return Views(
-        pixels={m: pixels[m].index_select(0, rows) for m, rows in chosen.items()},
-        image={m: crops.image[m].index_select(0, rows) for m, rows in chosen.items()},
-        size=crops.size,
-    )

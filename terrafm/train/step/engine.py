@@ -96,8 +96,8 @@ class PlainEngine(Engine):
         self, student: nn.Module, config: OptimConfig, *, precision: str, device: torch.device
     ) -> None:
         super().__init__(student)
-        fused = device.type == "cuda"
-        optimizer = build_optimizer(parameter_groups(student), config, guarded=True, fused=fused)
+        groups = parameter_groups(student, config.layer_decay)
+        optimizer = build_optimizer(groups, config, guarded=True)
         assert isinstance(optimizer, GuardedAdamW)
         self.optimizer = optimizer
         self._autocast = torch.autocast(
@@ -144,8 +144,8 @@ def lerp_teacher(teacher: Sequence[Tensor], student: Sequence[Tensor], momentum:
 
 def group_parameters(optimizer: torch.optim.Optimizer, name: str) -> list[Tensor]:
     """The tensors of one of `GROUPS`."""
-    parameters: list[Tensor] = optimizer.param_groups[GROUPS.index(name)]["params"]
-    return parameters
+    groups = [group["params"] for group in optimizer.param_groups if group["name"] == name]
+    return [parameter for parameters in groups for parameter in parameters]
 
 
 def reset_step_count(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:

@@ -30,7 +30,8 @@ class Schedules:
     no longer than the configured share of the steps.
 
     Args:
-        optim: optimizer settings; `base_lr` holds at a global batch of 256 and scales linearly.
+        optim: optimizer settings; `base_lr` holds at a global batch of 256 and scales with the
+            batch (DINO), or with its square root (DINOv2).
         loss: temperatures.
         total_steps: steps of the whole run.
         steps_per_epoch: epoch length / global batch; may be below 1.
@@ -49,7 +50,8 @@ class Schedules:
         self._optim = optim
         self._loss = loss
         self.total_steps = total_steps
-        self.peak_lr = optim.base_lr * global_batch / 256
+        scale = global_batch / 256
+        self.peak_lr = optim.base_lr * (scale if optim.lr_scaling == "linear" else scale**0.5)
         self.warmup_steps = _at_most(
             optim.warmup_epochs * steps_per_epoch, _SHORT_RUN * total_steps
         )

@@ -35,6 +35,7 @@ from terrafm.train.step.engine import (
 from terrafm.train.step.optimizer import (
     GROUPS,
     MOMENTS,
+    PERSIST_BELOW,
     GuardedAdamW,
     build_optimizer,
     create_moments,
@@ -56,12 +57,14 @@ def zero_config(
     n_micro: int,
     clip_grad: float | None,
     parameters: int,
+    persist_below: int = PERSIST_BELOW,
 ) -> dict[str, Any]:
     """DeepSpeed's configuration for one worker's layout.
 
     Parameters stay float32 and compute runs under bfloat16 autocast: nearer to float32 than
     DeepSpeed's own bf16 mode. Clipping and overflow checks are explicit because their defaults
     changed between releases. `clip_grad` is the largest global norm, None where it is not limited.
+    Gradients are reduced bucket by bucket while the backward pass goes on.
     """
     return {
         "train_micro_batch_size_per_gpu": micro_rows,
@@ -70,11 +73,10 @@ def zero_config(
         "gradient_clipping": clip_grad if stage and clip_grad else 0.0,
         "zero_optimization": {
             "stage": stage,
-            "overlap_comm": False,
+            "overlap_comm": True,
             "contiguous_gradients": True,
             "reduce_bucket_size": reduce_bucket(parameters),
-            # Below DeepSpeed's default threshold every small tensor would stay whole.
-            "stage3_param_persistence_threshold": 0,
+            "stage3_param_persistence_threshold": persist_below,
         },
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": False, "check_grad_overflow": True},
@@ -100,6 +102,8 @@ class ZeroEngine(Engine):
         precision: "float32" or "bf16".
         micro_rows: rows of a micro-batch.
         n_micro: micro-batches of a step.
+        persist_below: parameters with fewer elements stay whole at stage 3: to gather a bias
+            costs a message, and all of them together little memory.
     """
 
     def __init__(
@@ -111,13 +115,15 @@ class ZeroEngine(Engine):
         precision: str,
         micro_rows: int,
         n_micro: int,
+        persist_below: int = PERSIST_BELOW,
     ) -> None:
         super().__init__(student)
         self.stage = stage
         self._n_micro = n_micro
         clip_each = config.clip_by == "parameter"
-        fused = next(student.parameters()).is_cuda
-        client = build_optimizer(parameter_groups(student), config, guarded=stage == 0, fused=fused)
+        groups = parameter_groups(student, config.layer_decay)
+        client = build_optimizer(groups, config, guarded=stage == 0)
+        self._names = [group["name"] for group in groups]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=student,
             optimizer=client,
@@ -129,6 +135,7 @@ class ZeroEngine(Engine):
                 n_micro=n_micro,
                 clip_grad=None if clip_each else config.clip_grad,
                 parameters=sum(p.numel() for p in student.parameters()),
+                persist_below=persist_below,
             ),
         )
         self._clip_each = config.clip_grad if clip_each and stage else None
@@ -248,7 +255,7 @@ class ZeroEngine(Engine):
 
     def _updated_tensors(self, group: str | None = None) -> Iterator[Tensor]:
         """The tensors that AdamW updates: parameters at stage 0, flat shards above."""
-        for index, name in enumerate(GROUPS):
+        for index, name in enumerate(self._names):
             if group in (None, name):
                 yield from self._group_tensors(index)
 

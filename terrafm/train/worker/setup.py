@@ -70,10 +70,7 @@ class TrainingSetup:
     @cached_property
     def high_frequency(self) -> tuple[int, ...]:
         """Class codes that feed the second center, by the plan's own class frequencies."""
-        loss = self.config.loss
-        return high_frequency_classes(
-            self.plan.sampled, loss.high_frequency_classes, loss.high_frequency_threshold
-        )
+        return high_frequency_classes(self.plan.sampled, self.config.loss.high_frequency_classes)
 
     @property
     def total_steps(self) -> int:
