@@ -18,7 +18,7 @@ KNOW_RAY = {
     "terrafm/clusters/patience.py",
     "terrafm/ray/runtime.py",
     "terrafm/ray/standby.py",
-    "terrafm/data/ingest/job.py",
+    "terrafm/data/ingest/works.py",
     "terrafm/data/samples/stream.py",
     "terrafm/train/metrics/operators.py",
     "terrafm/train/worker/control.py",

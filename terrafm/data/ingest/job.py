@@ -5,33 +5,28 @@ the same archive gives the same bytes on any machine. A shard that is complete i
 again: an ingest that was killed goes on where it stopped when it is repeated.
 """
 
-import hashlib
 import logging
-import pickle
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from terrafm.config import IngestConfig
-from terrafm.data.archive import CellRef, Layout, Source
+from terrafm.data.archive import CellRef, Layout
 from terrafm.data.ingest.cutter import Cutter, make_groups
 from terrafm.data.ingest.report import QUARANTINE, IngestReport, first_names
 from terrafm.data.ingest.tally import Tally
-from terrafm.data.ingest.thinning import kept_rows, write_thinned
+from terrafm.data.ingest.thinning import kept_rows
+from terrafm.data.ingest.works import Cut, IngestJob, Progress, Thin, digest, run_works
 from terrafm.data.land.climate import ClimateZones
 from terrafm.data.land.landcover import WORLDCOVER_URI, WorldCover, legend
 from terrafm.data.land.legend import Legend, read_legend
 from terrafm.data.land.selection import Limits
 from terrafm.data.shards.commit import commit_dataset
 from terrafm.data.shards.entry import ShardEntry
-from terrafm.data.shards.folder import ARCHIVE, check_folder, remove_halves, remove_shards
+from terrafm.data.shards.folder import ARCHIVE, check_folder, remove_shards
 from terrafm.data.shards.manifest import Manifest, manifest_name, read_manifest, with_codec
-from terrafm.data.shards.writer import read_shard_entry, write_shard
 from terrafm.data.sources.folders import misspelt_land_cover
 from terrafm.data.sources.offsets import survey_archive
 from terrafm.data.sources.pairing import count_pairs
@@ -51,7 +46,6 @@ from terrafm.storage import (
     write_bytes,
 )
 from terrafm.storage.addresses import recorded, without_secrets
-from terrafm.storage.faults import explain
 from terrafm.storage.lease import lease
 
 logger = logging.getLogger(__name__)
@@ -64,8 +58,6 @@ _OCEAN_DROP = {"geotiff": 0.0}
 _DEFAULT_OCEAN_DROP = 0.98
 # Small archives are still divided among several readers.
 _LEAST_SHARDS = 8
-
-Progress = Callable[[int, int], None]
 
 
 def ingest(
@@ -165,7 +157,7 @@ def _ingest(
     layout, refs = archive.layout(), archive.cells()
     if mapping is None and layout.legend_codes:
         mapping = Legend(f"of --source {source}", layout.legend_codes, layout.legend_names)
-    settings["archive"] = _digest(
+    settings["archive"] = digest(
         [[ref.cell_id, without_secrets(repr(ref.location))] for ref in refs]
     )
     if previous is not None:
@@ -184,9 +176,9 @@ def _ingest(
     _warn_of_lacking(cutter, refs)
     shards = _divide(refs, cutter.tiles_per_cell(layout.shape), config.tiles_per_shard)
     ensure_writable(output_uri)
-    job = _Job(archive, cutter, output_uri, _digest([settings, len(shards)]))
-    works = [_Cut(_shard_name(number), some) for number, some in enumerate(shards)]
-    entries = _run(job, works, config.workers, progress)
+    job = IngestJob(archive, cutter, output_uri, digest([settings, len(shards)]))
+    works = [Cut(_shard_name(number), some) for number, some in enumerate(shards)]
+    entries = run_works(job, works, config.workers, progress)
     tally = _count(job, entries, config.max_bad_fraction)
     kept, thinned = _thin(job, entries, config)
     notes = {"pairing": count_pairs(refs)} | layout.notes
@@ -194,130 +186,7 @@ def _ingest(
     return _commit(job, kept, report, mapping)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every task needs; `key` tells shards of these settings from leftovers of others."""
-
-    archive: Source
-    cutter: Cutter
-    output_uri: str
-    key: str
-
-    def finished(self, work: "_Work") -> ShardEntry | None:
-        entry = read_shard_entry(self.output_uri, work.name)
-        return entry if entry is not None and entry.extra.get("key") == work.key(self) else None
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """A shard to be cut from cells of the archive."""
-
-    name: str
-    refs: list[CellRef]
-
-    @property
-    def cells(self) -> int:
-        return len(self.refs)
-
-    def key(self, job: _Job) -> str:
-        return job.key
-
-    def write(self, job: _Job) -> None:
-        tally = Tally()
-        extra: dict[str, Any] = {"key": self.key(job)}
-
-        def records() -> Any:
-            for ref in self.refs:
-                yield from job.cutter.tiles(job.archive, ref, tally)
-            extra["tally"] = tally.to_json()
-
-        write_shard(job.output_uri, self.name, records(), job.cutter.groups, extra)
-
-
-@dataclass(frozen=True)
-class _Thin:
-    """A finished shard to be written again with some of its tiles."""
-
-    entry: ShardEntry
-    rows: NDArray[np.bool_]
-    cells: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.entry.name}-thinned"
-
-    def key(self, job: _Job) -> str:
-        return _digest([job.key, self.entry.sha256, self.rows.tolist()])
-
-    def write(self, job: _Job) -> None:
-        groups, extra = job.cutter.groups, {"key": self.key(job)}
-        write_thinned(job.output_uri, self.entry, self.rows, self.name, groups, extra)
-
-
-_Work = _Cut | _Thin
-
-
-def _run(
-    job: _Job, works: Sequence[_Work], workers: int | None, progress: Progress | None = None
-) -> list[ShardEntry]:
-    total = sum(work.cells for work in works)
-    missing = [work for work in works if job.finished(work) is None]
-    done = total - sum(work.cells for work in missing)
-    if progress is not None:
-        progress(done, total)
-    results = _results(job, missing, workers)
-    try:
-        for result in results:
-            if result["error"]:
-                raise (UsageError if result["usage"] else TerraFMError)(result["error"])
-            done += result["cells"]
-            if progress is not None:
-                progress(done, total)
-    except TerraFMError:
-        # The other workers are cut off in the middle of their shards.
-        results.close()
-        with suppress(TerraFMError, OSError):
-            remove_halves(job.output_uri)
-        raise
-    entries = [job.finished(work) for work in works]
-    return [entry for entry in entries if entry is not None]
-
-
-def _results(job: _Job, works: Sequence[_Work], workers: int | None) -> Generator[dict[str, Any]]:
-    """What `_write_one` has answered, as the works are done; with 0 workers in this process."""
-    rows = [{"cells": work.cells, "work": pickle.dumps(work)} for work in works]
-    if workers == 0 or not works:
-        yield from (_write_one(row, job) for row in rows)
-        return
-    # Ray takes seconds to load: not before all that needs none has been checked.
-    import ray.data
-
-    from terrafm.ray.runtime import ensure_ray
-
-    ensure_ray(workers)
-    tasks = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        _write_one, fn_args=(job,), num_cpus=1, concurrency=workers
-    )
-    yield from tasks.iter_rows()
-
-
-def _write_one(row: dict[str, Any], job: _Job) -> dict[str, Any]:
-    # Errors as values: Ray would wrap the exception in a traceback of its own.
-    error, usage = "", False
-    # Packed by this job's own driver, for rows hold no objects.
-    work: _Work = pickle.loads(row["work"])  # nosec B301
-    where = f"shard {work.name} of {job.output_uri}"
-    try:
-        work.write(job)
-    except TerraFMError as reason:
-        error, usage = f"{where}: {reason}", isinstance(reason, UsageError)
-    except OSError as reason:
-        fault = explain(reason, "write", where)
-        error, usage = str(fault), isinstance(fault, UsageError)
-    return {"cells": row["cells"], "error": error, "usage": usage}
-
-
-def _count(job: _Job, entries: list[ShardEntry], max_bad_fraction: float) -> Tally:
+def _count(job: IngestJob, entries: list[ShardEntry], max_bad_fraction: float) -> Tally:
     """The counts of all shards; the quarantine list is written, and judged."""
     tally = Tally()
     for entry in entries:
@@ -337,7 +206,7 @@ def _count(job: _Job, entries: list[ShardEntry], max_bad_fraction: float) -> Tal
 
 
 def _thin(
-    job: _Job, entries: list[ShardEntry], config: IngestConfig
+    job: IngestJob, entries: list[ShardEntry], config: IngestConfig
 ) -> tuple[list[ShardEntry], dict[str, Any]]:
     """Applies `ingest.max_tiles`: the shards that stay, and what it did for the report."""
     tiles = sum(entry.rows.num_rows for entry in entries)
@@ -346,7 +215,7 @@ def _thin(
     masks = kept_rows(entries, config.spread, config.max_tiles, _SEED)
     whole = [entry for entry, rows in zip(entries, masks, strict=True) if rows.all()]
     works = [
-        _Thin(entry, rows)
+        Thin(entry, rows)
         for entry, rows in zip(entries, masks, strict=True)
         if rows.any() and not rows.all()
     ]
@@ -359,11 +228,11 @@ def _thin(
         "spread": list(config.spread),
         "class_counts_before": {str(code): n for code, n in sorted(before.items())},
     }
-    return whole + _run(job, works, config.workers), report
+    return whole + run_works(job, works, config.workers), report
 
 
 def _commit(
-    job: _Job,
+    job: IngestJob,
     entries: list[ShardEntry],
     report: dict[str, Any],
     mapping: Legend | None,
@@ -499,10 +368,6 @@ def _check_modalities(modalities: tuple[str, ...]) -> tuple[str, ...]:
 def canonical_input(uri: str) -> str:
     """The one name of an archive, which may be no place but a specification."""
     return uri if uri.startswith(("synthetic:", "stac+")) else canonical(uri)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(to_json(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _shard_name(number: int) -> str:
