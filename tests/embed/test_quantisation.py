@@ -4,6 +4,8 @@ import json
 import shutil
 from itertools import pairwise
 
+import duckdb
+import geopandas
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -188,3 +190,25 @@ def test_the_classes_that_neighbours_vote_for_stay_within_their_interval(eurosat
     assert exact.low <= small.value <= exact.high
     # As real embeddings keep their direction, without what an average would hide.
     assert scales.cosines(features).min() >= LEAST_COSINE
+
+
+def test_geopandas_and_duckdb_open_bytes_too(both):
+    exact, small = both
+    frame = geopandas.read_parquet(small / "tiles" / "part-00000.parquet")
+    assert frame.geometry.is_valid.all()
+    assert {len(row) for row in frame["embedding"]} == {96}
+    scales = read_manifest(small).quantisation
+    with duckdb.connect() as connection:
+        described = connection.execute(f"describe select * from '{small}/tiles/*.parquet'")
+        kinds = {name: kind for name, kind, *_ in described.fetchall()}
+        found = connection.execute(
+            f"""
+            select s.tile_id, list_cosine_similarity(e.embedding, list_transform(
+                s.embedding, lambda n, i: (n * $scale[i] + $offset[i])::float))
+            from '{small}/tiles/*.parquet' s join '{exact}/tiles/*.parquet' e using (tile_id)
+            """,
+            {"scale": list(scales.scale), "offset": list(scales.offset)},
+        ).fetchall()
+    assert kinds["embedding"] == "TINYINT[]"
+    assert len(found) == 11
+    assert min(cosine for _, cosine in found) >= LEAST_COSINE
