@@ -28,6 +28,8 @@ _TABLE = {
     f"{_EMBED} --size 8": "--size",
     f"{_EMBED} --window 0": "--window",
     f"{_EMBED} --overlap -1": "--overlap",
+    f"{_EMBED} --quantise int4": "int4",
+    f"{_EMBED} --dense-format netcdf": "netcdf",
     f"{_EMBED} --readout max": "max",
     f"{_EMBED} --normalise data": "--normalise",
     f"{_EMBED} --workers -1": "--workers",

@@ -37,7 +37,7 @@ def in_process(monkeypatch):
             work.write(job)
         return [job.finished(work) for work in works]
 
-    monkeypatch.setattr(ingest_module, "_run", run)
+    monkeypatch.setattr(ingest_module, "run_works", run)
 
 
 @pytest.fixture(scope="module")

@@ -222,7 +222,9 @@ def test_sigterm_of_a_command_that_waits_is_one_line(training, dashboard):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
-    assert errors.splitlines() == ["terrafm: ended by SIGTERM; what is done stays"]
+    asked, ended = errors.splitlines()
+    assert asked.startswith("terrafm: asking the cluster at http://127.0.0.1:")
+    assert ended == "terrafm: ended by SIGTERM; what is done stays"
 
 
 @pytest.mark.parametrize("raised", [SystemExit(1), KeyboardInterrupt(), OSError("gone")])

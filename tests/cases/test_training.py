@@ -114,7 +114,7 @@ def test_03_in_graphs_too(cases, checkpoint, tmp_path, format):
         for name in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(name)
     options = ExportOptions("s1", 64)
-    (uri,), _ = export_checkpoint(checkpoint, str(tmp_path / "g"), format, options=options)
+    (uri, _), _ = export_checkpoint(checkpoint, str(tmp_path / "g"), format, options=options)
     if format == "onnx":
         import onnxruntime
 

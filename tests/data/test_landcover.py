@@ -182,7 +182,7 @@ def test_an_absent_tile_is_named_before_the_work_and_at_its_end(
             work.write(job)
         return [job.finished(work) for work in works]
 
-    monkeypatch.setattr(ingest_module, "_run", in_process)
+    monkeypatch.setattr(ingest_module, "run_works", in_process)
     rows = [
         ({"grid_cell": cell, "product_id": f"x_N0400_{cell}", "timestamp": "2022-07-06"},
          product_bands("s2_l2a", corner=(left, 5000000.0)))

@@ -70,7 +70,7 @@ def test_the_writer_leaves_the_weights_of_its_newest_checkpoint(run_uri, states)
     assert list_names(join(run_uri, "exported")) == ["last.safetensors"]
     assert exported_step(run_uri, "last") == 4
     # Byte for byte what the verb makes of the checkpoint.
-    (made,), _ = export_checkpoint(
+    (made, _), _ = export_checkpoint(
         RunFolder(run_uri).checkpoint(4), join(run_uri, "by-hand"), "safetensors"
     )
     assert read_bytes(made) == read_bytes(uri)
