@@ -17,6 +17,8 @@ from option_ranks import CASES, STAGES, run
 
 from terrafm.config import load_config
 from terrafm.data.samples.loader import make_batches
+from terrafm.errors import UsageError
+from terrafm.train.step.distillation import build_student_and_teacher
 from terrafm.train.worker.setup import TrainingSetup
 
 SCRIPT = Path(__file__).with_name("option_ranks.py")
@@ -123,3 +125,10 @@ def test_attention_is_computed_in_a_fused_kernel():
     ran = {event.key for event in seen.key_averages()}
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in ran
     assert "aten::_scaled_dot_product_flash_attention_for_cpu_backward" in ran
+
+
+def test_a_machine_without_a_compiler_is_one_line(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    config = load_config("demo", ["train.compile=true"])
+    with pytest.raises(UsageError, match=r"train.compile needs a compiler .* install g\+\+, or"):
+        build_student_and_teacher(config)

@@ -7,6 +7,9 @@ encoder and head, centers.
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from terrafm.config import Config
 from terrafm.data.samples.batch import Batch, HostBatch
 from terrafm.data.samples.masks import MaskedPatches, PatchMasking
+from terrafm.errors import UsageError
 from terrafm.losses import DINOLoss, koleo_loss
 from terrafm.models.dino_head import DINOHead
 from terrafm.models.encoder import build_encoder
@@ -27,6 +31,8 @@ from terrafm.train.step.engine import Engine
 from terrafm.train.step.schedules import StepSettings
 from terrafm.train.step.timer import Phases, untimed
 from terrafm.train.step.views import ViewPacker
+
+_COMPILERS = ("g++", "clang++", "c++", "gcc", "clang", "cc")
 
 
 class Network(nn.Module):
@@ -375,6 +381,9 @@ def build_student_and_teacher(config: Config) -> tuple[Network, Network]:
 
     Both run as `train.activation_checkpointing` and `train.compile` say; neither changes what
     they compute or what their parameters are called.
+
+    Raises:
+        UsageError: `train.compile` where there is no compiler.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
@@ -383,9 +392,20 @@ def build_student_and_teacher(config: Config) -> tuple[Network, Network]:
     teacher.load_state_dict(student.state_dict())
     student.encoder.activation_checkpointing = config.train.activation_checkpointing == "blocks"
     if config.train.compile:
+        _check_compiler()
         student.encoder.compile_blocks()
         teacher.encoder.compile_blocks()
     return student, teacher
+
+
+def _check_compiler() -> None:
+    """PyTorch calls one in the first step, for a GPU too, and fails at length without."""
+    named = (os.environ.get("CXX"), os.environ.get("CC"))
+    if not any(map(shutil.which, filter(None, (*named, *_COMPILERS)))):
+        raise UsageError(
+            "train.compile needs a compiler on every machine that trains, and "
+            f"{socket.gethostname()} has none: install g++, or set train.compile=false"
+        )
 
 
 def build_criterion(config: Config, has_high_frequency: bool) -> DINOLoss:
