@@ -91,6 +91,9 @@ def here(tmp_path_factory):
 
 def one_line(done):
     lines = [line for line in done.stderr.splitlines() if line]
+    # What is said at once, before the cluster answers.
+    if lines[0].startswith("terrafm: asking the cluster at "):
+        lines = lines[1:]
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("terrafm: error: ")
     return lines[0]
