@@ -185,7 +185,7 @@ def test_no_token_and_a_wrong_one_are_one_line_each(here, small_dataset, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_other_versions_are_one_line(here, monkeypatch, refused, small_dataset, tmp_path):
+def test_other_versions_are_one_line(here, monkeypatch, run, small_dataset, tmp_path):
     from terrafm.clusters import versions
     from terrafm.jobs import submit
 
@@ -193,7 +193,11 @@ def test_other_versions_are_one_line(here, monkeypatch, refused, small_dataset, 
         monkeypatch.setenv(name, value)
     own = versions.own_versions()
     monkeypatch.setattr(submit, "own_versions", lambda: own | {"ray": "2.59.0", "python": "3.10"})
-    line = refused("submit", *command(small_dataset, tmp_path / "run"), "--address", here.url)
+    arguments = command(small_dataset, tmp_path / "run")
+    code, _, errors = run("submit", *arguments, "--address", here.url)
+    assert code == 2, errors
+    # What is said at once comes before it.
+    _, line = errors.strip().splitlines()
     assert f"ray {own['ray']} instead of 2.59.0" in line
     assert f"python {own['python']} instead of 3.10" in line
 
