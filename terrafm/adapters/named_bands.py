@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from terrafm.data.rasters.bands import BY_RESOLUTION, CIRRUS, canonical
+from terrafm.data.rasters.bands import BY_RESOLUTION, CIRRUS, EXCHANGED_DB, canonical, is_cirrus
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES, OPTICAL, SENTINEL
 from terrafm.models.contract import WeightsContract
@@ -30,10 +30,6 @@ _HIGHEST_REFLECTANCE = 10.0
 _HIGHEST_MEAN_DB = -1.0
 # And in linear power it is below 1: dB that were stored as unsigned numbers are no power.
 _HIGHEST_MEAN_POWER = 100.0
-# By how much VV is stronger than VH over land, at least: less the other way round is no noise.
-_EXCHANGED_DB = 3.0
-# Of the brightest band's mean; air swallows what the cirrus band sees.
-_BRIGHT_CIRRUS = 0.2
 _MISNAMED = {*MODALITIES["s2_l2a"].bands, CIRRUS} - {"B09"}
 
 
@@ -198,14 +194,15 @@ class NamedBands:
         ]
         if modality not in OPTICAL or CIRRUS not in names:
             return names
-        cirrus = self._bands[names.index(CIRRUS)]
-        others = [b.mean for b, name in zip(self._bands, names, strict=True) if name]
-        if cirrus.mean < _BRIGHT_CIRRUS * max(others):
+        named = [(b.mean, name) for b, name in zip(self._bands, names, strict=True) if name]
+        means = [mean for mean, _ in named]
+        at = [name for _, name in named].index(CIRRUS)
+        if len(means) == 1 or is_cirrus(means, at):
             return names
         # As GEO-Bench-2's dynamic_earthnet: twelve bands by resolution under other names.
         if {name for name in names if name} != _MISNAMED:
             raise UsageError(
-                f"the set's cirrus band has a mean of {cirrus.mean:g}, as it never has: its bands "
+                f"the set's cirrus band has a mean of {means[at]:g}, as it never has: its bands "
                 "bear wrong names; choose some of them"
             )
         _LOG.warning("the cirrus band is bright: the bands are taken in the order of resolutions")
@@ -243,7 +240,7 @@ class NamedBands:
         if unit is not Unit.PHYSICAL or len(places) < 2:
             return dict(places)
         vv, vh = (self._bands[places[band]] for band in (0, 1))
-        if vh.mean < vv.mean + _EXCHANGED_DB:
+        if vh.mean < vv.mean + EXCHANGED_DB:
             return dict(places)
         _LOG.warning(
             "%s has a mean of %.1f dB and %s of %.1f dB: the set has exchanged their names, "

@@ -22,6 +22,8 @@ BY_RESOLUTION = (
     *("B02", "B03", "B04", "B08"), *("B05", "B06", "B07", "B8A", "B11", "B12"), "B01", "B09",
 )  # fmt: skip
 """Level-2A with its bands of 10 m first, as TreeSatAI stores it."""
+EXCHANGED_DB = 3.0
+"""VH above VV by more than that has VV's name: over land VV is the stronger one."""
 UNDERSTOOD = {
     "sentinel-1": "VV, VH, VV_db, Gamma0_VH",
     "sentinel-2": "B01, B1, 8A, B12_sr, blue, rededge1, nir, nir08, swir16",
@@ -305,7 +307,7 @@ def usual_order(
         (L1C_ORDER, "no names in the files: the usual order, as the cirrus band shows"),
         (EUROSAT_ORDER, "no names in the files: EuroSAT's order, as the cirrus band shows"),
     ):
-        if _is_cirrus(medians, order.index(CIRRUS)):
+        if is_cirrus(medians, order.index(CIRRUS)):
             return order, source
     if otherwise is not None and modality == "s2_l1c":
         return tuple(otherwise), "no names in the files: the layout's order"
@@ -396,7 +398,7 @@ def _only_count(labels: Sequence[str]) -> bool:
     return len(before) == 1 and numbers == list(range(1, len(texts) + 1))
 
 
-def _is_cirrus(medians: Sequence[float], at: int) -> bool:
+def is_cirrus(medians: Sequence[float], at: int) -> bool:
     """Whether a band is by far the darkest, once an offset that all bands may share is off."""
     others = sorted(level for i, level in enumerate(medians) if i != at)
     shared = 1000 if medians[at] >= 900 else 0.1 if 0.09 <= medians[at] < 1 else 0

@@ -17,6 +17,7 @@ from terrafm.errors import UsageError
 from terrafm.eval.datasets.labelled import (
     Grid,
     Image,
+    check_physical,
     files_fingerprint,
     measured_statistics,
     training_rows,
@@ -27,8 +28,6 @@ from terrafm.storage.faults import one_line
 
 PREFIX = "copernicus:"
 _SPLITS = {"train": "train", "val": "valid", "test": "test"}
-_LOOKED_AT = 8
-_DARKEST, _BRIGHTEST = 0.05, 20.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class _Copernicus:
         self.modalities: tuple[str, ...] = (known.modality,)
         self.bands = {known.modality: self._match.describe()}
         if check_units:
-            self._check_units()
+            check_physical(self, self.modalities)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -122,23 +121,6 @@ class _Copernicus:
                 f"cannot read image {index} of {split} of {self.uri}: {one_line(error)}"
             ) from None
         return sample
-
-    def _check_units(self) -> None:
-        values = np.concatenate(
-            [
-                grid.pixels.ravel()
-                for row in range(min(_LOOKED_AT, len(self.names)))
-                for grid in self.read(row, self.modalities)[self._known.modality]
-            ]
-        )
-        low, high = float(np.nanmin(values)), float(np.nanmax(values))
-        radar = self._known.modality == "s1"
-        if (low >= 0) if radar else not _DARKEST <= high <= _BRIGHTEST:
-            raise UsageError(
-                f"{self.uri}: values from {low:g} to {high:g} are no "
-                f"{'dB' if radar else 'reflectance'}, so its scale is another: standardise by the "
-                "set's own statistics with --normalise set"
-            )
 
 
 class CopernicusImages(_Copernicus):

@@ -27,6 +27,7 @@ from terrafm.eval.datasets.labelled import (
     SPLITS,
     Grid,
     Image,
+    check_physical,
     files_fingerprint,
     measured_statistics,
     training_rows,
@@ -52,7 +53,6 @@ _BYTE = 255
 _WATER, _CIRRUS = "09 - Water vapour", "10 - SWIR - Cirrus"
 # Samples that units and names are checked on.
 _LOOKED_AT = 8
-_DARKEST, _BRIGHTEST = 0.05, 20.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class _GeoBench:
         self.modalities = tuple(name for name in MODALITIES if name in self._matches)
         self.bands = {name: self._matches[name].describe() for name in self.modalities}
         if check_units:
-            self._check_units()
+            check_physical(self, [m for m in self.modalities if m != "s1"])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -200,21 +200,6 @@ class _GeoBench:
             return np.asarray(10 * np.log10(pixels), np.float32)
         pixels[is_missing(stored, None) | (stored == 0)] = np.nan
         return pixels * np.float32(self._layout.scale)
-
-    def _check_units(self) -> None:
-        modality = self._layout.modality
-        if modality not in self._matches:
-            return
-        brightest = max(
-            float(np.nanmax(grid.pixels, initial=0.0))
-            for row in range(min(_LOOKED_AT, len(self.names)))
-            for grid in self.read(row, (modality,))[modality]
-        )
-        if not _DARKEST <= brightest <= _BRIGHTEST:
-            raise UsageError(
-                f"{self.uri}: read as reflectance its brightest value is {brightest:g}, so its "
-                "scale is another: standardise by the set's own statistics with --normalise set"
-            )
 
 
 class GeoBenchImages(_GeoBench):

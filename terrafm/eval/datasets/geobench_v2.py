@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 
-from terrafm.data.rasters.bands import BY_RESOLUTION, BandMatch, match_bands
+from terrafm.data.rasters.bands import (
+    BY_RESOLUTION,
+    CIRRUS,
+    EXCHANGED_DB,
+    BandMatch,
+    is_cirrus,
+    match_bands,
+)
 from terrafm.data.rasters.opening import open_raster_bytes
 from terrafm.data.rasters.units import is_missing
 from terrafm.errors import UsageError
@@ -33,6 +40,7 @@ from terrafm.eval.datasets.geobench_v2_classes import CLASSES
 from terrafm.eval.datasets.labelled import (
     Grid,
     Image,
+    check_physical,
     files_fingerprint,
     measured_statistics,
     training_rows,
@@ -46,14 +54,10 @@ from terrafm.storage.faults import one_line
 _FILE = re.compile(r"geobench_(\w+?)(\.\d+\.part)?\.tortilla")
 _SPLITS = {"train": "train", "validation": "valid", "test": "test"}
 _LOOKED_AT = 8
-_DARKEST, _BRIGHTEST = 0.05, 20.0
-_EXCHANGED_DB = 3.0
-# Reflectance of the cirrus band over land stays below 0.01.
-_BRIGHT_CIRRUS = 0.05
 
 _ALL = MODALITIES["s2_l2a"].bands
 _TEN = tuple(band for band in _ALL if band not in ("B01", "B09"))
-_WITH_CIRRUS = tuple("B10" if band == "B09" else band for band in _ALL)
+_WITH_CIRRUS = tuple(CIRRUS if band == "B09" else band for band in _ALL)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,11 @@ class _Layout:
     mask: int | None = None
     ignore: int | None = None
     valid: int | None = None
-    series: bool = field(default=False)
+
+    @property
+    def series(self) -> bool:
+        """Whether its images, and so its masks, are in HDF5."""
+        return any(file.series for file in self.files.values())
 
 
 _LAYOUTS = {
@@ -110,7 +118,6 @@ _LAYOUTS = {
         },
         mask=3,
         ignore=19,
-        series=True,
     ),
     "kuro_siwo": _Layout({"s1": _File(2, ("VV", "VH"), 0.0)}, mask=4, ignore=3, valid=5),
     "dynamic_earthnet": _Layout({"s2_l2a": _File("s2", _WITH_CIRRUS)}, mask=-1),
@@ -158,7 +165,7 @@ class _GeoBench2:
         self._matches = {name: self._match(name) for name in self.modalities}
         self.bands = {name: match.describe() for name, match in self._matches.items()}
         if check_units:
-            self._check_units()
+            check_physical(self, self.modalities)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -244,9 +251,9 @@ class _GeoBench2:
         """Which band of the file is which, where the pixels do not contradict."""
         named, source = self._layout.files[modality].bands, "as geobenchv2 names them"
         levels = self._levels(modality)
-        if modality == "s1" and levels[1] > levels[0] + _EXCHANGED_DB:
+        if modality == "s1" and levels[1] > levels[0] + EXCHANGED_DB:
             named, source = ("VH", "VV", *named[2:]), "VV and VH exchanged, as their levels show"
-        if named == _WITH_CIRRUS and levels[named.index("B10")] > _BRIGHT_CIRRUS:
+        if named == _WITH_CIRRUS and not is_cirrus(levels, named.index(CIRRUS)):
             named, source = BY_RESOLUTION, "by resolution, as the bright cirrus band shows"
         return match_bands([band or "-" for band in named], modality, source, self.uri)
 
@@ -262,22 +269,6 @@ class _GeoBench2:
         if not found:
             raise UsageError(f"{self.uri} has no image of {modality}")
         return [float(v) for v in np.nanmedian(np.concatenate(found, axis=1), axis=1)]
-
-    def _check_units(self) -> None:
-        for name in self.modalities:
-            images = [self.read(row, (name,)) for row in range(min(_LOOKED_AT, len(self._rows)))]
-            grids = [grid.pixels.ravel() for image in images for grid in image.get(name, ())]
-            values = np.concatenate(grids) if grids else np.zeros(0, np.float32)
-            values = values[np.isfinite(values)]
-            if not len(values):
-                continue
-            low, high = float(values.min()), float(values.max())
-            if (low >= 0) if name == "s1" else not _DARKEST <= high <= _BRIGHTEST:
-                raise UsageError(
-                    f"{self.uri}: values of {name} from {low:g} to {high:g} are no "
-                    f"{MODALITIES[name].unit}, so its scale is another: standardise by the set's "
-                    "own statistics with --normalise set"
-                )
 
 
 class GeoBench2Images(_GeoBench2):
@@ -313,7 +304,7 @@ class GeoBench2Masks(_GeoBench2):
         """(H, W) classes."""
         at, sample = self._layout.mask, self._sample(row)
         assert at is not None
-        found = self._series(sample, at) if self._layout.series else self._raster(sample, at)
+        found = (self._series if self._layout.series else self._raster)(sample, at)
         return np.asarray(found[0] if found.ndim == 3 else found, np.int64)
 
 

@@ -13,8 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES
 from terrafm.storage import resolve
+
+_LOOKED_AT = 8
+# Of images as a whole, reflectance; the brightest clouds and roofs stay below 3.
+_DARKEST, _BRIGHTEST = 0.05, 20.0
 
 SPLITS = ("train", "valid", "test")
 
@@ -147,6 +152,27 @@ def measured_statistics(images: ImageSet, rows: Iterable[int]) -> dict[str, dict
                 sums[modality][1, at] += np.nansum(pixels, (1, 2))
                 sums[modality][2, at] += np.nansum(pixels**2, (1, 2))
     return {modality: _mean_and_std(*found) for modality, found in sums.items()}
+
+
+def check_physical(images: ImageSet, modalities: Iterable[str]) -> None:
+    """Refuses a set whose first images hold values that cannot be reflectance or dB.
+
+    Raises:
+        UsageError: names values and unit.
+    """
+    for name in modalities:
+        looked_at = [images.read(row, (name,)) for row in range(min(_LOOKED_AT, len(images.names)))]
+        grids = [grid.pixels.ravel() for image in looked_at for grid in image.get(name, ())]
+        values = np.concatenate([np.zeros(0, np.float32), *grids])
+        values = values[~np.isnan(values)]
+        # 0 is neither: images without a single value are refused too.
+        low, high = float(values.min(initial=np.inf)), float(values.max(initial=0.0))
+        if (low >= 0) if name == "s1" else not _DARKEST <= high <= _BRIGHTEST:
+            raise UsageError(
+                f"{images.uri}: {name} values from {low:g} to {high:g} are no "
+                f"{MODALITIES[name].unit}, so its scale is another: standardise by the set's own "
+                "statistics with --normalise set"
+            )
 
 
 def training_rows(images: ImageSet) -> NDArray[np.int64]:
