@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from terrafm.data.rasters.bands import BY_RESOLUTION, CIRRUS, EXCHANGED_DB, canonical, is_cirrus
+from terrafm.data.rasters.bands import (
+    BY_RESOLUTION,
+    CIRRUS,
+    EUROSAT_ORDER,
+    EXCHANGED_DB,
+    canonical,
+    is_cirrus,
+)
 from terrafm.errors import UsageError
 from terrafm.modalities import MODALITIES, OPTICAL, SENTINEL
 from terrafm.models.contract import WeightsContract
@@ -157,11 +164,7 @@ class NamedBands:
                 )
         if modalities:
             return list(modalities)
-        names = self._names("s2_l1c")
-        has_cirrus = any(
-            canonical(band.name, "s2_l1c") == name == CIRRUS
-            for band, name in zip(self._bands, names, strict=True)
-        )
+        has_cirrus = CIRRUS in self._names("s2_l1c")
         first, second = OPTICAL if has_cirrus else reversed(OPTICAL)
         left_out = second if first in known else None
         return [name for name in known if name != left_out]
@@ -199,15 +202,21 @@ class NamedBands:
         at = [name for _, name in named].index(CIRRUS)
         if len(means) == 1 or is_cirrus(means, at):
             return names
-        # As GEO-Bench-2's dynamic_earthnet: twelve bands by resolution under other names.
-        if {name for name in names if name} != _MISNAMED:
+        order: tuple[str, ...] = ()
+        if len(means) == len(EUROSAT_ORDER) and is_cirrus(means, EUROSAT_ORDER.index(CIRRUS)):
+            # As GEO-Bench's m-eurosat: EuroSAT's files under the names of the usual order.
+            order = EUROSAT_ORDER
+        elif {name for _, name in named} == _MISNAMED:
+            # As GEO-Bench-2's dynamic_earthnet.
+            order = BY_RESOLUTION
+        else:
             raise UsageError(
                 f"the set's cirrus band has a mean of {means[at]:g}, as it never has: its bands "
                 "bear wrong names; choose some of them"
             )
-        _LOG.warning("the cirrus band is bright: the bands are taken in the order of resolutions")
-        order = iter(BY_RESOLUTION)
-        return [next(order) if name else None for name in names]
+        _LOG.warning("the cirrus band is bright: bands are taken as %s", " ".join(order))
+        put_right = iter(order)
+        return [next(put_right) if name else None for name in names]
 
     def _unit(self, modality: str, bands: Sequence[Described]) -> Unit | None:
         """Of the raw values; None where they are no measurement that the model knows."""

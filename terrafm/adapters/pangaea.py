@@ -15,8 +15,8 @@ from typing import Any
 from pangaea.encoders.base import Encoder
 from torch import Tensor
 
+from terrafm.adapters.loading import load_described
 from terrafm.errors import UsageError
-from terrafm.models.weights import load_encoder
 
 
 class TerraFMEncoder(Encoder):  # type: ignore[misc]
@@ -46,19 +46,13 @@ class TerraFMEncoder(Encoder):  # type: ignore[misc]
         download_url: str = "",
         **_: Any,
     ) -> None:
-        encoder = load_encoder(str(encoder_weights))
-        if encoder.contract is None:
-            raise UsageError(f"{encoder_weights} has no data contract: export it with terrafm")
-        if input_size < encoder.patch_size or input_size % encoder.patch_size:
-            raise UsageError(
-                f"input_size {input_size}: not a multiple of {encoder.patch_size} pixels"
-            )
+        encoder, contract = load_described(encoder_weights, input_size)
         for name in modalities.values():
-            if name not in encoder.contract.modalities:
-                known = ", ".join(encoder.contract.modalities)
+            if name not in contract.modalities:
+                known = ", ".join(contract.modalities)
                 raise UsageError(f"{encoder_weights} was trained on {known}, not on {name}")
         super().__init__(
-            model_name=encoder.contract.model,
+            model_name=contract.model,
             input_bands={group: list(bands) for group, bands in input_bands.items()},
             input_size=input_size,
             embed_dim=encoder.embed_dim,

@@ -15,11 +15,11 @@ from torch import Tensor
 from torchgeo_bench.datasets.base import BandSpec
 from torchgeo_bench.models.interface import BenchModel
 
+from terrafm.adapters.loading import load_described
 from terrafm.adapters.named_bands import NamedBands, whole_patches
 from terrafm.errors import UsageError
 from terrafm.eval.features.readouts import Readout
 from terrafm.modalities import FIRST_CHOICE
-from terrafm.models.weights import load_encoder
 
 _LOG = logging.getLogger(__name__)
 _NATIVE = "model_native"
@@ -69,19 +69,15 @@ class TerraFMBench(BenchModel):  # type: ignore[misc]
         )
         if readout not in list(Readout):
             raise UsageError(f"readout {readout!r}: one of {', '.join(Readout)}")
-        encoder = load_encoder(weights)
-        if encoder.contract is None:
-            raise UsageError(f"{weights} has no data contract: export it with terrafm export")
-        if size is not None and (size < encoder.patch_size or size % encoder.patch_size):
-            raise UsageError(f"size {size}: not a multiple of {encoder.patch_size} pixels")
-        self.backbone = encoder.eval()
+        encoder, contract = load_described(weights, size)
+        self.backbone = encoder
         self.readout = Readout(readout)
         self.size = size
-        self.named = NamedBands(self.bands, encoder.contract, modalities)
+        self.named = NamedBands(self.bands, contract, modalities)
         if len(self.named.channels) > 1 and not encoder.fusion_loaded:
             first = next(name for name in FIRST_CHOICE if name in self.named.channels)
             _LOG.warning("the weights have no fusion parameters: only %s is taken", first)
-            self.named = NamedBands(self.bands, encoder.contract, [first])
+            self.named = NamedBands(self.bands, contract, [first])
         _LOG.info("%s: %s", weights, self.named.describe())
 
     def normalize_inputs(self, images: Tensor) -> Tensor:

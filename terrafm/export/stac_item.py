@@ -5,20 +5,19 @@ https://github.com/stac-extensions/mlm, version 1.5.2.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 import torch
+from shapely.geometry import box, mapping
 
 from terrafm.export.model_card import recipe_of
 from terrafm.export.request import GRAPHS, Export, ExportFormat, chosen_modality, chosen_size
 from terrafm.modalities import MODALITIES
 from terrafm.models.contract import ModalityContract
 from terrafm.models.hub import PAPER
-from terrafm.storage import write_bytes
+from terrafm.storage import to_json, write_bytes
 
 SUFFIX = ".stac.json"
 _MLM = "https://stac-extensions.github.io/mlm/v1.5.2/schema.json"
@@ -47,7 +46,7 @@ def write_stac_item(export: Export, format: ExportFormat, written: Sequence[str]
     """
     uri = written[0] + SUFFIX
     item = stac_item(export, format, written)
-    write_bytes(uri, (json.dumps(item, indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(uri, (to_json(item, indent=2) + "\n").encode())
     return uri
 
 
@@ -102,7 +101,7 @@ def stac_item(export: Export, format: ExportFormat, written: Sequence[str]) -> d
         "stac_version": "1.1.0",
         "stac_extensions": [_MLM],
         "id": "_".join(parts),
-        "geometry": _polygon(_ANYWHERE),
+        "geometry": mapping(box(*_ANYWHERE)),
         "bbox": _ANYWHERE,
         "properties": properties,
         "links": [{"rel": "cite-as", "href": PAPER, "type": "text/html"}],
@@ -164,22 +163,7 @@ def _hyperparameters(export: Export) -> dict[str, Any]:
         "commit": export.contract.commit,
         "recipe": recipe_of(export.record) or None,
     }
-    return {key: _plain(value) for key, value in known.items() if value is not None}
-
-
-def _plain(value: Any) -> Any:
-    """Numbers that JSON lacks, as text."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _polygon(bbox: Sequence[float]) -> dict[str, Any]:
-    west, south, east, north = bbox
-    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
-    return {"type": "Polygon", "coordinates": [ring]}
+    return {key: value for key, value in known.items() if value is not None}
 
 
 def _assets(format: ExportFormat, written: Sequence[str]) -> dict[str, Any]:

@@ -1,5 +1,9 @@
 """A teacher of all sensors, and a run of another tool in an environment of its own."""
 
+import importlib
+import sys
+import types
+
 import pytest
 import torch
 
@@ -25,3 +29,22 @@ def contract():
 def encoder():
     torch.manual_seed(0)
     return build_encoder("terrafm_tiny").eval()
+
+
+@pytest.fixture
+def adapter_over(monkeypatch):
+    """Imports a module of `terrafm.adapters` over stand-ins for the tool's own modules."""
+    imported = []
+
+    def load(name, modules):
+        for path, content in modules.items():
+            module = types.ModuleType(path)
+            vars(module).update(content)
+            monkeypatch.setitem(sys.modules, path, module)
+        imported.append(f"terrafm.adapters.{name}")
+        sys.modules.pop(imported[-1], None)
+        return importlib.import_module(imported[-1])
+
+    yield load
+    for path in imported:
+        sys.modules.pop(path, None)

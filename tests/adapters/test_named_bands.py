@@ -1,11 +1,15 @@
 """Which channel of a set becomes which band of the model, in which unit."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from band_specs import EUROSAT, optical, radar
 
 from terrafm.adapters.named_bands import NamedBands, Unit, whole_patches
 from terrafm.errors import UsageError
+from terrafm.export import export_weights
 from terrafm.modalities import MODALITIES
 
 L2A = [name.lower() for name in MODALITIES["s2_l2a"].bands]
@@ -97,12 +101,27 @@ def test_a_bright_cirrus_band_bears_a_wrong_name(contract, caplog):
     spectrum = [list(means.values())[c.at] for c in named.channels["s2_l2a"]]
     assert spectrum[:10] == sorted(spectrum[:10])
     assert bands[named.channels["s2_l2a"][0].band] == "B01"
-    assert "order of resolutions" in caplog.text
+    assert "bands are taken as B02 B03 B04 B08" in caplog.text
     some = [optical(name, means[name]) for name in ("b02", "b10")]
     with pytest.raises(UsageError, match="bear wrong names"):
         NamedBands(some, contract)
     dark = [optical(name, 12 if name == "b10" else 1000) for name in means]
     assert list(NamedBands(dark, contract).channels) == ["s2_l1c"]
+
+
+def test_m_eurosats_shifted_names(contract, caplog):
+    # The statistics of GEO-Bench's m-eurosat in torchgeo-bench, by the names it gives.
+    means = {
+        "01": 1355, "02": 1118, "03": 1042, "04": 947, "05": 1199, "06": 2000, "07": 2369,
+        "08": 2296, "08a": 732, "09": 12, "10": 1820, "11": 1119, "12": 2594,
+    }  # fmt: skip
+    named = NamedBands([optical(f"b{name}", mean) for name, mean in means.items()], contract)
+    bands = MODALITIES["s2_l1c"].bands
+    assert {bands[c.band]: c.at for c in named.channels["s2_l1c"]} == {
+        "B01": 0, "B02": 1, "B03": 2, "B04": 3, "B05": 4, "B06": 5, "B07": 6, "B08": 7, "B09": 8,
+        "B11": 10, "B12": 11, "B8A": 12,
+    }  # fmt: skip
+    assert "cirrus band is bright" in caplog.text
 
 
 def test_of_two_passes_one_is_taken(contract, caplog):
@@ -138,3 +157,27 @@ def test_images_become_whole_patches():
     assert whole_patches(images, 16, 32)["s1"].shape == (1, 2, 32, 32)
     kept = {"s1": torch.rand(1, 2, 48, 64)}
     assert whole_patches(kept, 16, None)["s1"] is kept["s1"]
+
+
+# Of what the project installs, and a benchmark's environment need not have.
+ABSENT = (
+    "ray", "deepspeed", "rasterio", "s3fs", "obstore", "typer", "rich", "matplotlib",
+    "blosc2", "cv2", "pandas", "sklearn", "optuna", "tensorboard", "huggingface_hub", "timm", "yaml",
+)  # fmt: skip
+
+
+def test_adapters_need_what_the_page_says_and_no_more(tmp_path, encoder, contract):
+    written = export_weights(encoder.state_dict(), contract, str(tmp_path), "safetensors")
+    lines = (
+        f"import sys\nfor name in {ABSENT}: sys.modules[name] = None\n"
+        "import terrafm.adapters.named_bands\n"
+        "from terrafm.adapters.loading import load_described\n"
+        "from terrafm.eval.features.readouts import Readout\n"
+        "encoder, contract = load_described(sys.argv[1], 64)\n"
+        "print(Readout.CLS.width(encoder), contract.model)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", lines, written[0]], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["96", "terrafm_tiny"]

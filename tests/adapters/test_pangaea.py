@@ -1,14 +1,11 @@
 """The encoder as PANGAEA takes it: against its interface, and with its own decoder.
 
 PANGAEA is no package: PANGAEA_SOURCE names a checkout, PANGAEA_PYTHON an interpreter with what it
-imports (torch, hydra-core, gdown, tqdm) beside fsspec, pydantic, safetensors, tenacity and timm.
+imports (torch, hydra-core, gdown, tqdm) beside fsspec, pyarrow, pydantic, safetensors and tenacity.
 """
 
-import importlib
 import os
 import subprocess
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -49,14 +46,13 @@ class PangaeaEncoder(nn.Module):
 
 
 @pytest.fixture
-def encoder_class(monkeypatch):
-    for name in ("pangaea", "pangaea.encoders", "pangaea.encoders.base"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    sys.modules["pangaea.encoders.base"].Encoder = PangaeaEncoder
-    name = "terrafm.adapters.pangaea"
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module(name).TerraFMEncoder
-    sys.modules.pop(name, None)
+def encoder_class(adapter_over):
+    modules = {
+        "pangaea": {},
+        "pangaea.encoders": {},
+        "pangaea.encoders.base": {"Encoder": PangaeaEncoder},
+    }
+    return adapter_over("pangaea", modules).TerraFMEncoder
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +112,7 @@ def test_the_optical_bands_of_choice_and_weights_without_fusion(tmp_path, encode
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"input_size": 40}, "input_size 40: not a multiple of 16"),
+        ({"input_size": 40}, "a size of 40 pixels is no multiple of 16"),
         ({"modalities": {"optical": "s3"}}, "trained on s1, s2_l1c, s2_l2a, not on s3"),
     ],
 )

@@ -1,16 +1,13 @@
 """The encoder as torchgeo-bench takes it: against its interface, and by its own command.
 
 torchgeo-bench wants Python 3.12 and packages of its own. TORCHGEO_BENCH_PYTHON names an
-interpreter that has it, beside fsspec, pydantic, safetensors, tenacity and timm.
+interpreter that has it, beside fsspec, pyarrow, pydantic, safetensors and tenacity.
 """
 
 import csv
-import importlib
 import os
 import shutil
 import subprocess
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -55,22 +52,16 @@ class BenchModel(nn.Module):
 
 
 @pytest.fixture
-def model_of(monkeypatch):
+def model_of(adapter_over):
     """`TerraFMBench` over the interface above."""
-    for name, content in {
+    modules = {
         "torchgeo_bench": {},
         "torchgeo_bench.datasets": {},
         "torchgeo_bench.datasets.base": {"BandSpec": BandSpec},
         "torchgeo_bench.models": {},
         "torchgeo_bench.models.interface": {"BenchModel": BenchModel},
-    }.items():
-        module = types.ModuleType(name)
-        vars(module).update(content)
-        monkeypatch.setitem(sys.modules, name, module)
-    name = "terrafm.adapters.torchgeo_bench"
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module(name).TerraFMBench
-    sys.modules.pop(name, None)
+    }
+    return adapter_over("torchgeo_bench", modules).TerraFMBench
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +125,7 @@ def test_the_sets_own_normalisation_and_other_readouts(model_of, arguments, enco
     ("changed", "message"),
     [
         ({"readout": "max"}, "readout 'max': one of cls, mean"),
-        ({"size": 40}, "size 40: not a multiple of 16"),
+        ({"size": 40}, "a size of 40 pixels is no multiple of 16"),
         ({"modalities": ["s3"]}, "modality s3"),
     ],
 )
