@@ -80,7 +80,8 @@ class TableFile:
         try:
             self._file = pq.ParquetFile(self._source, **options)
         except pa.ArrowNotImplementedError as error:
-            # Of types that only a damaged file names; no ValueError, as what is damaged is.
+            # A damaged footer names types that pyarrow does not know. Its error for those is no
+            # ValueError, as its others are, and callers would not take the file for damaged.
             raise pa.ArrowInvalid(str(error)) from None
         self.metadata: pq.FileMetaData = self._file.metadata
         self.schema_arrow: pa.Schema = self._file.schema_arrow

@@ -76,7 +76,7 @@ def list_members_of(file: Any) -> list[Member]:
     try:
         with zipfile.ZipFile(cast(IO[bytes], _Bounded(file))) as opened:
             infos = opened.infolist()
-    # NotImplementedError: members of a later version of the format than zipfile knows.
+    # zipfile raises NotImplementedError for members of a later version of the format than its own.
     except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
         raise BadZipError(f"not a readable zip (cut short?): {error}") from None
     members = []

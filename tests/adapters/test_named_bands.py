@@ -162,7 +162,8 @@ def test_images_become_whole_patches():
 # Of what the project installs, and a benchmark's environment need not have.
 ABSENT = (
     "ray", "deepspeed", "rasterio", "s3fs", "obstore", "typer", "rich", "matplotlib",
-    "blosc2", "cv2", "pandas", "sklearn", "optuna", "tensorboard", "huggingface_hub", "timm", "yaml",
+    "blosc2", "cv2", "pandas", "sklearn", "optuna", "tensorboard", "huggingface_hub",
+    "timm", "yaml",
 )  # fmt: skip
 
 
