@@ -110,9 +110,10 @@ def test_an_error_of_a_worker_is_one_line_and_what_is_done_stays(
     assert not (tmp_path / "out" / "embedding.json").exists()
     shard.write_bytes(content)
     report = embed(tiny_weights, uri, tmp_path / "out", options)
-    assert report.resumed in (4, 8)
+    # In Hilbert order the shard's tiles are in the second of three parts, of 4, 4 and 3 rows.
+    assert report.resumed in (3, 4, 7)
     names, _ = rows_of(tmp_path / "out")
-    assert names == [f"tile_{i:02d}" for i in range(11)]
+    assert sorted(names) == [f"tile_{i:02d}" for i in range(11)]
 
 
 @pytest.mark.slow

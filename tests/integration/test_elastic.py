@@ -131,7 +131,8 @@ def test_grown_shrunk_killed_and_resumed_at_another_stage(undisturbed, small_dat
     stops = [e for e in events if e["event"] == "stopped"]
     assert len(stops) == 2
     (lost,) = [e for e in events if e["event"] == "resumed"]
-    assert 0 < lost["steps"] <= 7
+    # Counted from the last word of the ranks, which may be that of the checkpoint's own step.
+    assert 0 <= lost["steps"] <= 7
     finals = {workers: weights(folder) for workers, folder in undisturbed.items()}
     spread = max(distance(finals[a], finals[b]) for a, b in itertools.combinations(finals, 2))
     apart = min(distance(weights(output), final) for final in finals.values())
