@@ -21,18 +21,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Figure, note, parse, parser, report, run_child
+from common import Figure, note, parse, parser, report
 from harness import cities, eurosat
 from harness.found_again import FoundAgain
 from harness.plain_training import Training
+from harness.trainings import train_all
 
 from terrafm.config import load_config
 from terrafm.eval.features.readouts import Readout
@@ -85,7 +84,7 @@ def main() -> None:
             whole, work / f"held-out-{hashlib.sha256(whole.encode()).hexdigest()}"
         )
     trainings = _trainings(arguments, train)
-    _train(trainings, work, arguments)
+    train_all(trainings, work, arguments.jobs, arguments.peers_python)
     figures = _figures(trainings, work, held_out, arguments)
     report(figures, arguments, "Onera cities, L1C and S1 VV")
 
@@ -140,18 +139,6 @@ def _trainings(arguments: argparse.Namespace, data: str) -> list[Training]:
         for seed in arguments.seeds
         for name, (objective, overrides) in chosen.items()
     ]
-
-
-def _train(trainings: Sequence[Training], work: Path, arguments: argparse.Namespace) -> None:
-    def one(training: Training) -> None:
-        python = arguments.peers_python if training.objective == "lightly" else sys.executable
-        request = asdict(training) | {"folder": str(training.folder(work))}
-        said = run_child("plain_training.py", request, python=python, timeout=4 * 3600)
-        seconds = said["lines"][-1]["seconds"]
-        note(f"{training.name}, seed {training.seed}: trained in {seconds:.0f} s")
-
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(one, trainings))
 
 
 def _figures(

@@ -60,6 +60,7 @@ def test_every_figure_has_its_file():
         "peers",
         "plan",
         "recovery",
+        "rotation",
         "s3_stream",
         "scaling",
         "scenes",

@@ -10,10 +10,14 @@ import pytest
 import torch
 
 from terrafm.config import load_config
+from terrafm.eval.retrieval.ranks import Ranks
+from terrafm.eval.retrieval.tasks import make_tasks
 from terrafm.models.weights import load_encoder
 from terrafm.train.worker.setup import TrainingSetup
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import rotation
+from harness import found_again
 from harness.objectives import nt_xent
 from harness.plain_training import Training, keep_encoders, train
 
@@ -98,4 +102,52 @@ def test_the_benchmark_runs_to_its_end(shared_folder, tmp_path):
         "EuroSAT, knn20",
         "ours less contrastive",
     ):
+        assert any(name.startswith(part) for name in names), part
+
+
+@pytest.fixture
+def archive_of_names(tmp_path):
+    """Cities by the names of their files alone; `far` has radar at one date."""
+    for city in ("here", "there_e", "there_w", "far", "near"):
+        (tmp_path / city / "s1_vv").mkdir(parents=True)
+        for date in (1,) if city == "far" else (1, 2):
+            (tmp_path / city / "s1_vv" / f"orbit7_t{date}.tif").touch()
+    return tmp_path
+
+
+def test_every_city_with_radar_is_held_out_once_and_neighbours_together(archive_of_names):
+    folds = rotation._folds(archive_of_names, 2)
+    assert sorted(city for fold in folds for city in fold) == ["here", "near", "there_e", "there_w"]
+    assert any({"there_e", "there_w"} <= set(fold) for fold in folds)
+
+
+def test_groups_put_together_are_ranked_within_themselves():
+    def ranks(*before):
+        return Ranks(np.array(before), np.zeros(len(before), int), np.full(len(before), 9))
+
+    tables = [{"weights": [ranks(0, 3), ranks(1, 1)]}, {"weights": [ranks(5), ranks(0)]}]
+    together = rotation._put_together(tables)["weights"]
+    assert [r.before.tolist() for r in together] == [[0, 3, 5], [1, 1, 0]]
+
+
+def test_the_same_date_asks_for_the_query_itself():
+    places, dates = np.array([4, 4, 5, 5, 6]), ("a", "b", "a", "b", "a")
+    (task,) = make_tasks({"s2_l1c": np.ones(5, bool)}, places, {"s2_l1c": dates})
+    same = found_again.same_date(task)
+    assert same.name == "s2_l1c>same date"
+    assert same.query_rows.tolist() == same.gallery_rows.tolist() == [0, 2]
+    assert same.partners.tolist() == [0, 1]
+
+
+@pytest.mark.slow
+def test_the_rotation_runs_to_its_end(shared_folder, tmp_path):
+    command = [
+        *(sys.executable, str(ROOT / "benchmarks" / "rotation.py"), "--json", "--quick"),
+        *("--seeds", "0", "--folds", "2", "--only", "ours", "--work", str(tmp_path)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = [json.loads(line)["name"] for line in done.stdout.splitlines()]
+    assert len(set(names)) == len(names)
+    for part in ("ours: s2_l1c>later, recall10, gain over", "ours: s1>s2_l1c, recall10", "milano"):
         assert any(name.startswith(part) for name in names), part

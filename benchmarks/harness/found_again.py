@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from terrafm.eval.features.extraction import UNTRAINED_SEEDS, Normalisation, untrained_like
 from terrafm.eval.features.readouts import Readout
@@ -21,16 +23,21 @@ from terrafm.eval.retrieval.scores import (
     encoder_ranks,
     score,
 )
-from terrafm.eval.retrieval.tasks import draw_places
+from terrafm.eval.retrieval.tasks import LATER, Task, draw_places
 from terrafm.eval.retrieval.views import SensorViews, sensor_views
 from terrafm.models.encoder import Encoder
 
 HOW = (SHIFTED, ALIGNED)
+SAME = "same date"
 Rows = dict[str, list[Ranks]]
 
 
 class FoundAgain:
     """Scores encoders by retrieval on all tiles of a dataset.
+
+    Beside the tasks of `terrafm evaluate retrieval` there is "s2_l1c>same date" for each of
+    "s2_l1c>later": the queries, found among the other cuts of their own date. Nothing has changed
+    there, so it bounds what can be found at the other date.
 
     Args:
         uri: of a dataset of ingest.
@@ -61,6 +68,7 @@ class FoundAgain:
         self._readout = readout
         self._rows = draw_places(self._images.places, len(self._images.places))
         tasks, self._places = tasks_of(self._images, modalities, self._rows)
+        tasks += [same_date(task) for task in tasks if task.name.endswith(f">{LATER}")]
         self._tasks = {task.name: task for task in tasks}
         self.tasks = tuple(self._tasks)
         fresh = [untrained_like(model, seed) for seed in UNTRAINED_SEEDS]
@@ -81,6 +89,10 @@ class FoundAgain:
         plain = baseline_ranks(self._tasks[task], self._fresh_views, self._places, how)
         chance = fresh[0].chance()
         return {UNTRAINED: fresh, **{n: [r] for n, r in plain.items()}, CHANCE: [chance]}
+
+    def names(self, task: str) -> NDArray[np.str_]:
+        """(Q,) tile ids of a task's queries."""
+        return np.array([self._images.names[row] for row in self._tasks[task].query_rows])
 
     def score(self, task: str, rows: Mapping[str, Sequence[Ranks]]) -> dict[str, Any]:
         """See `terrafm.eval.retrieval.scores.score`; rows of one task."""
@@ -112,3 +124,15 @@ class FoundAgain:
             device=torch.device("cpu"),
             rows=self._rows.tolist(),
         )
+
+
+def same_date(task: Task) -> Task:
+    """The queries of a task at another date, looked for among themselves."""
+    return Task(
+        f"{task.query}>{SAME}",
+        task.query,
+        task.query,
+        task.query_rows,
+        task.query_rows,
+        np.arange(len(task.query_rows)),
+    )
