@@ -142,7 +142,7 @@ def test_verify_names_the_damaged_file(run, history, tmp_path):
         {
             "checkpoint": str(copy / "step_00000030"),
             "file": "optimizer.safetensors",
-            "what": "is not what was written",
+            "why": "is not what was written",
         }
     ]
     code, out, _ = run("checkpoint", "verify", copy / "step_00000050")

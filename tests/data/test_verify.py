@@ -27,7 +27,7 @@ def copy(small_dataset, tmp_path):
 
 def found(uri, **options):
     result = verify(str(uri), **options)
-    return [(f["shard"], f["tile"], f["cell"], f["what"]) for f in result["faults"]]
+    return [(f["shard"], f["tile"], f["cell"], f["why"]) for f in result["faults"]]
 
 
 def cell_range(uri, tile, cell):

@@ -26,13 +26,13 @@ class Fault:
         shard: file inside the dataset.
         tile: tile id, "" where the fault is of the whole file.
         cell: cell group, "" where the fault is of the whole tile or file.
-        what: what is wrong.
+        why: what is wrong with it.
     """
 
     shard: str
     tile: str
     cell: str
-    what: str
+    why: str
 
 
 @dataclass
@@ -72,8 +72,8 @@ def check_shard(
         if size == shard.bytes:
             faults += _structure_faults(where, shard, rows, groups)
             if digest != shard.sha256 and not faults:
-                what = "does not match its SHA-256, though all of its cells are whole"
-                faults.append(Fault(shard.name, "", "", what))
+                why = "does not match its SHA-256, though all of its cells are whole"
+                faults.append(Fault(shard.name, "", "", why))
     except OSError as error:
         return [Fault(shard.name, "", "", f"cannot be read: {error}")]
     return faults
@@ -127,8 +127,8 @@ def _cell_faults(shard: StoredFile, cells: list[_Cell]) -> Iterator[Fault]:
         if cell.seen < cell.stop - cell.start:
             yield Fault(shard.name, cell.tile, cell.group, "is cut short, or lies past the end")
         elif cell.crc != cell.expected:
-            what = f"does not match its CRC-32 (bytes {cell.start} to {cell.stop})"
-            yield Fault(shard.name, cell.tile, cell.group, what)
+            why = f"does not match its CRC-32 (bytes {cell.start} to {cell.stop})"
+            yield Fault(shard.name, cell.tile, cell.group, why)
 
 
 def _structure_faults(
@@ -155,8 +155,8 @@ def _structure_faults(
             row = indexed[tile]
             stop = row[f"{group.name}.offset"] + row[f"{group.name}.length"]
             if row[f"{group.name}.length"] and stop != ends.get(group.name):
-                what = f"ends at byte {ends.get(group.name)}, by the index at {stop}"
-                yield Fault(shard.name, tile, group.name, what)
+                why = f"ends at byte {ends.get(group.name)}, by the index at {stop}"
+                yield Fault(shard.name, tile, group.name, why)
 
 
 def _tile_ids(parquet: pq.ParquetFile) -> list[str]:

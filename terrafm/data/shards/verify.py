@@ -107,7 +107,7 @@ def render(result: dict[str, Any]) -> RenderableType:
     if result["faults"]:
         table = Table("file", "tile", "cell", "what is wrong")
         for fault in result["faults"]:
-            table.add_row(fault["shard"], fault["tile"], fault["cell"], fault["what"])
+            table.add_row(fault["shard"], fault["tile"], fault["cell"], fault["why"])
         parts.append(table)
     return Group(*parts)
 

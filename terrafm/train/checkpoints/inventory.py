@@ -143,7 +143,7 @@ def _verify(
         if damage is not None:
             looked_at.append(checkpoint)
             faults += [
-                {"checkpoint": checkpoint, "file": file, "what": what} for file, what in damage
+                {"checkpoint": checkpoint, "file": file, "why": why} for file, why in damage
             ]
         if progress is not None:
             progress(done, len(found))
@@ -159,7 +159,7 @@ def summary(result: dict[str, Any]) -> str:
     first, more = faults[0], len(faults) - 1
     rest = f", and {more} more {'file' if more == 1 else 'files'}" if more else ""
     return (
-        f"checkpoint {first['checkpoint']}: {first['file']} {first['what']}{rest}; a run passes "
+        f"checkpoint {first['checkpoint']}: {first['file']} {first['why']}{rest}; a run passes "
         "over damaged checkpoints and goes on from the newest whole one"
     )
 
@@ -170,7 +170,7 @@ def render_verify(result: dict[str, Any]) -> RenderableType:
         return Text(summary(result))
     table = Table("checkpoint", "file", "what is wrong")
     for fault in result["faults"]:
-        table.add_row(fault["checkpoint"].rpartition("/")[2], fault["file"], fault["what"])
+        table.add_row(fault["checkpoint"].rpartition("/")[2], fault["file"], fault["why"])
     return table
 
 
