@@ -142,9 +142,7 @@ def _verify(
         # Else its run has removed it meanwhile.
         if damage is not None:
             looked_at.append(checkpoint)
-            faults += [
-                {"checkpoint": checkpoint, "file": file, "why": why} for file, why in damage
-            ]
+            faults += [{"checkpoint": checkpoint, "file": file, "why": why} for file, why in damage]
         if progress is not None:
             progress(done, len(found))
     return {"uri": uri, "checkpoints": looked_at, "faults": faults}
