@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SETTINGS = (
     "train.steps=3", "train.global_batch=4", "train.micro_batch=4", "head.num_prototypes=32",
-    "data.global_size=32", "optim.freeze_last_layer_epochs=0",
+    "data.global_size=32",
 )  # fmt: skip
 
 

@@ -27,7 +27,6 @@ SETTINGS = [
     "data.local_size=16",
     "data.local_crops=1",
     "model.drop_path=0.1",
-    "optim.freeze_last_layer_epochs=0",
     "optim.base_lr=0.05",
 ]
 BEYOND = [
