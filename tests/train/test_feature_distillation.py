@@ -3,9 +3,12 @@
 import itertools
 import json
 import re
+from pathlib import Path
 
+import objective_ranks
 import pytest
 import torch
+from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 
 import terrafm
@@ -314,17 +317,57 @@ def test_the_contract_of_a_distilled_student_is_its_own(small_dataset, teacher):
     assert set(saved["modalities"]) == set(SENSORS)
 
 
-def test_a_run_of_two_workers_distils_with_frozen_parts_and_goes_on(
-    small_dataset, teacher, tmp_path, local_ray
-):
-    """ZeRO stage 3, which holds frozen weights in pieces too; gone on with at stage 1."""
-    start = write_teacher(tmp_path / "start.safetensors")
-    output = str(tmp_path / "run")
-    settings = [
-        *SETTINGS,
+@pytest.fixture(scope="module")
+def with_frozen_parts(teacher, tmp_path_factory):
+    """Overrides of a distillation into weights of which parts are frozen."""
+    start = write_teacher(tmp_path_factory.mktemp("start") / "start.safetensors")
+    return [
         f"model.init={start}",
         "model.frozen=[patch_embed, blocks:1]",
         f"distil.teacher={teacher}",
+    ]
+
+
+@pytest.fixture(
+    scope="module", params=[2, pytest.param(1, marks=pytest.mark.slow)], ids="{}_ranks".format
+)
+def ranks(request, small_dataset, with_frozen_parts, tmp_path_factory):
+    folder, script = tmp_path_factory.mktemp("ranks"), Path(objective_ranks.__file__)
+    return run_ranks(script, request.param, folder, small_dataset, *with_frozen_parts)
+
+
+@pytest.fixture(scope="module")
+def alone(small_dataset, with_frozen_parts):
+    return objective_ranks.run(small_dataset, with_frozen_parts)
+
+
+@pytest.mark.parametrize("stage", objective_ranks.STAGES)
+def test_ranks_of_every_stage_distil_like_one_process(ranks, alone, stage, with_frozen_parts):
+    by_rank, student = ranks[stage]
+    for step, expected in enumerate(alone[0]):
+        assert expected.keys() == {"loss", "cls_error", "patch_error"}
+        for name, value in expected.items():
+            mean = sum(means[step][name] for means in by_rank) / len(by_rank)
+            assert mean == pytest.approx(value, rel=2e-5), (step, name)
+    start = load_encoder(with_frozen_parts[0].partition("=")[2]).state_dict()
+    for name, tensor in alone[1].items():
+        apart = float((student[name] - tensor).norm())
+        assert apart <= 1e-3 * (1 + float(tensor.norm())), (name, apart)
+        if name.startswith("encoder.blocks.0."):
+            assert torch.equal(student[name], start[name.removeprefix("encoder.")]), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_of_two_workers_distils_with_frozen_parts_and_goes_on(
+    small_dataset, with_frozen_parts, tmp_path, local_ray
+):
+    """ZeRO stage 3, which holds frozen weights in pieces too; gone on with at stage 1."""
+    start = with_frozen_parts[0].partition("=")[2]
+    output = str(tmp_path / "run")
+    settings = [
+        *SETTINGS,
+        *with_frozen_parts,
         "train.checkpoint_every=2",
         "train.log_every=1",
         "data.cpus_per_worker=0.4",
