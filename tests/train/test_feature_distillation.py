@@ -393,4 +393,4 @@ def test_a_run_of_two_workers_distils_with_frozen_parts_and_goes_on(
     assert exported.contract.model == "terrafm_tiny"
     page = tmp_path / "page.html"
     terrafm.report([output], str(page))
-    assert "patch_error" in page.read_text()
+    assert "Error of the distilled tokens" in page.read_text()
