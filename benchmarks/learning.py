@@ -13,8 +13,9 @@ bootstrap over places, paired. An embedding is the mean and deviation of the pat
 FOLDER holds cities laid out as `oscd`; by default five of its own, which are never trained on.
 Cities without radar at both dates are left out, of trainings and of scores.
 With --peers-python (requirements-peers.txt) lightly's DINO is trained beside the recipe's
-Level-1C alone; with --ablation what each part of the method brings. What has been trained under
---work is not trained again.
+Level-1C alone; with --ablation what each part of the method brings. With --transfer another
+question: is it worth to go on with weights of other cities, or to distil them, where there are few
+cities (harness/transfer.py)? What has been trained under --work is not trained again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 from common import Figure, note, parse, parser, report
-from harness import cities, eurosat
+from harness import cities, eurosat, transfer
 from harness.found_again import FoundAgain
 from harness.plain_training import Training
 from harness.trainings import train_all
@@ -74,7 +75,6 @@ def main() -> None:
         raise SystemExit(f"no cities: {arguments.held_out} does not exist (--held-out)")
     work = arguments.work / "learning"
     kept = ",".join(KEPT)
-    train = cities.ingest(f"{archive}?without={kept}", work / "train")
     if arguments.held_out is None:
         held_out = cities.ingest(f"{archive}?cities={kept}", work / "held-out")
     else:
@@ -83,9 +83,13 @@ def main() -> None:
         held_out = cities.ingest(
             whole, work / f"held-out-{hashlib.sha256(whole.encode()).hexdigest()}"
         )
-    trainings = _trainings(arguments, train)
-    train_all(trainings, work, arguments.jobs, arguments.peers_python)
-    figures = _figures(trainings, work, held_out, arguments)
+    if arguments.transfer:
+        figures = _transfer(str(archive), work / "transfer", held_out, arguments)
+    else:
+        train = cities.ingest(f"{archive}?without={kept}", work / "train")
+        trainings = _trainings(arguments, train)
+        train_all(trainings, work, arguments.jobs, arguments.peers_python)
+        figures = _figures(trainings, work, held_out, arguments)
     report(figures, arguments, "Onera cities, L1C and S1 VV")
 
 
@@ -99,6 +103,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--jobs", type=int, default=2, help="trainings at once (%(default)s)")
     options.add_argument("--peers-python", help="interpreter that has lightly")
     options.add_argument("--ablation", action="store_true", help="also the method's parts")
+    options.add_argument("--transfer", action="store_true", help="adapt and distil, in place")
     options.add_argument(
         # Chosen on the cities on which the recipe was chosen, not on these.
         "--readout",
@@ -110,9 +115,15 @@ def _options() -> argparse.ArgumentParser:
     return options
 
 
-def _trainings(arguments: argparse.Namespace, data: str) -> list[Training]:
+def _base(arguments: argparse.Namespace, data: str) -> Training:
     steps = 4 if arguments.quick else arguments.steps or load_config(arguments.recipe).train.steps
-    base = Training("ours", data, arguments.recipe, (f"train.steps={steps}",), 0, "", steps // 4)
+    return Training(
+        "ours", data, arguments.recipe, (f"train.steps={steps}",), 0, "distillation", steps // 4
+    )
+
+
+def _trainings(arguments: argparse.Namespace, data: str) -> list[Training]:
+    base = _base(arguments, data)
     named: dict[str, tuple[str, tuple[str, ...]]] = {
         "ours": ("distillation", ()),
         "contrastive": ("contrastive", ()),
@@ -141,11 +152,72 @@ def _trainings(arguments: argparse.Namespace, data: str) -> list[Training]:
     ]
 
 
+def _transfer(
+    archive: str, work: Path, held_out: str, arguments: argparse.Namespace
+) -> list[Figure]:
+    """Weights of many cities, put to use on few others, scored on cities of neither."""
+    few = ",".join(transfer.FEW)
+    many = cities.ingest(f"{archive}?without={few},{','.join(KEPT)}", work / "many")
+    base = _base(arguments, cities.ingest(f"{archive}?cities={few}", work / "few"))
+    first = transfer.sources(base, many, arguments.seeds)
+    train_all(first, work, arguments.jobs)
+    trainings = [each for source in first for each in transfer.contestants(base, source, work)]
+    train_all(trainings, work, arguments.jobs)
+    last, tables, figures = {}, {}, []
+    for name in dict.fromkeys(each.name for each in (*first, *trainings)):
+        folders = [t.folder(work) for t in (*first, *trainings) if t.name == name]
+        newest = [max(folder.glob("step_*.safetensors")) for folder in folders]
+        encoders = [load_encoder(str(file)) for file in newest]
+        table = _table(tables, encoders[0], held_out, arguments)
+        last[name] = table.ranks(encoders)
+        note(f"scored {name}")
+        for task in (DATES, RADAR):
+            figures += [
+                Figure(f"{name}: {task}, {metric}", 100 * value, None, "higher", "%")
+                for metric in METRICS
+                for value in [_mean(last[name][task, SHIFTED], metric)]
+            ]
+    fresh = next(iter(tables.values()))
+    for task in (DATES, RADAR):
+        for row, several in fresh.baselines(task, SHIFTED).items():
+            figures += [
+                Figure(
+                    f"{row}: {task}, {metric}", 100 * _mean(several, metric), None, "higher", "%"
+                )
+                for metric in METRICS
+            ]
+    tasks = (DATES, RADAR)
+    helped = _differences(transfer.AGAINST_SCRATCH, last, fresh, tasks, surely=True)
+    return [*figures, *helped, *_differences(transfer.AGAINST_SOURCE, last, fresh, tasks)]
+
+
+def _table(
+    tables: dict[tuple[Any, ...], FoundAgain],
+    encoder: Encoder,
+    held_out: str,
+    arguments: argparse.Namespace,
+) -> FoundAgain:
+    """For encoders of the same sensors and normalisation, made once."""
+    contract = encoder.contract
+    assert contract is not None
+    key = (*contract.modalities, contract.dataset_fingerprint)
+    if key not in tables:
+        tables[key] = FoundAgain(
+            held_out,
+            contract.model,
+            tuple(contract.modalities),
+            _normalisation(contract),
+            size=contract.image_size,
+            readout=arguments.readout,
+        )
+    return tables[key]
+
+
 def _figures(
     trainings: Sequence[Training], work: Path, held_out: str, arguments: argparse.Namespace
 ) -> list[Figure]:
     figures: list[Figure] = []
-    tables: dict[tuple[str, ...], FoundAgain] = {}
+    tables: dict[tuple[Any, ...], FoundAgain] = {}
     last: dict[str, dict[tuple[str, str], list[Ranks]]] = {}
     for name in dict.fromkeys(training.name for training in trainings):
         folders = [t.folder(work) for t in trainings if t.name == name]
@@ -153,17 +225,7 @@ def _figures(
         curve = [[load_encoder(str(folder / step)) for folder in folders] for step in steps]
         contract = curve[0][0].contract
         assert contract is not None
-        sensors = tuple(contract.modalities)
-        if sensors not in tables:
-            tables[sensors] = FoundAgain(
-                held_out,
-                contract.model,
-                sensors,
-                _normalisation(contract),
-                size=contract.image_size,
-                readout=arguments.readout,
-            )
-        table = tables[sensors]
+        table = _table(tables, curve[0][0], held_out, arguments)
         ranks = [table.ranks(encoders) for encoders in curve]
         last[name] = ranks[-1]
         note(f"scored {name}")
@@ -174,7 +236,8 @@ def _figures(
             figures += _bars(table, ranks)
             if (images := arguments.real / "eurosat_ms").is_dir():
                 figures += _eurosat(str(images), curve[-1], contract)
-    return [*figures, *_against(last, tables)]
+    table = next(iter(tables.values()))
+    return [*figures, *_differences(AGAINST, last, table, (DATES,))]
 
 
 def _plain(
@@ -241,26 +304,32 @@ def _eurosat(folder: str, encoders: Sequence[Encoder], contract: WeightsContract
     return figures
 
 
-def _against(
+def _differences(
+    pairs: Sequence[tuple[str, str]],
     last: Mapping[str, Mapping[tuple[str, str], list[Ranks]]],
-    tables: Mapping[tuple[str, ...], FoundAgain],
+    table: FoundAgain,
+    tasks: Sequence[str],
+    surely: bool = False,
 ) -> list[Figure]:
-    """Paired differences between contestants, where a place is found at its other date."""
+    """Paired differences between contestants at their last step.
+
+    The bar is that the first is not below the other, within the interval; or surely above it.
+    """
+    low, high = (0.0, None) if surely else (None, 0.0)
     figures = []
-    table = next(iter(tables.values()))
-    for one, other in AGAINST:
-        if one not in last or other not in last or DATES not in table.tasks:
-            continue
-        for metric in METRICS:
-            rows = {WEIGHTS: last[one][DATES, SHIFTED], other: last[other][DATES, SHIFTED]}
-            gain = table.score(DATES, rows)["gain"][metric]
-            title = f"{one} less {other}: {DATES}, {metric}, "
-            figures += [
-                Figure(f"{title}difference", 100 * gain["value"], None, "higher", "points"),
-                Figure(f"{title}lower end", 100 * gain["low"], None, "higher", "points"),
-                # Not below within the interval.
-                Figure(f"{title}upper end", 100 * gain["high"], 0.0, "higher", "points"),
-            ]
+    for one, other in pairs:
+        for task in tasks:
+            if one not in last or other not in last or task not in table.tasks:
+                continue
+            rows = {WEIGHTS: last[one][task, SHIFTED], other: last[other][task, SHIFTED]}
+            for metric in METRICS:
+                gain = table.score(task, rows)["gain"][metric]
+                title = f"{one} less {other}: {task}, {metric}, "
+                figures += [
+                    Figure(f"{title}difference", 100 * gain["value"], None, "higher", "points"),
+                    Figure(f"{title}lower end", 100 * gain["low"], low, "higher", "points"),
+                    Figure(f"{title}upper end", 100 * gain["high"], high, "higher", "points"),
+                ]
     return figures
 
 

@@ -27,7 +27,7 @@ def check_dataset(uri: str, modalities: Sequence[str]) -> None:
     Dataset.open(uri).check_modalities(modalities)
 
 
-def check_run(output: str, init: str | None, labelled: str | None) -> None:
+def check_run(output: str, weights: Sequence[str | None], labelled: str | None) -> None:
     """Raises UsageError: what a run stands on does not exist, or its folder is something else's."""
     from terrafm.train.run_folder import CHECKPOINTS, RunFolder
 
@@ -36,8 +36,7 @@ def check_run(output: str, init: str | None, labelled: str | None) -> None:
         # One that has begun, or is done, does not need all of it any more.
         return
     RunFolder(output).check_unused()
-    if init is not None:
-        check_exists("weights", init)
+    check_weights([uri for uri in weights if uri is not None])
     if labelled is not None:
         check_labelled_set(labelled)
 

@@ -67,8 +67,8 @@ def test_lists_and_none_are_read_as_yaml():
         ("data.modalities=[s1, s1]", r"modalities takes a list in which nothing stands twice"),
         ("data.global_size=100", r"data\.global_size takes .*, a multiple of 16, not 100$"),
         (
-            "data.local_scale=[0.5, 0.1]",
-            r"local_scale takes the smaller one first, not \[",
+            "data.global_scale=[0.5, 0.1]",
+            r"global_scale takes the smaller one first, not \[",
         ),
         ("train.workers=[2]", r"workers takes an integer .*the fewest and the most\), not \[2\]$"),
         ("train.workers=[3, 1]", r"train\.workers takes the smaller one first, not \[3, 1\]$"),

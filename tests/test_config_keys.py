@@ -17,7 +17,9 @@ NULLABLE = [key for key, kind, *_ in settings() if "none" in kind.split(" | ")]
 
 # Beyond the bounds, of another type, and what the relations between keys forbid.
 BAD = {
-    "model.name": ["vit", 5], "model.init": [5, "''"], "model.drop_path": [1, -0.1],
+    "model.name": ["vit", 5], "model.init": [5, "''"],
+    "model.frozen": ["blocks", "[head]", "['blocks:0']", "[blocks, blocks]", "[5]"],
+    "model.drop_path": [1, -0.1],
     "model.num_queries": [0, 1e6], "head.num_prototypes": [1, 1e12], "head.hidden_dim": [0, 1e9],
     "head.bottleneck_dim": [0, 1e9], "loss.student_temp": [0, 1e-300, 1e9],
     "loss.teacher_temp": [0, 1e-9], "loss.warmup_teacher_temp": [-1, 1e-9], "loss.alpha": [1.1],
@@ -25,6 +27,7 @@ BAD = {
     "loss.high_frequency_classes": ["[-1]", "[1.5]", "[10, 10]", 10, "[5000000000]"],
     "loss.centering": ["mean", 1], "loss.koleo_weight": [-1, 1e300],
     "loss.masked_patch_weight": [-1, 1e300],
+    "distil.teacher": [5, "''"],
     "data.modalities": ["s1", "[]", "[s3]", "[s1, s1]"], "data.resample_exponent": [2],
     "data.resample_cap": [0, 1e300], "data.region_exponent": [-1], "data.water_keep": [2],
     "data.epoch_length": [0, 1e15], "data.keep_probability": [2], "data.other_date": [1.5],
@@ -32,7 +35,6 @@ BAD = {
     "data.global_crops": [0, 1e6], "data.local_crops": [-1, 1e6],
     "data.global_size": [0, 100, 100000], "data.local_size": [8, 17, 4096],
     "data.global_scale": ["[0.5, 0.1]", "[0, 1]", "[0.5, 1.1]", 1, "[1]"],
-    "data.local_scale": ["[0.5, 0.1]", "[-1, 1]"],
     "data.crop_on": ["cpu"], "data.rows_per_block": [0], "data.cpus_per_worker": [0, 1e-9, 1e9],
     "data.cache_dir": [1],
     "data.cache_bytes": [0, 1e30, 0.5], "data.on_damage": ["skip"],
@@ -41,7 +43,6 @@ BAD = {
     "optim.weight_decay_end": [-1, 1e9],
     "optim.clip_grad": [0, 1e300], "optim.clip_by": ["value", 1],
     "optim.warmup_epochs": [-1, 1e300],
-    "optim.freeze_last_layer_epochs": [-1, 1e300],
     "optim.teacher_momentum": [1, -1],
     "train.steps": [0, 1.5, 1e300, "1:30"], "train.epochs": [0, 1e300],
     "train.workers": [0, "[2]", "[2, 1]", "[0, 1]", 1e9], "train.global_batch": [0, 1e9],

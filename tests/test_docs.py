@@ -13,6 +13,7 @@ from pages import code_blocks, run_pages_shell
 
 from terrafm.cli import app
 from terrafm.config import load_config, settings
+from terrafm.models.weights import load_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -86,6 +87,19 @@ def test_the_code_of_the_validation_page_runs(small_dataset, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Best(step=" in done.stdout
     assert (tmp_path / "python" / "validation.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_code_of_the_adapt_page_runs(small_dataset, tmp_path):
+    run_pages_shell("\n".join(code_blocks("docs/adapt.md", "bash")), tmp_path, TILES=small_dataset)
+    first, frozen = (
+        load_encoder(str(tmp_path / run / "exported" / "last.safetensors")).state_dict()
+        for run in ("first", "frozen")
+    )
+    same = {name for name, tensor in first.items() if tensor.equal(frozen[name])}
+    assert {name.split(".")[1] for name in same if name.startswith("blocks.")} == {"0"}
+    assert "patch_error" in (tmp_path / "distilled" / "metrics.jsonl").read_text()
 
 
 @pytest.mark.slow

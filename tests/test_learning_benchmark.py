@@ -20,12 +20,13 @@ import rotation
 from harness import found_again
 from harness.objectives import nt_xent
 from harness.plain_training import Training, keep_encoders, train
+from harness.transfer import contestants, sources
 
 ROOT = Path(__file__).resolve().parents[1]
 
 SETTINGS = (
     "train.steps=3", "train.global_batch=4", "train.micro_batch=4", "head.num_prototypes=32",
-    "data.global_size=32", "optim.freeze_last_layer_epochs=0",
+    "data.global_size=32",
 )  # fmt: skip
 
 
@@ -151,3 +152,42 @@ def test_the_rotation_runs_to_its_end(shared_folder, tmp_path):
     assert len(set(names)) == len(names)
     for part in ("ours: s2_l1c>later, recall10, gain over", "ours: s1>s2_l1c, recall10", "milano"):
         assert any(name.startswith(part) for name in names), part
+
+
+@pytest.mark.slow
+def test_the_question_of_transfer_runs_to_its_end(shared_folder, tmp_path):
+    command = [
+        *(sys.executable, str(ROOT / "benchmarks" / "learning.py"), "--json", "--quick"),
+        *("--transfer", "--seeds", "0", "--work", str(tmp_path)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = [json.loads(line)["name"] for line in done.stdout.splitlines()]
+    assert len(set(names)) == len(names)
+    for one in ("adapted", "adapted, frozen", "distilled"):
+        for other in ("scratch", "source"):
+            assert f"{one} less {other}: s2_l1c>later, recall10, lower end" in names
+
+
+def test_what_is_used_begins_with_the_weights_of_its_own_seed(tmp_path):
+    base = Training("ours", "few", "real_cpu", ("train.steps=8",), 0, "distillation", 2)
+    for source in sources(base, "many", (0, 3)):
+        folder = source.folder(tmp_path)
+        folder.mkdir(parents=True)
+        for step in (4, 8):
+            (folder / f"step_{step:08d}.safetensors").touch()
+        newest = str(folder / "step_00000008.safetensors")
+        for training in contestants(base, source, tmp_path):
+            config = load_config(training.recipe, training.overrides)
+            assert (training.seed, training.data) == (source.seed, "few")
+            assert config.train.steps == 8
+            starts = {config.model.init, config.distil.teacher} - {None}
+            assert starts == (set() if training.name == "scratch" else {newest})
+            assert bool(config.model.frozen) == (training.name == "adapted, frozen")
+            # As large, and on the same crops and batches.
+            for key in ("name", "drop_path"):
+                assert getattr(config.model, key) == getattr(load_config("real_cpu").model, key)
+            assert config.data == load_config("real_cpu").data.model_copy(
+                update={"rows_per_block": config.data.rows_per_block}
+            )
+            assert config.train.global_batch == 96

@@ -23,6 +23,8 @@ _TABLE = {
     f"{_RUN} --set train.trackers=[neptune]": "train.trackers",
     f"{_RUN} --set train.trackers=[mlflow,mlflow+weights]": "train.trackers",
     f"{_RUN} --set train.trackers=[tensorboard+weights]": "train.trackers",
+    f"{_RUN} --set distil.teacher=/no/such.safetensors": "/no/such.safetensors",
+    f"{_RUN} --set model.frozen=[head]": "model.frozen",
     f"{_RUN} --steps 20": "--steps",
     "export --checkpoint {weights} --output {new} --format hf --model pupil": "pupil",
     f"{_EMBED} --size 8": "--size",

@@ -107,7 +107,7 @@ def pretrain(
     data, output = os.fspath(data), os.fspath(output)
     early.check_dataset(data, tree.data.modalities)
     labelled = tree.validation.data if tree.validation.every_steps else None
-    early.check_run(output, tree.model.init, labelled)
+    early.check_run(output, (tree.model.init, tree.distil.teacher), labelled)
     if dry_run:
         with telling(progress, f"measuring one step of {tree.model.name} on this machine"):
             from terrafm.train.driver import pretrain as driver

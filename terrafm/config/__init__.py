@@ -7,6 +7,7 @@ which is enough to run it again.
 from terrafm.config.files import recipe_names
 from terrafm.config.sections import (
     DataConfig,
+    DistilConfig,
     HeadConfig,
     IngestConfig,
     LossConfig,
@@ -27,6 +28,7 @@ from terrafm.config.tree import (
 __all__ = [
     "Config",
     "DataConfig",
+    "DistilConfig",
     "HeadConfig",
     "IngestConfig",
     "LossConfig",

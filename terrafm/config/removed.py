@@ -33,14 +33,14 @@ REMOVED = {
         1.0, True, "loss.high_frequency_classes names the classes"
     ),
     "data.aspect_ratio": Removed([3 / 4, 4 / 3], True),
+    "data.local_scale": Removed([0.05, 0.25], True, "data.global_scale is that of global crops"),
     "data.prefetch_batches": Removed(2),
     "data.max_requests": Removed(64),
     "optim.betas": Removed([0.9, 0.999], True),
     "optim.min_lr": Removed(1e-6, True),
     "optim.warmup_fraction": Removed(0.1, True, "optim.warmup_epochs=0 leaves the warm-up out"),
-    "optim.freeze_last_layer_fraction": Removed(
-        0.1, True, "optim.freeze_last_layer_epochs=0 freezes nothing"
-    ),
+    "optim.freeze_last_layer_fraction": Removed(0.1, True),
+    "optim.freeze_last_layer_epochs": Removed(1.0, True),
     "train.overlap_transfers": Removed(True),
     "train.collect_garbage_every": Removed(50),
     "train.async_checkpoints": Removed(True),

@@ -19,6 +19,7 @@ from terrafm.config.values import (
     Count,
     Cpus,
     Distinct,
+    EncoderPart,
     Flag,
     Fraction,
     Gpus,
@@ -75,6 +76,11 @@ class ModelConfig(Section):
     init: Text | None = setting(
         None, "URI of weights to start from, released or own", on_resume="told"
     )
+    frozen: Annotated[tuple[EncoderPart, ...], Distinct] = Field(
+        (),
+        description="parts that stay as model.init has them: patch_embed, fusion, pos_embed, "
+        "cls_token, blocks, or blocks:2 for the first two",
+    )
     drop_path: BelowOne = Field(
         0.1, description="stochastic depth of the last block; linear in depth"
     )
@@ -130,6 +136,14 @@ class LossConfig(Section):
     )
 
 
+class DistilConfig(Section):
+    """Distillation of a larger encoder, in place of self-distillation."""
+
+    teacher: Text | None = Field(
+        None, description="URI of a frozen encoder's weights, whose tokens the student learns"
+    )
+
+
 class DataConfig(Section):
     """What a sample is: sampling, modality augmentation, crops."""
 
@@ -162,9 +176,6 @@ class DataConfig(Section):
     local_size: Side = Field(96, description="side of a local crop, pixels")
     global_scale: Annotated[tuple[Area, Area], Ordered] = Field(
         (0.25, 1.0), description="area share, global"
-    )
-    local_scale: Annotated[tuple[Area, Area], Ordered] = Field(
-        (0.05, 0.25), description="area share, local"
     )
     crop_on: Literal["workers", "device"] = Field(
         "workers", description="where crops are cut: in data workers, or on the training device"
@@ -222,7 +233,6 @@ class OptimConfig(Section):
         "global", description="whose norm is limited: all gradients', or each parameter's (DINO)"
     )
     warmup_epochs: Amount = Field(10, description="warm-up, epochs at most")
-    freeze_last_layer_epochs: Amount = Field(1, description="prototypes frozen, epochs at most")
     teacher_momentum: BelowOne = Field(0.996, description="EMA momentum at step 0; cosine to 1")
 
 

@@ -12,6 +12,7 @@ from terrafm.config.files import read_tree
 from terrafm.config.removed import without_removed
 from terrafm.config.sections import (
     DataConfig,
+    DistilConfig,
     HeadConfig,
     IngestConfig,
     LossConfig,
@@ -37,6 +38,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     head: HeadConfig = HeadConfig()
     loss: LossConfig = LossConfig()
+    distil: DistilConfig = DistilConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()

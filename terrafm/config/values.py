@@ -6,6 +6,7 @@ catches a slip of the hand, not a daring choice.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Annotated, TypeVar
 
@@ -15,6 +16,9 @@ from pydantic_core import PydanticCustomError
 from terrafm.modalities import MODALITIES
 
 _T = TypeVar("_T")
+
+ENCODER_PART = re.compile(r"patch_embed|fusion|pos_embed|cls_token|blocks(:[1-9]\d{0,2})?")
+"""Of an encoder: a part, or its first so many blocks."""
 
 
 def _one_line(text: str) -> str:
@@ -47,6 +51,15 @@ def _known(name: str) -> str:
     return name
 
 
+def _encoder_part(name: str) -> str:
+    if not ENCODER_PART.fullmatch(name):
+        raise ValueError(
+            "takes a list of patch_embed, fusion, pos_embed, cls_token, blocks, or blocks:2 for "
+            "the first two blocks"
+        )
+    return name
+
+
 def _gpus(share: float) -> float:
     if share > 1 and not share.is_integer():
         raise ValueError("takes a share of one GPU, or whole ones")
@@ -55,6 +68,7 @@ def _gpus(share: float) -> float:
 
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
+EncoderPart = Annotated[str, AfterValidator(_encoder_part)]
 
 # true is no number, and neither is text.
 Integer = Annotated[int, Strict()]

@@ -2,7 +2,8 @@
 
 from terrafm.losses.centering import DualCentering as DualCentering
 from terrafm.losses.dino import DINOLoss as DINOLoss
+from terrafm.losses.features import feature_loss as feature_loss
 from terrafm.losses.koleo import koleo_loss as koleo_loss
 from terrafm.losses.masked_patch import MaskedPatchLoss as MaskedPatchLoss
 
-__all__ = ["DINOLoss", "DualCentering", "MaskedPatchLoss", "koleo_loss"]
+__all__ = ["DINOLoss", "DualCentering", "MaskedPatchLoss", "feature_loss", "koleo_loss"]

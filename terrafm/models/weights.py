@@ -413,7 +413,8 @@ def _encoder_part(uri: str, state: dict[str, Any]) -> dict[str, Any]:
 
 def _is_own(flat: Mapping[str, Any]) -> bool:
     """Of a network or an optimizer of a run's checkpoint."""
-    return "head.last_layer.weight" in flat or any(name.startswith("exp_avg.") for name in flat)
+    head = {"head.last_layer.weight", "head.patch.weight"}
+    return bool(head & flat.keys()) or any(name.startswith("exp_avg.") for name in flat)
 
 
 def _flattened(

@@ -46,7 +46,10 @@ class _Plan:
 
 
 def _chance(run: RunRecord) -> tuple[float, str] | None:
-    prototypes = None if run.config is None else run.config.head.num_prototypes
+    config = run.config
+    # A distilled encoder learns tokens, without prototypes.
+    distils = config is not None and config.distil.teacher is not None
+    prototypes = None if config is None or distils else config.head.num_prototypes
     return (
         None if prototypes is None else (math.log(prototypes), f"ln K: chance for {prototypes:,}")
     )
@@ -83,6 +86,12 @@ _LEARNING = (
         limits=(0, None),
     ),
     _Plan("Patches (nats)", {"masked_patch": "masked patches", "koleo": "KoLeo"}),
+    _Plan(
+        "Error of the distilled tokens",
+        {"cls_error": "CLS", "patch_error": "patches"},
+        "Mean squared difference to the frozen teacher's tokens.",
+        limits=(0, None),
+    ),
     _Plan(
         "Gradient norm",
         {"grad_norm": "gradient norm"},

@@ -29,7 +29,6 @@ SETTINGS = [
     "data.global_size=32",
     "data.local_size=16",
     "data.local_crops=1",
-    "optim.freeze_last_layer_epochs=0",
 ]
 
 

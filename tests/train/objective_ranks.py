@@ -27,7 +27,6 @@ SETTINGS = [
     "data.local_size=16",
     "data.local_crops=1",
     "model.drop_path=0.1",
-    "optim.freeze_last_layer_epochs=0",
     "optim.base_lr=0.05",
 ]
 BEYOND = [
@@ -66,14 +65,14 @@ def run(dataset, overrides, rank=0, world_size=1, stage=None):
     return means, distillation.engine.state().student
 
 
-def main(rank, world_size, rendezvous, output, dataset):
+def main(rank, world_size, rendezvous, output, dataset, *overrides):
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size
     )
     results = {}
     for stage in STAGES:
-        means, student = run(dataset, BEYOND, rank, world_size, stage)
+        means, student = run(dataset, overrides or BEYOND, rank, world_size, stage)
         gathered = [None] * world_size
         distributed.all_gather_object(gathered, means)
         results[stage] = gathered, student
@@ -83,5 +82,5 @@ def main(rank, world_size, rendezvous, output, dataset):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:6])
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
     os._exit(0)  # As in zero_ranks.py.

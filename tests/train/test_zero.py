@@ -33,7 +33,7 @@ def reference():
     cases = {"straight": (None, {})}
     cases |= {n: (ranks.poisoned_step(n), options) for n, options in ranks.MORE_CASES.items()}
     for name, (poison_at, options) in cases.items():
-        student, teacher = ranks.network(), ranks.network().requires_grad_(False)
+        student, teacher = ranks.network(name), ranks.network().requires_grad_(False)
         engine = PlainEngine(
             student,
             OptimConfig(clip_grad=0.5, **options),
@@ -94,7 +94,7 @@ def test_resuming_at_another_stage_goes_on_the_same_way(results, reference, stag
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("case", ["poisoned", "clipped_poisoned"])
+@pytest.mark.parametrize("case", ["poisoned", "clipped_poisoned", "frozen_poisoned"])
 def test_nan_on_one_rank_changes_nothing_on_any(results, reference, case, stage):
     poisoned = results[f"{case}_{stage}"]
     assert poisoned["norms"][4] == -1.0
@@ -111,6 +111,28 @@ def test_every_stage_gives_layers_their_rates(results, reference, stage):
     assert_close(results[f"layered_{stage}"], reference["layered"])
     apart = reference["layered"]["student"] - reference["straight"]["student"]
     assert float(apart.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_leaves_a_frozen_part_alone_and_goes_on_at_another(results, reference, stage):
+    assert_close(results[f"frozen_{stage}"], reference["frozen"])
+    assert_close(results[f"frozen_resumed_{stage}"], reference["frozen"])
+    apart = reference["frozen"]["student"] - reference["clipped"]["student"]
+    assert float(apart.abs().max()) > 1e-3
+
+
+def test_a_frozen_part_has_no_gradient_and_no_moments():
+    ranks = load_script()
+    student, teacher = ranks.network("frozen"), ranks.network().requires_grad_(False)
+    engine = PlainEngine(student, OptimConfig(), precision="float32", device=torch.device("cpu"))
+    ranks.train(engine, teacher, 0, 4, 0, 1)
+    state, before = engine.state(), dict(ranks.network().named_parameters())
+    assert student.patch_embed.weight.grad is None
+    for name in ("patch_embed.weight", "patch_embed.bias"):
+        assert torch.equal(state.student[name], before[name])
+        assert torch.equal(dict(teacher.named_parameters())[name], before[name])
+    assert not torch.equal(state.student["norm.weight"], before["norm.weight"])
+    assert not [name for name in state.optimizer if "patch_embed" in name]
 
 
 def test_gradients_were_clipped_in_some_step(reference):

@@ -21,6 +21,8 @@ MORE_CASES = {
     "clipped": {"clip_by": "parameter"},
     "clipped_poisoned": {"clip_by": "parameter"},
     "layered": {"layer_decay": (0.5, 0.4)},
+    "frozen": {"clip_by": "parameter"},
+    "frozen_poisoned": {},
 }
 """Beside plain training and resuming: settings of the optimizer."""
 
@@ -40,9 +42,12 @@ class Small(nn.Module):
         return self.last_layer(self.norm(torch.tanh(self.patch_embed(x))), freeze)
 
 
-def network():
+def network(case=""):
+    """The first layer of a case that says so is frozen."""
     torch.manual_seed(0)
-    return Small()
+    small = Small()
+    small.patch_embed.requires_grad_(not case.startswith("frozen"))
+    return small
 
 
 def settings(step):
@@ -131,10 +136,22 @@ def main(rank, world_size, rendezvous, output):
             norms = train(e, teacher, SWITCH, STEPS, rank, world_size)
             note(f"resumed_{origin}_{stage}", e, teacher, norms)
         for name, options in MORE_CASES.items():
-            student, teacher = network(), network().requires_grad_(False)
+            student, teacher = network(name), network().requires_grad_(False)
             e = engine(stage, student, **options)
             norms = train(e, teacher, 0, STEPS, rank, world_size, poisoned_step(name))
             note(f"{name}_{stage}", e, teacher, norms)
+    for stage in STAGES:
+        # Half of a frozen run, gone on with at the next stage.
+        student, teacher = network("frozen"), network().requires_grad_(False)
+        e = engine(stage, student, **MORE_CASES["frozen"])
+        norms = train(e, teacher, 0, SWITCH, rank, world_size)
+        state = e.state()
+        student = network("frozen")
+        student.load_state_dict(state.student)
+        e = engine((stage + 1) % 4, student, **MORE_CASES["frozen"])
+        e.load_optimizer(state.optimizer)
+        norms += train(e, teacher, SWITCH, STEPS, rank, world_size)
+        note(f"frozen_resumed_{stage}", e, teacher, norms)
     student, teacher = network(), network().requires_grad_(False)
     e = engine(3, student, persist_below=10**5)
     # All of this network's parameters are small: none is left in pieces.

@@ -25,6 +25,9 @@ from terrafm.modalities import MODALITIES, SENTINEL
 # Parallelism is by process: a thread pool in each of them would only fight for the same cores.
 cv2.setNumThreads(1)
 
+LOCAL_SCALE = (0.05, 0.25)
+"""Share of the tile's area that a local crop covers, as in DINO."""
+
 # A view's random words. The order is part of what a seed means: append, never reorder.
 # Width over height of a crop, as in DINO.
 _ASPECT_RATIO = (3 / 4, 4 / 3)
@@ -150,7 +153,7 @@ def draw_views(
     uniform = _uniform(words)
 
     is_global = np.arange(n_views) < n_global
-    low, high = np.where(is_global[:, None], config.global_scale, config.local_scale).T
+    low, high = np.where(is_global[:, None], config.global_scale, LOCAL_SCALE).T
     area = low + (high - low) * uniform[..., _AREA]
     log_low, log_high = np.log(_ASPECT_RATIO)
     ratio = np.exp(log_low + (log_high - log_low) * uniform[..., _RATIO])

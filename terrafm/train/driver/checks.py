@@ -32,6 +32,8 @@ from terrafm.train.checkpoints.validations import (
 )
 from terrafm.train.metrics.trackers import check_trackers
 from terrafm.train.run_folder import RunFolder
+from terrafm.train.step.feature_distillation import FrozenTeacher
+from terrafm.train.step.frozen import check_frozen
 from terrafm.train.worker.setup import TrainingSetup
 
 logger = logging.getLogger(__name__)
@@ -97,6 +99,8 @@ def check_run(
     checked = replace(checked, validation=open_validation(task, validate))
     if checked.resumed_from == 0:
         _check_init(config)
+    if not trained:
+        _check_teacher(config)
     check_trackers(config.train.trackers)
     return checked
 
@@ -156,11 +160,28 @@ def check_output(setup: TrainingSetup, output: str, extend: bool = False) -> Che
 
 def _check_init(config: Config) -> None:
     """Fails before any work where the weights to start from cannot be used."""
-    if config.model.init is not None:
-        weights, _ = load_weights(config.model.init)
-        encoder = build_encoder(
-            config.model.name,
-            num_queries=config.model.num_queries,
-            modalities=config.data.modalities,
+    uri, frozen = config.model.init, config.model.frozen
+    if uri is None and not frozen:
+        return
+    encoder = build_encoder(
+        config.model.name,
+        num_queries=config.model.num_queries,
+        modalities=config.data.modalities,
+    )
+    if uri is None:
+        check_frozen(encoder, frozen, None, None, "")
+        return
+    weights, contract = load_weights(uri)
+    load_state(encoder, weights, uri, new_sensors=True)
+    check_frozen(encoder, frozen, weights, contract, uri, config.data.modalities)
+
+
+def _check_teacher(config: Config) -> None:
+    """Fails before any work where the encoder to distil cannot be used."""
+    frozen = FrozenTeacher.load(config)
+    if frozen is not None and frozen.statistics is None:
+        logger.warning(
+            "%s states no statistics of its input: it is given pixels normalised by those of the "
+            "dataset",
+            config.distil.teacher,
         )
-        load_state(encoder, weights, config.model.init, new_sensors=True)

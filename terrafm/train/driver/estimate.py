@@ -14,7 +14,13 @@ import torch
 from terrafm.data.samples.loader import make_batches
 from terrafm.train.metrics.step_line import peak_process_bytes
 from terrafm.train.step.engine import Engine, PlainEngine
-from terrafm.train.step.optimizer import MOMENTS, reduce_bucket, reduce_buckets
+from terrafm.train.step.feature_distillation import FeatureDistillation
+from terrafm.train.step.optimizer import (
+    MOMENTS,
+    reduce_bucket,
+    reduce_buckets,
+    trained_parameters,
+)
 from terrafm.train.worker.setup import TrainingSetup
 from terrafm.units import counted, duration, human_bytes
 
@@ -47,8 +53,11 @@ def estimate(setup: TrainingSetup, *, measure: bool = True) -> dict[str, Any]:
     distillation = setup.plain_distillation()
     student = distillation.engine.student
     parameters = sum(p.numel() for p in student.parameters())
-    centers = sum(b.numel() for b in distillation.criterion.state_dict().values())
-    state = state_bytes(parameters, train.zero_stage, train.most_workers)
+    trained = sum(p.numel() for _, p in trained_parameters(student))
+    centers = sum(b.numel() for b in distillation.centers().values())
+    state = state_bytes(parameters, train.zero_stage, train.most_workers, trained)
+    if isinstance(distillation, FeatureDistillation):
+        state += _FLOAT * distillation.frozen_parameters
     figures: dict[str, Any] = {
         "steps": setup.total_steps,
         "samples": setup.total_steps * train.global_batch,
@@ -59,7 +68,7 @@ def estimate(setup: TrainingSetup, *, measure: bool = True) -> dict[str, Any]:
         "parameters": parameters,
         "memory_per_worker": state,
         "memory_state": state,
-        "checkpoint_bytes": _FLOAT * (4 * parameters + centers),
+        "checkpoint_bytes": _FLOAT * (2 * parameters + 2 * trained + centers),
         "checkpoints": -(-setup.total_steps // train.checkpoint_every),
     }
     if measure:
@@ -116,32 +125,34 @@ def describe_estimate(figures: dict[str, Any]) -> str:
     return "\n".join(f"{name:<20}{lines[name]}" for name in order if name in lines)
 
 
-def state_bytes(parameters: int, stage: int, workers: int) -> int:
+def state_bytes(parameters: int, stage: int, workers: int, trained: int | None = None) -> int:
     """What one worker holds of student, optimizer and teacher at the end of a backward pass.
 
     Args:
         parameters: of the student.
         stage: ZeRO stage, 0 to 3.
         workers: number of ranks.
+        trained: those that are not frozen; all by default.
     """
+    trained = parameters if trained is None else trained
     # Stage 3 gathers a layer's weights before its forward pass, and keeps up to a billion of them
     # for the backward pass (`stage3_max_reuse_distance`): all of Base and Large.
     weights = parameters * (1 + 1 / workers if stage >= 3 else 1)
     # Stage 1 reduces whole gradients, the others what each rank keeps.
-    gradients = parameters / (workers if stage >= 2 else 1)
+    gradients = trained / (workers if stage >= 2 else 1)
     # ZeRO updates a copy of each worker's share, and reduces gradients out of buffers. Of a small
     # model, whose gradients all fit into the first, the second is never written to: on a CPU it
     # takes no memory, on a GPU 200 MB at most.
-    masters = parameters / workers if stage else 0
-    bucket = min(parameters, reduce_buckets(stage) * reduce_bucket(parameters))
-    moments = 2 * parameters / (workers if stage else 1)
+    masters = trained / workers if stage else 0
+    bucket = min(trained, reduce_buckets(stage) * reduce_bucket(trained))
+    moments = 2 * trained / (workers if stage else 1)
     return round(_FLOAT * (weights + gradients + masters + bucket + moments + parameters))
 
 
 def _make_resident(engine: Engine) -> None:
     """Gradients and moments take their memory now: they are counted, not measured."""
     assert isinstance(engine, PlainEngine)
-    for parameter in engine.student.parameters():
+    for _, parameter in trained_parameters(engine.student):
         parameter.grad = torch.empty_like(parameter).fill_(0.0)
         for key in MOMENTS:
             # Zeros of the allocator are no pages yet.

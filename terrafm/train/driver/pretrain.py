@@ -106,7 +106,7 @@ def pretrain(
         TerraFMError: the run failed.
     """
     # Workers run in folders of their own.
-    config, data, output = _with_absolute_init(config), absolute(data), absolute(output)
+    config, data, output = _with_absolute_weights(config), absolute(data), absolute(output)
     cancelled = cancelled or threading.Event()
     with lease(output, "terrafm pretrain", on_loss=cancelled.set):
         return _pretrain(config, data, output, progress, cancelled, validate, extend)
@@ -196,12 +196,15 @@ def _tell_of_extension(setup: TrainingSetup, output: str, done: int, before: int
     EventLog(output).add("extended", text, step=done, steps=now, steps_before=before, **jumps)
 
 
-def _with_absolute_init(config: Config) -> Config:
-    init = config.model.init
-    if init is None:
-        return config
-    model = config.model.model_copy(update={"init": absolute(init)})
-    return config.model_copy(update={"model": model})
+def _with_absolute_weights(config: Config) -> Config:
+    changes: dict[str, Any] = {}
+    if config.model.init is not None:
+        init = absolute(config.model.init)
+        changes["model"] = config.model.model_copy(update={"init": init})
+    if config.distil.teacher is not None:
+        teacher = absolute(config.distil.teacher)
+        changes["distil"] = config.distil.model_copy(update={"teacher": teacher})
+    return config.model_copy(update=changes)
 
 
 def _write_config(setup: TrainingSetup, output: str, extend: bool = False) -> None:
@@ -283,7 +286,7 @@ def dry_run(
     """
     from terrafm.train.driver.estimate import estimate  # Only this verb needs the plain step.
 
-    config, data, output = _with_absolute_init(config), absolute(data), absolute(output)
+    config, data, output = _with_absolute_weights(config), absolute(data), absolute(output)
     checked = check_run(config, data, output, validate, extend)
     setup, done = checked.setup, checked.resumed_from
     # A Ray of this machine is started with as many logical CPUs as the run needs.

@@ -122,8 +122,18 @@ def head_flops(dim: int, head: HeadConfig) -> float:
     return 2.0 * (dim * hidden + hidden**2 + hidden * bottleneck + bottleneck * head.num_prototypes)
 
 
-def sample_flops(config: Config) -> SampleFlops:
-    """Expected operations of one sample whose tile has all configured modalities."""
+def sample_flops(config: Config, teacher: str | None = None) -> SampleFlops:
+    """Expected operations of one sample whose tile has all configured modalities.
+
+    What is frozen counts as if it were trained.
+
+    Args:
+        config: of the run.
+        teacher: architecture of a frozen teacher that is distilled; None where the student's
+            average teaches.
+    """
+    if teacher is not None:
+        return _distilled_flops(config, teacher)
     data, model = config.data, config.model
     present = expected_modalities(data)
     masking = config.loss.masked_patch_weight > 0
@@ -146,6 +156,26 @@ def sample_flops(config: Config) -> SampleFlops:
         + data.local_crops * part.backward
         + 2 * (views + masked) * head
         + pairs,
+    )
+
+
+def _distilled_flops(config: Config, teacher: str) -> SampleFlops:
+    """Both networks see all crops, and give the patch tokens of the global ones."""
+    data, model = config.data, config.model
+    present = expected_modalities(data)
+    counts = (data.global_crops, data.local_crops)
+    sizes = (data.global_size, data.local_size)
+    ours, theirs = (
+        [image_flops(name, size, present, model.num_queries, True) for size in sizes]
+        for name in (model.name, teacher)
+    )
+    patches = data.global_crops * (data.global_size // PATCH_SIZE) ** 2
+    dim, width = (ARCHITECTURES[name].embed_dim for name in (model.name, teacher))
+    head = 2.0 * dim * width * (sum(counts) + patches)
+    return SampleFlops(
+        teacher=sum(n * image.forward for n, image in zip(counts, theirs, strict=True)),
+        forward=sum(n * image.forward for n, image in zip(counts, ours, strict=True)) + head,
+        backward=sum(n * image.backward for n, image in zip(counts, ours, strict=True)) + 2 * head,
     )
 
 

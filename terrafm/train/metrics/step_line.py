@@ -14,9 +14,9 @@ from terrafm.config import Config
 from terrafm.train.metrics.bottleneck import Bottleneck
 from terrafm.train.metrics.flops import device_peak, sample_flops
 from terrafm.train.step.collapse import CollapseAlarm
-from terrafm.train.step.distillation import SelfDistillation, StepStatistics
 from terrafm.train.step.schedules import Schedules, StepSettings
 from terrafm.train.step.timer import StepTimer, Window
+from terrafm.train.step.training_step import StepStatistics, TrainingStep
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,11 @@ class Rates:
     device: torch.device
 
     @classmethod
-    def of(cls, config: Config, workers: int, device: torch.device) -> Rates:
-        """The rates of a run on `workers` devices like this one."""
-        return cls(sample_flops(config).total, workers, device_peak(device), device)
+    def of(
+        cls, config: Config, workers: int, device: torch.device, teacher: str | None = None
+    ) -> Rates:
+        """The rates of a run on `workers` devices like this one; see `sample_flops`."""
+        return cls(sample_flops(config, teacher).total, workers, device_peak(device), device)
 
     def line(self, window: Window) -> dict[str, Any]:
         """Tiles/s, FLOP/s, MFU, shares of the time, memory."""
@@ -68,18 +70,26 @@ class Monitor:
         schedules: of the run, for the warm-up.
         workers: number of ranks.
         device: of this rank.
+        teacher: architecture of a frozen teacher; None where the student's average teaches.
 
     Attributes:
         timer: of the steps.
     """
 
     def __init__(
-        self, config: Config, schedules: Schedules, workers: int, device: torch.device
+        self,
+        config: Config,
+        schedules: Schedules,
+        workers: int,
+        device: torch.device,
+        teacher: str | None = None,
     ) -> None:
         self.timer = StepTimer(device)
-        self._rates = Rates.of(config, workers, device)
+        self._rates = Rates.of(config, workers, device, teacher)
         self._bottleneck = Bottleneck()
-        self._alarm = CollapseAlarm.of(config.head.num_prototypes, schedules)
+        # A frozen teacher cannot collapse, and uses no prototypes.
+        prototypes = config.head.num_prototypes if teacher is None else 1
+        self._alarm = CollapseAlarm.of(prototypes, schedules)
 
     def complete(self, line: dict[str, Any]) -> dict[str, Any]:
         """Adds the time, rates and shares since the last line, the bottleneck, alarms that hold."""
@@ -106,15 +116,13 @@ def metrics_line(
     step: int,
     statistics: StepStatistics,
     settings: StepSettings,
-    distillation: SelfDistillation,
+    distillation: TrainingStep,
     *,
     grad_norm: float,
     skipped: int,
 ) -> dict[str, Any]:
     """What one step did; `step` counts finished steps, entropies are in nats."""
-    criterion = distillation.criterion
     rank = distillation.teacher_features.effective_rank()
-    perplexity = criterion.use.perplexity()
     return {
         "step": step,
         **statistics.means(),
@@ -123,9 +131,7 @@ def metrics_line(
         "momentum": settings.teacher_momentum,
         "teacher_temp": settings.teacher_temp,
         "grad_norm": grad_norm,
-        "center_norm": float(criterion.center.norm()),
-        "center_high_frequency_norm": float(criterion.center_high_frequency.norm()),
+        **distillation.figures(),
         **({} if rank is None else {"effective_rank": round(rank, 3)}),
-        **({} if perplexity is None else {"prototype_perplexity": round(perplexity, 3)}),
         "skipped_steps": skipped,
     }

@@ -7,35 +7,35 @@ encoder and head, centers.
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from terrafm.config import Config
 from terrafm.data.samples.batch import Batch, HostBatch
 from terrafm.data.samples.masks import MaskedPatches, PatchMasking
-from terrafm.errors import UsageError
 from terrafm.losses import DINOLoss, koleo_loss
 from terrafm.models.dino_head import DINOHead
-from terrafm.models.encoder import build_encoder
 from terrafm.models.packing import Packed
 from terrafm.models.patch_embed import PATCH_SIZE
-from terrafm.train.step.collapse import FeatureSample
 from terrafm.train.step.engine import Engine
 from terrafm.train.step.schedules import StepSettings
 from terrafm.train.step.timer import Phases, untimed
+from terrafm.train.step.training_step import (
+    StepStatistics,
+    TrainedNetwork,
+    TrainingStep,
+    build_pair,
+    finite_share,
+)
 from terrafm.train.step.views import ViewPacker
 
-_COMPILERS = ("g++", "clang++", "c++", "gcc", "clang", "cc")
 
-
-class Network(nn.Module):
+class Network(TrainedNetwork):
     """Encoder and projection head: the student, and by its moving average the teacher.
 
     Attributes:
@@ -44,13 +44,7 @@ class Network(nn.Module):
     """
 
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        self.encoder = build_encoder(
-            config.model.name,
-            drop_path=config.model.drop_path,
-            num_queries=config.model.num_queries,
-            modalities=config.data.modalities,
-        )
+        super().__init__(config)
         self.head = DINOHead(
             self.encoder.embed_dim,
             config.head.num_prototypes,
@@ -70,37 +64,6 @@ class Network(nn.Module):
         """
         features = self.encoder.forward_packed(views, self.mask_token)
         return self.head(features, freeze_prototypes=freeze_prototypes), features
-
-
-@dataclass
-class StepStatistics:
-    """Sums over one step's samples; divide by `samples` for means.
-
-    Attributes:
-        sums: (6,) float64: loss, teacher entropy, student entropy (nats), KoLeo, masked patches,
-            samples.
-        losses: (B,) loss of each row, one tensor for each micro-batch; never summed over ranks.
-        has_koleo: whether KoLeo is part of the objective.
-        has_masked_patch: whether the loss of masked patches is.
-    """
-
-    sums: Tensor
-    losses: list[Tensor] = field(default_factory=list)
-    has_koleo: bool = False
-    has_masked_patch: bool = False
-
-    def means(self) -> dict[str, float]:
-        """Means over the samples, of terms that are on; empty where every sample was left out."""
-        loss, teacher, student, koleo_term, masked_patch, samples = self.sums.tolist()
-        if not samples:
-            return {}
-        return {
-            "loss": loss / samples,
-            "teacher_entropy": teacher / samples,
-            "student_entropy": student / samples,
-            **({"koleo": koleo_term / samples} if self.has_koleo else {}),
-            **({"masked_patch": masked_patch / samples} if self.has_masked_patch else {}),
-        }
 
 
 class _Taught(NamedTuple):
@@ -133,8 +96,8 @@ class _Prepared:
         return len(self.weight)
 
 
-class SelfDistillation:
-    """One training step over an engine.
+class SelfDistillation(TrainingStep):
+    """The teacher is the moving average of the student: see the module.
 
     Args:
         engine: holds the student.
@@ -150,9 +113,6 @@ class SelfDistillation:
             over the global crops, of which those without a mask count 0.
         masking: of the student's global crops; None where they are not masked. The network must
             have a mask token, and the criterion that loss, if and only if there is one.
-
-    Attributes:
-        teacher_features: the newest CLS tokens of the teacher, of each tile's first global crop.
     """
 
     def __init__(
@@ -169,41 +129,23 @@ class SelfDistillation:
         masked_patch_weight: float = 0.0,
         masking: PatchMasking | None = None,
     ) -> None:
-        self.engine = engine
-        self.teacher = teacher.eval().requires_grad_(False)
+        super().__init__(engine, teacher, precision=precision, device=device)
+        self._network = teacher
         self.criterion = criterion
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         order = teacher.encoder.patch_embed.modalities
         self._packer = ViewPacker(statistics, order, device=device, dtype=dtype)
         self._global_batch = global_batch
-        self._autocast: dict[str, Any] = {
-            "device_type": device.type,
-            "dtype": torch.bfloat16,
-            "enabled": precision == "bf16",
-        }
-        self._device = device
         self._koleo_weight = koleo_weight
         self._masked_patch_weight = masked_patch_weight
         self._masking = masking
-        self.teacher_features = FeatureSample()
         self._teacher_prototypes: Tensor | None = None
 
+    @override
     def forward_backward(
         self, batches: Iterable[HostBatch], settings: StepSettings, phases: Phases = untimed
     ) -> StepStatistics:
-        """Adds up the gradients of this rank's micro-batches.
-
-        A loss that is not finite makes the gradients NaN, so that `finish` leaves out the step on
-        all ranks.
-
-        Args:
-            batches: the micro-batches.
-            settings: of the step.
-            phases: times the step's phases.
-
-        Returns:
-            This rank's sums and losses, still on the device.
-        """
+        """See `TrainingStep`."""
         sums = torch.zeros(6, dtype=torch.float64, device=self._device)
         losses = []
         self._teacher_prototypes = None
@@ -222,8 +164,12 @@ class SelfDistillation:
             terms, loss = self._learn(prepared, taught, centers, settings, phases)
             sums += terms
             losses.append(loss)
-        return StepStatistics(sums, losses, self._koleo_weight > 0, self._masking is not None)
+        koleo = "koleo" if self._koleo_weight else ""
+        hidden = "masked_patch" if self._masking else ""
+        names = ("loss", "teacher_entropy", "student_entropy", koleo, hidden)
+        return StepStatistics(sums, names, losses)
 
+    @override
     def finish(self, settings: StepSettings, phases: Phases = untimed) -> tuple[bool, float]:
         """Optimizer, teacher and centers; none of them where a loss or gradient is not finite.
 
@@ -242,6 +188,21 @@ class SelfDistillation:
                 else:
                     centers.discard_pending()
         return outcome.applied, outcome.grad_norm
+
+    @override
+    def centers(self) -> dict[str, Tensor]:
+        """See `TrainingStep`."""
+        return dict(self.criterion.state_dict())
+
+    @override
+    def figures(self) -> dict[str, float]:
+        """Norms of the centers, and how many prototypes the teacher uses."""
+        perplexity = self.criterion.use.perplexity()
+        return {
+            "center_norm": float(self.criterion.center.norm()),
+            "center_high_frequency_norm": float(self.criterion.center_high_frequency.norm()),
+            **({} if perplexity is None else {"prototype_perplexity": round(perplexity, 3)}),
+        }
 
     def _batch_centers(
         self, batches: list[HostBatch], teacher_temp: float, phases: Phases
@@ -296,8 +257,8 @@ class SelfDistillation:
             self.teacher_features.add(features[:rows])
             if self._teacher_prototypes is None:
                 # The same for all micro-batches of a step.
-                self._teacher_prototypes = self.teacher.head.last_layer.directions()
-            logits = self.teacher.head(features, directions=self._teacher_prototypes)
+                self._teacher_prototypes = self._network.head.last_layer.directions()
+            logits = self._network.head(features, directions=self._teacher_prototypes)
             if masked is None:
                 return _Taught(_per_view(logits, rows), None)
             return _Taught(_per_view(logits[: crops.size], rows), logits[crops.size :])
@@ -342,10 +303,7 @@ class SelfDistillation:
                     objective = objective + self._koleo_weight * spread
                 if masked is not None:
                     objective = objective + self._masked_patch_weight * guess
-                share = (objective * weight).sum() / self._global_batch
-                # 1, or NaN: then every gradient is NaN, and the check of the gradients, which
-                # all ranks share, is one of the losses too. No device is waited for.
-                share = share * (1 + 0 * share.detach())
+                share = finite_share(objective, weight, self._global_batch)
         with phases("backward"), torch.autocast(self._device.type, enabled=False):
             self.engine.backward(share)
         self.criterion.accumulate(taught.views, batch.high_frequency, weight, q)
@@ -377,35 +335,8 @@ class SelfDistillation:
 
 
 def build_student_and_teacher(config: Config) -> tuple[Network, Network]:
-    """Student with seeded initial weights and a teacher equal to it.
-
-    Both run as `train.activation_checkpointing` and `train.compile` say; neither changes what
-    they compute or what their parameters are called.
-
-    Raises:
-        UsageError: `train.compile` where there is no compiler.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
-        student = Network(config)
-        teacher = Network(config)
-    teacher.load_state_dict(student.state_dict())
-    student.encoder.activation_checkpointing = config.train.activation_checkpointing == "blocks"
-    if config.train.compile:
-        _check_compiler()
-        student.encoder.compile_blocks()
-        teacher.encoder.compile_blocks()
-    return student, teacher
-
-
-def _check_compiler() -> None:
-    """PyTorch calls one in the first step, for a GPU too, and fails at length without."""
-    named = (os.environ.get("CXX"), os.environ.get("CC"))
-    if not any(map(shutil.which, filter(None, (*named, *_COMPILERS)))):
-        raise UsageError(
-            "train.compile needs a compiler on every machine that trains, and "
-            f"{socket.gethostname()} has none: install g++, or set train.compile=false"
-        )
+    """Student with seeded initial weights and a teacher equal to it; see `build_pair`."""
+    return build_pair(config, lambda: Network(config))
 
 
 def build_criterion(config: Config, has_high_frequency: bool) -> DINOLoss:

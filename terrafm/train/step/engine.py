@@ -15,13 +15,14 @@ from typing_extensions import override
 from terrafm.config import OptimConfig
 from terrafm.errors import UsageError
 from terrafm.train.step.optimizer import (
-    GROUPS,
     MOMENTS,
     GuardedAdamW,
     build_optimizer,
     create_moments,
     group_of,
     parameter_groups,
+    trained_groups,
+    trained_parameters,
     write_settings,
 )
 from terrafm.train.step.schedules import StepSettings
@@ -47,7 +48,8 @@ class EngineState:
     Attributes:
         student: parameter name -> float32 tensor.
         optimizer: "exp_avg.<parameter>", "exp_avg_sq.<parameter>" -> float32 tensor of the
-            parameter's shape; "step.<group>" -> number of updates of the group.
+            shape of a parameter that is not frozen; "step.<group>" -> number of updates of the
+            group.
     """
 
     student: dict[str, Tensor]
@@ -161,12 +163,12 @@ def replicated_state(student: nn.Module, optimizer: torch.optim.Optimizer) -> En
     """State of an optimizer whose tensors are the student's own parameters."""
     moments = {
         f"{key}.{name}": cpu(optimizer.state[parameter][key])
-        for name, parameter in student.named_parameters()
+        for name, parameter in trained_parameters(student)
         for key in MOMENTS
     }
     steps = {
         f"step.{name}": cpu(optimizer.state[group_parameters(optimizer, name)[0]]["step"])
-        for name in GROUPS
+        for name in trained_groups(student)
     }
     return EngineState(
         {name: cpu(parameter) for name, parameter in student.named_parameters()},
@@ -178,7 +180,7 @@ def load_replicated(
     student: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]
 ) -> None:
     """The inverse of `replicated_state` for the optimizer's part."""
-    for name, parameter in student.named_parameters():
+    for name, parameter in trained_parameters(student):
         state = optimizer.state[parameter]
         for key in MOMENTS:
             state[key].copy_(saved[f"{key}.{name}"])
@@ -198,10 +200,11 @@ def check_optimizer(student: nn.Module, saved: Mapping[str, Tensor], where: str)
     """
     wanted = {
         f"{key}.{name}": tuple(parameter.shape)
-        for name, parameter in student.named_parameters()
+        for name, parameter in trained_parameters(student)
         for key in MOMENTS
     }
-    wanted |= {f"step.{name}": () for name in GROUPS}
+    groups = trained_groups(student)
+    wanted |= {f"step.{name}": () for name in groups}
     for name, shape in wanted.items():
         found = saved.get(name)
         if found is None or tuple(found.shape) != shape or not found.is_floating_point():
@@ -212,7 +215,7 @@ def check_optimizer(student: nn.Module, saved: Mapping[str, Tensor], where: str)
                 f"{where} is not of the model in its settings: {name} has to be "
                 f"{_described(shape, torch.float32)}, {has}"
             )
-    for name in GROUPS:
+    for name in groups:
         count = float(saved[f"step.{name}"])
         # AdamW takes powers of it.
         if not (math.isfinite(count) and count >= 0):

@@ -93,10 +93,15 @@ class GuardedAdamW(torch.optim.AdamW):
         return [p for group in self.param_groups for p in group["params"]]
 
 
+def trained_parameters(student: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Those that a gradient changes, by name; frozen parts have neither gradient nor moments."""
+    return ((name, p) for name, p in student.named_parameters() if p.requires_grad)
+
+
 def parameter_groups(
     student: nn.Module, layer_decay: tuple[float, float] = (1.0, 1.0)
 ) -> list[dict[str, Any]]:
-    """Splits the student's parameters into `GROUPS`, and those by their learning rate.
+    """Splits what is trained of the student into `GROUPS`, and those by their learning rate.
 
     No weight decay on biases, norms, position embedding, CLS token and modality vectors
     (as DINO and the paper do), mask token, fusion queries and readout, which are tokens too; the
@@ -111,10 +116,9 @@ def parameter_groups(
         multiplied by; "decay" is the only name besides "prototypes" that the weight decay
         schedule applies to.
     """
-    named = list(student.named_parameters())
-    depth = 1 + max((_block(name) for name, _ in named), default=-1)
+    depth = 1 + max((_block(name) for name, _ in student.named_parameters()), default=-1)
     groups: dict[tuple[int, float], list[nn.Parameter]] = {}
-    for name, parameter in named:
+    for name, parameter in trained_parameters(student):
         key = GROUPS.index(group_of(name)), layer_rate(name, depth, layer_decay)
         groups.setdefault(key, []).append(parameter)
     return [
@@ -161,6 +165,12 @@ def group_of(parameter_name: str) -> str:
     if token or norm or modality_vector or fusion:
         return "no_decay"
     return "decay"
+
+
+def trained_groups(student: nn.Module) -> list[str]:
+    """Which of `GROUPS` there are, in their order: a projector has no prototypes."""
+    held = {group_of(name) for name, _ in trained_parameters(student)}
+    return [name for name in GROUPS if name in held]
 
 
 def build_optimizer(

@@ -7,6 +7,8 @@ from terrafm.config import LossConfig, OptimConfig
 
 # Of a run's steps, at most: warm-up, and the first steps with frozen prototypes.
 _SHORT_RUN = 0.1
+# In which the prototypes do not move yet (DINO).
+_FROZEN_EPOCHS = 1
 _LAST_LR = 1e-6
 
 
@@ -55,10 +57,7 @@ class Schedules:
         self.warmup_steps = _at_most(
             optim.warmup_epochs * steps_per_epoch, _SHORT_RUN * total_steps
         )
-        self.frozen_steps = _at_most(
-            optim.freeze_last_layer_epochs * steps_per_epoch,
-            _SHORT_RUN * total_steps,
-        )
+        self.frozen_steps = _at_most(_FROZEN_EPOCHS * steps_per_epoch, _SHORT_RUN * total_steps)
 
     def at(self, step: int) -> StepSettings:
         """The settings of step `step`, counted from 0."""

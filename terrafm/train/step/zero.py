@@ -33,7 +33,6 @@ from terrafm.train.step.engine import (
     reset_step_count,
 )
 from terrafm.train.step.optimizer import (
-    GROUPS,
     MOMENTS,
     PERSIST_BELOW,
     GuardedAdamW,
@@ -41,6 +40,8 @@ from terrafm.train.step.optimizer import (
     create_moments,
     parameter_groups,
     reduce_bucket,
+    trained_groups,
+    trained_parameters,
     write_settings,
 )
 from terrafm.train.step.schedules import StepSettings
@@ -134,7 +135,7 @@ class ZeroEngine(Engine):
                 micro_rows=micro_rows,
                 n_micro=n_micro,
                 clip_grad=None if clip_each else config.clip_grad,
-                parameters=sum(p.numel() for p in student.parameters()),
+                parameters=sum(p.numel() for _, p in trained_parameters(student)),
                 persist_below=persist_below,
             ),
         )
@@ -185,12 +186,18 @@ class ZeroEngine(Engine):
         state = EngineState({}, {})
         for name, parameter in self.student.named_parameters():
             # One tensor at a time: gathering is collective, only one rank keeps the result.
+            if not parameter.requires_grad:
+                # The optimizer, which the others are read from, does not know it.
+                with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+                    if keep:
+                        state.student[name] = cpu(parameter)
+                continue
             weight = safe_get_full_fp32_param(parameter)
             moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
             if keep:
                 state.student[name] = cpu(weight)
                 state.optimizer |= {f"{key}.{name}": cpu(m) for key, m in moments.items()}
-        for name in GROUPS:
+        for name in trained_groups(self.student):
             count = self._client.state[next(iter(self._updated_tensors(name)))]["step"]
             state.optimizer[f"step.{name}"] = cpu(count)
         return state if keep else None
@@ -200,10 +207,10 @@ class ZeroEngine(Engine):
         if self.stage == 0:
             load_replicated(self.student, self._client, optimizer)
             return
-        for name, parameter in self.student.named_parameters():
+        for name, parameter in trained_parameters(self.student):
             for key in MOMENTS:
                 self._write_shard(parameter, key, optimizer[f"{key}.{name}"])
-        for name in GROUPS:
+        for name in trained_groups(self.student):
             for flat in self._updated_tensors(name):
                 self._client.state[flat]["step"].copy_(optimizer[f"step.{name}"])
 
@@ -240,7 +247,7 @@ class ZeroEngine(Engine):
 
     def _gradient_parts(self) -> Iterator[Tensor]:
         """This rank's part of each parameter's reduced gradient, without padding."""
-        for parameter in self.student.parameters():
+        for _, parameter in trained_parameters(self.student):
             if self.stage == 3:
                 shard, _ = self._optimizer._get_fp32_grad_state_partition(
                     parameter, release_swap_buffers=False

@@ -32,9 +32,9 @@ from terrafm.train.metrics.samples import (
 )
 from terrafm.train.metrics.step_line import Monitor, metrics_line, reduce_statistics
 from terrafm.train.run_folder import RunFolder, write_failure
-from terrafm.train.step.distillation import Network, SelfDistillation
 from terrafm.train.step.engine import Engine
 from terrafm.train.step.prefetch import Transfer
+from terrafm.train.step.training_step import TrainedNetwork, TrainingStep
 from terrafm.train.worker.control import STARTING
 from terrafm.train.worker.faulty_steps import SkipLimit, nonfinite_record, nonfinite_samples
 from terrafm.train.worker.garbage_collection import GarbageControl
@@ -118,7 +118,8 @@ class Worker:
         log = self._open_logs(start)
         audit, damage = SampleAudit(self.rank), DamageLog()
         skip_limit = SkipLimit()
-        monitor = Monitor(self.config, self.setup.schedules, self.world_size, self.device)
+        schedules, frozen = self.setup.schedules, distillation.frozen_model
+        monitor = Monitor(self.config, schedules, self.world_size, self.device, frozen)
         timer, profiler = monitor.timer, self._profiler()
         stream = stream_batches(
             **self.setup.stream_options(self.layout, start),
@@ -191,7 +192,7 @@ class Worker:
         self.setup.check_continues(restored.record, self.task.resume)
         return restored
 
-    def _engine(self, student: Network) -> Engine:
+    def _engine(self, student: TrainedNetwork) -> Engine:
         # DeepSpeed takes seconds to import and talks to the terminal: only workers need it.
         from terrafm.train.step.zero import ZeroEngine
 
@@ -241,7 +242,7 @@ class Worker:
     def _save(
         self,
         done: int,
-        distillation: SelfDistillation,
+        distillation: TrainingStep,
         audit: SampleAudit,
         damage: DamageLog,
         log: MetricsLog | None,

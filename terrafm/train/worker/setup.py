@@ -28,12 +28,18 @@ from terrafm.train.step.distillation import (
     build_student_and_teacher,
 )
 from terrafm.train.step.engine import Engine, EngineState, PlainEngine, check_optimizer, cpu
+from terrafm.train.step.feature_distillation import (
+    FeatureDistillation,
+    FrozenTeacher,
+    build_student_and_average,
+)
 from terrafm.train.step.schedules import Schedules
+from terrafm.train.step.training_step import TrainedNetwork, TrainingStep
 
 MODEL_KEYS = ("model.name", "model.num_queries", "head")
 """Settings that decide the shapes of a checkpoint's tensors."""
 
-EngineFactory = Callable[[Network], Engine]
+EngineFactory = Callable[[TrainedNetwork], Engine]
 
 
 @dataclass(frozen=True)
@@ -160,9 +166,38 @@ class TrainingSetup:
 
     def distillation(
         self, engine_factory: EngineFactory, restored: TrainingState | None, device: torch.device
-    ) -> SelfDistillation:
-        """Student, teacher, loss and engine, fresh or as they were."""
-        student, teacher = build_student_and_teacher(self.config)
+    ) -> TrainingStep:
+        """Student, teacher, loss and engine, fresh or as they were.
+
+        Raises:
+            UsageError: weights to start from, those of a teacher, or the restored state are not
+                of this configuration.
+        """
+        frozen = FrozenTeacher.load(self.config)
+        if frozen is None:
+            student, teacher = build_student_and_teacher(self.config)
+            engine = self._engine(engine_factory, student, teacher, restored, device)
+            return self._self_distillation(engine, teacher.to(device), restored, device)
+        learner, average = build_student_and_average(self.config, frozen.encoder.embed_dim)
+        return FeatureDistillation(
+            self._engine(engine_factory, learner, average, restored, device),
+            average.to(device),
+            frozen,
+            statistics=self.statistics,
+            global_batch=self.config.train.global_batch,
+            precision=self.config.train.precision,
+            device=device,
+        )
+
+    def _engine(
+        self,
+        factory: EngineFactory,
+        student: TrainedNetwork,
+        teacher: TrainedNetwork,
+        restored: TrainingState | None,
+        device: torch.device,
+    ) -> Engine:
+        """Around the student, whose weights and the teacher's are put in before."""
         if restored is not None:
             _restore(student, restored.engine.student, restored.file("student"))
             _restore(teacher, restored.teacher, restored.file("teacher"))
@@ -171,14 +206,20 @@ class TrainingSetup:
             weights, _ = load_weights(self.config.model.init)
             load_state(student.encoder, weights, self.config.model.init, new_sensors=True)
             teacher.load_state_dict(student.state_dict())
-        engine = engine_factory(student.to(device))
-        criterion = build_criterion(self.config, bool(self.high_frequency)).to(device)
+        engine = factory(student.to(device))
         if restored is not None:
             engine.load_optimizer(restored.engine.optimizer)
+        return engine
+
+    def _self_distillation(
+        self, engine: Engine, teacher: Network, restored: TrainingState | None, device: torch.device
+    ) -> SelfDistillation:
+        criterion = build_criterion(self.config, bool(self.high_frequency)).to(device)
+        if restored is not None:
             _restore(criterion, restored.centers, restored.file("centers"))
         return SelfDistillation(
             engine,
-            teacher.to(device),
+            teacher,
             criterion,
             statistics=self.statistics,
             global_batch=self.config.train.global_batch,
@@ -189,7 +230,7 @@ class TrainingSetup:
             masking=self.masking,
         )
 
-    def plain_distillation(self, device: str = "cpu") -> SelfDistillation:
+    def plain_distillation(self, device: str = "cpu") -> TrainingStep:
         """The step in one process, without Ray and DeepSpeed."""
         where = torch.device(device)
         return self.distillation(
@@ -200,16 +241,14 @@ class TrainingSetup:
             where,
         )
 
-    def state(
-        self, step: int, engine: EngineState, distillation: SelfDistillation
-    ) -> TrainingState:
+    def state(self, step: int, engine: EngineState, distillation: TrainingStep) -> TrainingState:
         """What a checkpoint after `step` steps holds."""
         consumed = step * self.config.train.global_batch
         return TrainingState(
             step=step,
             engine=engine,
             teacher={n: cpu(p) for n, p in distillation.teacher.named_parameters()},
-            centers={n: cpu(b) for n, b in distillation.criterion.state_dict().items()},
+            centers={n: cpu(b) for n, b in distillation.centers().items()},
             record={
                 "cursor": {
                     "seed": self.config.train.seed,
