@@ -240,7 +240,7 @@ def _weights_entry(name: str) -> Any:
 
 
 def _band(name: str) -> str:
-    """torchgeo's B1 and B8a as B01 and B8A; what is no such name stays."""
+    """B1 and B8a, as torchgeo writes them, as B01 and B8A; what is no such name stays."""
     number = name[1:].upper()
     return f"B{number.zfill(2) if number.isdigit() else number}" if name.startswith("B") else name
 

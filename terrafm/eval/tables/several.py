@@ -1,4 +1,4 @@
-"""One table over several labelled sets: a line for each set and protocol, a column for each encoder.
+"""One table over several labelled sets: a line for each set and protocol, a column per encoder.
 
 Each set is scored as `terrafm.eval.tables.compare` scores it alone; this lays the results beside
 each other as Markdown, with all that a reader has to know of them below.
@@ -145,9 +145,7 @@ def _notes(names: Sequence[str], sets: Sequence[dict[str, Any]]) -> list[str]:
         notes += [f"{name}: {note}." for note in one["notes"]]
     notes += _seen(names, sets)
     if _members(sets):
-        notes.append(
-            "Of several seeds: the mean of their scores, and of the ends of the intervals."
-        )
+        notes.append("Of several seeds: means of their scores and of their intervals.")
     if any(one["task"] == "segmentation" for one in sets):
         notes.append("Sets with masks: one untrained encoder, and no models of other projects.")
     if not any(row["title"].startswith((TIMM, TORCHGEO)) for one in sets for row in one["rows"]):
