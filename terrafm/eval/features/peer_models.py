@@ -54,7 +54,7 @@ def fresh_model(architecture: str, channels: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            model = timm.create_model(
+            model: nn.Module = timm.create_model(
                 architecture, pretrained=False, num_classes=0, in_chans=channels
             )
         except (RuntimeError, TypeError, ValueError) as error:
@@ -115,7 +115,7 @@ class TorchgeoWeights:
         Raises:
             UsageError: the file cannot be had or read, or does not fit.
         """
-        model = timm.create_model(
+        model: nn.Module = timm.create_model(
             self.model, pretrained=False, num_classes=0, in_chans=len(self.bands)
         )
         state = _without_head(read_state(uri) if uri else self._published(), model)
