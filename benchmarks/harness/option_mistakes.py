@@ -61,7 +61,7 @@ _TABLE = {
     f"{_TABLE} --batch 0": "--batch",
     f"{_TABLE} --seed one": "--seed",
     f"{_TABLE} --resamples 0": "--resamples",
-    f"{_TABLE} --output {dataset}": "is a folder",
+    f"{_TABLE} --output {{dataset}}": "is a folder",
     f"{_TABLE} --data /no/such": "/no/such",
     f"{_COMPARE} --workers 0": "--workers",
     f"{_COMPARE} --epochs 0": "--epochs",

@@ -10,6 +10,7 @@ import os
 import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -211,10 +212,11 @@ def test_torchgeos_sets_take_the_transforms_and_the_model_the_images(
         [encoder], labelled, [("s2_l1c",)], statistics, size=64, batch=50,
         device=torch.device("cpu"),
     )  # fmt: skip
-    unit = torch.nn.functional.normalize(found)
     # Its set lists the images in an order of its own.
-    nearest = (unit @ torch.from_numpy(features[train]).T).max(1).values
-    torch.testing.assert_close(nearest, torch.ones(4), rtol=1e-4, atol=1e-4)
+    distances = torch.cdist(found, torch.from_numpy(features[train]))
+    nearest, which = distances.min(1)
+    assert nearest.max() < 1e-3 < distances.median()
+    assert len(set(which.tolist())) == 4
 
 
 def run_its_python(*arguments, folder=None, more=()):
@@ -222,7 +224,7 @@ def run_its_python(*arguments, folder=None, more=()):
     environment.pop("PYTEST_CURRENT_TEST", None)
     done = subprocess.run(
         [PYTHON, *arguments], cwd=folder, env=environment, capture_output=True, text=True,
-        timeout=280, check=False,
+        timeout=800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -311,6 +313,7 @@ def generated(tmp_path_factory, shared_folder):
 
 
 @OF_ITS_OWN
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["generated", "eurosat_ms"])
 def test_both_packages_score_the_same_weights_alike(
     request, folder, encoder, contract, tmp_path, shared_folder, name
@@ -323,7 +326,7 @@ def test_both_packages_score_the_same_weights_alike(
         "-m", "torchgeo_bench", f"hydra.searchpath=[file://{folder}]", "model=terrafm_tiny",
         "dataset.names=[eurosat]", "dataset.bands=all", "dataset.normalization=model_native",
         "dataset.image_size=null", "dataset.num_workers=0", "eval.bootstrap=10",
-        "eval.c_range=[-2,5,15]", "eval.merge_val=false", "device=cpu", "output=scores.csv",
+        "eval.c_range=[-2,4,7]", "eval.merge_val=false", "device=cpu", "output=scores.csv",
         folder=tmp_path,
     )  # fmt: skip
     with (tmp_path / "scores.csv").open() as file:
@@ -338,11 +341,10 @@ def test_both_packages_score_the_same_weights_alike(
     }
     # Theirs once more: their protocols, written down with scikit-learn, on our features.
     statistics = {key: {"mean": m.mean, "std": m.std} for key, m in contract.modalities.items()}
-    [[unit]] = encoder_features(
+    [[features]] = encoder_features(
         [encoder], labelled, [("s2_l1c",)], statistics, size=64, batch=50,
         device=torch.device("cpu"),
     )  # fmt: skip
-    features = unit * np.linalg.norm(raw_features(encoder, contract, labelled), axis=1)[:, None]
     train, test = splits == "train", splits == "test"
     labels = labelled.labels
     again = {
@@ -353,21 +355,9 @@ def test_both_packages_score_the_same_weights_alike(
     for protocol, classifier in again.items():
         score = classifier.fit(features[train], labels[train]).score(features[test], labels[test])
         their = float(theirs[protocol]["metric_value"])
-        print(
+        sys.stdout.write(
             f"{name}, {images} scored, {protocol}: torchgeo-bench {100 * their:.1f}, its protocol "
-            f"on our features {100 * score:.1f}, terrafm evaluate {100 * ours[protocol]:.1f}"
+            f"on our features {100 * score:.1f}, terrafm evaluate {100 * ours[protocol]:.1f}\n"
         )
         # Half a point, or the one image on which neighbours at equal distance decide.
         assert abs(their - score) <= max(0.005, 1.01 / images), protocol
-
-
-def raw_features(encoder, contract, labelled):
-    """CLS tokens as they are, which torchgeo-bench does not bring to unit length."""
-    rows = []
-    for row in range(len(labelled.labels)):
-        (grid,) = labelled.read(row, ("s2_l1c",))["s2_l1c"]
-        image = torch.full((1, 12, *grid.pixels.shape[1:]), torch.nan)
-        image[0, list(grid.channels)] = torch.from_numpy(grid.pixels)
-        with torch.inference_mode():
-            rows.append(encoder(contract.normalise(image, "s2_l1c"), modality="s2_l1c")[0].numpy())
-    return np.stack(rows)
