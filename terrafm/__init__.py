@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from terrafm.api import evaluate as evaluate
     from terrafm.api import evaluate_knn as evaluate_knn
     from terrafm.api import evaluate_retrieval as evaluate_retrieval
+    from terrafm.api import evaluate_table as evaluate_table
     from terrafm.api import export as export
     from terrafm.api import ingest as ingest
     from terrafm.api import inspect as inspect
@@ -38,8 +39,8 @@ _LAZY = {
     "UsageError": "terrafm.errors",
     "load_model": "terrafm.models.weights",
     **dict.fromkeys(
-        ("Exported", "Page", "Result", "evaluate", "evaluate_knn", "evaluate_retrieval", "ingest",
-         "inspect", "pretrain", "tile", "verify"),
+        ("Exported", "Page", "Result", "evaluate", "evaluate_knn", "evaluate_retrieval",
+         "evaluate_table", "ingest", "inspect", "pretrain", "tile", "verify"),
         "terrafm.api",
     ),
 }  # fmt: skip

@@ -55,6 +55,12 @@ def check_labelled_set(uri: str) -> None:
         check_exists("labelled set", uri)
 
 
+def check_output_file(uri: str) -> None:
+    """Raises UsageError: a folder is where a file is to be written."""
+    if is_local(uri) and os.path.isdir(resolve(uri)[1]):
+        raise UsageError(f"--output {uri} is a folder: give the name of a file in it")
+
+
 def check_checkpoint(uri: str) -> None:
     """Raises UsageError: a checkpoint, or the folder of the checkpoints whose best is meant."""
     head, _, name = uri.rstrip("/").rpartition("/")
@@ -98,8 +104,7 @@ def check_report(folders: Sequence[str], output: str, data: str | None) -> list[
 
     if not output.lower().endswith((".html", ".htm")):
         raise UsageError(f"--output {output} is to be a page: give a name that ends in .html")
-    if is_local(output) and os.path.isdir(resolve(output)[1]):
-        raise UsageError(f"--output {output} is a folder: give the name of a file in it")
+    check_output_file(output)
     if data is not None:
         check_exists("folder of tiles", data)
     return find_targets(folders)

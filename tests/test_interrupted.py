@@ -54,6 +54,10 @@ def test_a_verb_that_only_reads_has_nothing_to_go_on_with(run, monkeypatch):
         (["inspect", "d"], None),
         (["evaluate", "compare", "--data", "d"], None),
         (
+            ["evaluate", "table", "--data", "d", "--features", "f"],
+            "terrafm evaluate table --data d --features f",
+        ),
+        (
             ["evaluate", "compare", "--data", "d", "--features", "f"],
             "terrafm evaluate compare --data d --features f",
         ),

@@ -26,6 +26,7 @@ LATER = {
     "evaluate compare": {
         "--baseline", "--protocol", "--modality", "--bands", "--partition", "--features",
     },
+    "evaluate table": {"--baseline", "--protocol", "--features"},
     "submit": {"--working-dir", "--python"},  # tests/jobs
 }  # fmt: skip
 BLOCKED = ("ray", "torch", "timm", "torchvision", "deepspeed")

@@ -31,6 +31,7 @@ VERBS = {
     ("search",): terrafm.search,
     ("report",): terrafm.report,
     ("evaluate", "compare"): terrafm.evaluate,
+    ("evaluate", "table"): terrafm.evaluate_table,
     ("evaluate", "knn"): terrafm.evaluate_knn,
     ("evaluate", "retrieval"): terrafm.evaluate_retrieval,
 }
@@ -113,6 +114,8 @@ def test_a_package_named_as_a_verb_is_called_and_still_a_package(name):
         (lambda data, out: terrafm.embed(data, data, out, readout="sum"), "readout is one of"),
         (lambda data, out: terrafm.embed(data, data, out, normalise="x"), "normalise is one of"),
         (lambda data, out: terrafm.evaluate(data, "nothing"), "weights nothing do not exist"),
+        (lambda data, out: terrafm.evaluate_table(["nothing"], data), "nothing does not exist"),
+        (lambda data, out: terrafm.evaluate_table([], data), "no labelled set"),
         (lambda data, out: terrafm.evaluate_knn("nothing", data), "weights nothing do not exist"),
         (lambda data, out: terrafm.evaluate_retrieval(data, data, samples=1), "2 or more"),
         (lambda data, out: terrafm.report(data, out), "ends in .html"),

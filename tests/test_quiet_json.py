@@ -35,6 +35,7 @@ REAL = {
     "evaluate knn": ("--weights", "WEIGHTS", "--data", "TILES", "--size", "32"),
     "evaluate retrieval": SCORED,
     "evaluate compare": (*SCORED, "--protocol", "knn5"),
+    "evaluate table": (*SCORED, "--protocol", "knn5"),
     "embed": ("--weights", "WEIGHTS", "--data", "TILES", "--output", "OUT", "--size", "32",
               "--workers", "0"),
     "search": ("EMBEDDINGS", "--tile", "tile_01", "--output", "OUT.png"),

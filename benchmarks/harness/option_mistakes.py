@@ -10,6 +10,7 @@ _EMBED = "embed --weights {weights} --data {dataset} --output {new}"
 _KNN = "evaluate knn --weights {weights} --data {dataset}"
 _RETRIEVAL = "evaluate retrieval --weights {weights} --data {dataset}"
 _COMPARE = "evaluate compare --weights {weights} --data {dataset}"
+_TABLE = "evaluate table --weights {weights} --data {dataset}"
 _RUN = "pretrain --config demo --data {dataset} --output {new}/run --set data.modalities=[s1]"
 _SWEEP = "sweep --config sweep_demo --data {dataset} --output {new}/sweep"
 
@@ -56,6 +57,14 @@ _TABLE = {
     f"{_COMPARE} --batch 0": "--batch",
     f"{_COMPARE} --seed one": "--seed",
     f"{_COMPARE} --resamples 0": "--resamples",
+    f"{_TABLE} --normalise data": "--normalise",
+    f"{_TABLE} --readout max": "max",
+    f"{_TABLE} --size 8": "--size",
+    f"{_TABLE} --batch 0": "--batch",
+    f"{_TABLE} --seed one": "--seed",
+    f"{_TABLE} --resamples 0": "--resamples",
+    f"{_TABLE} --output {{dataset}}": "is a folder",
+    f"{_TABLE} --data /no/such": "/no/such",
     f"{_COMPARE} --workers 0": "--workers",
     f"{_COMPARE} --epochs 0": "--epochs",
     f"{_SWEEP} --set tune.search=bayes": "tune.search",

@@ -18,6 +18,7 @@ from terrafm.api.embeddings import search as search
 from terrafm.api.evaluation import evaluate as evaluate
 from terrafm.api.evaluation import evaluate_knn as evaluate_knn
 from terrafm.api.evaluation import evaluate_retrieval as evaluate_retrieval
+from terrafm.api.evaluation import evaluate_table as evaluate_table
 from terrafm.api.pages import Page as Page
 from terrafm.api.pages import report as report
 from terrafm.api.training import Exported as Exported

@@ -23,7 +23,7 @@ from terrafm.api.arguments import (
 )
 from terrafm.eval.features.readouts import Readout
 from terrafm.progress import Advance
-from terrafm.storage import check_exists
+from terrafm.storage import check_exists, write_bytes
 from terrafm.terminal import Result
 
 
@@ -55,7 +55,7 @@ def evaluate(
     Args:
         data: the labelled set.
         weights: of TerraFM; one or several.
-        baseline: models of timm, "timm:NAME[@URI]".
+        baseline: other encoders: "timm:NAME[@URI]", "torchgeo:WEIGHTS[@URI]", "untrained:NAME".
         protocol: "knn20", "knn5", "linear", "finetune"; for masks "linear", "upernet",
             "finetune". By default those that do not train for long.
         modality: sensors to use, fused if they are several.
@@ -116,6 +116,80 @@ def evaluate(
         )
         result = compare(os.fspath(data), uris, names_of(baseline) or (), options, tell)
     return Result(result, render)
+
+
+def evaluate_table(
+    data: Path | Sequence[Path],
+    weights: Path | Sequence[Path],
+    *,
+    baseline: Names = None,
+    protocol: Names = None,
+    trust_pickles: bool = False,
+    normalise: str = "weights",
+    readout: str = "cls",
+    features: Path | None = None,
+    size: int | None = None,
+    batch: int = 32,
+    seed: int = 0,
+    resamples: int = 1000,
+    output: Path | None = None,
+    progress: Progress = True,
+) -> Result:
+    """One table of encoders over several labelled sets: `terrafm evaluate table`.
+
+    Args:
+        data: the labelled sets, with classes or masks; one or several.
+        weights: of TerraFM; one or several.
+        baseline: other encoders: "timm:NAME[@URI]", "torchgeo:WEIGHTS[@URI]", "untrained:NAME".
+        protocol: as of `evaluate`; each is run on the sets that it is for.
+        trust_pickles: GEO-Bench labels are pickles: read them.
+        normalise: by what the "weights" state, or by the "set".
+        readout: "cls", "mean" or "mean+std"; of sets with classes.
+        features: folder that keeps features as Parquet.
+        size: side of the images, pixels; by default what the weights state.
+        batch: images at once.
+        seed: of folds and bootstrap.
+        resamples: bootstrap draws.
+        output: file for the table, as Markdown.
+        progress: say what is being done.
+
+    Returns:
+        As `--json` prints it: "sets", each as `evaluate` gives it, and "markdown", the table, which
+        `str()` gives too.
+
+    Raises:
+        UsageError: an unreadable set or encoder, one that does not fit the other, or a set that
+            none of the protocols is for.
+    """
+    begin()
+    sets, uris = uris_of(data), uris_of(weights)
+    for uri in sets:
+        early.check_labelled_set(uri)
+    early.check_weights(uris)
+    if output is not None:
+        early.check_output_file(os.fspath(output))
+    at_least(size=(size, 16), batch=(batch, 1), seed=(seed, 0), resamples=(resamples, 1))
+    by_set = is_by_set(normalise)
+    with _counted(progress, None, f"comparing encoders on {len(sets)} sets") as (_, tell):
+        from terrafm.eval.datasets.registry import OpenOptions
+        from terrafm.eval.tables.common import CompareOptions
+        from terrafm.eval.tables.several import table_over
+
+        options = CompareOptions(
+            protocols=names_of(protocol) or None,
+            features=uri_of(features),
+            readout=choice_of(Readout, readout, "readout"),
+            size=size,
+            batch=batch,
+            by_set=by_set,
+            seed=seed,
+            resamples=resamples,
+            open=OpenOptions(trust_pickles=trust_pickles, check_units=not by_set),
+        )
+        found = table_over(sets, uris, names_of(baseline) or (), options, tell)
+        if output is not None:
+            write_bytes(os.fspath(output), found["markdown"].encode())
+    return Result(found, lambda result: str(result["markdown"]))
 
 
 def evaluate_knn(

@@ -148,7 +148,7 @@ def export(
             PANGAEA's optical bands are. Of "released", "s2_l2a" is for Level-2A
             in the paper's inference file, which takes any 12 bands for Level-1C.
         image_size: side of a graph's images, pixels; by default as trained.
-        license: of the weights, for hf's model card.
+        license: of the weights, for hf's model card and torchgeo's metadata.
         scores: file of what an evaluation printed as JSON, for hf's model card.
         progress: say what is being done.
 

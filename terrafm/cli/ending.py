@@ -79,7 +79,8 @@ def command_to_go_on(words: Sequence[str]) -> str | None:
         words: arguments of `terrafm`.
     """
     added = _GOES_ON.get(words[0]) if words else None
-    if words[:2] == ["evaluate", "compare"] and any(w.startswith("--features") for w in words):
+    scores = words[:1] == ["evaluate"] and words[1:2] in (["compare"], ["table"])
+    if scores and any(w.startswith("--features") for w in words):
         # Features that are computed are kept there.
         added = ()
     if added is None or "--dry-run" in words:

@@ -42,6 +42,34 @@ SizeOption = Annotated[
     typer.Option(min=16, help="Side of the images, pixels; by default what the weights state."),
 ]
 
+BaselineOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--baseline",
+        metavar="MODEL",
+        help="Another encoder, repeatable: timm:NAME[@URI] with timm's weights or a checkpoint, "
+        "torchgeo:WEIGHTS[@URI] such as torchgeo:ResNet50_Weights.SENTINEL2_ALL_MOCO, "
+        "untrained:NAME, a model of timm with fresh weights.",
+    ),
+]
+ProtocolOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--protocol",
+        help="knn20, knn5, linear or finetune; for masks linear, upernet or finetune; "
+        "repeatable. By default those that do not train for long.",
+    ),
+]
+PicklesOption = Annotated[
+    bool, typer.Option("--trust-pickles", help="GEO-Bench labels are pickles: read them.")
+]
+FeaturesOption = Annotated[
+    str | None, typer.Option(help="URI of a folder that keeps features as Parquet.")
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images at once.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of folds and bootstrap.")]
+ResamplesOption = Annotated[int, typer.Option(min=1, help="Bootstrap draws.")]
+
 
 @evaluate_app.command("knn")
 def knn_command(
@@ -71,7 +99,7 @@ def retrieval_command(
     samples: Annotated[int, typer.Option(min=2, help="Most tiles, whole places.")] = 2000,
     batch: Annotated[int, typer.Option(min=1, help="Tiles at once.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
-    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap draws.")] = 1000,
+    resamples: ResamplesOption = 1000,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -100,22 +128,8 @@ def compare_command(
     weights: Annotated[
         list[str] | None, typer.Option("--weights", help="URI of TerraFM weights; repeatable.")
     ] = None,
-    baseline: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--baseline",
-            metavar="timm:NAME[@URI]",
-            help="A model of timm, with timm's weights or a checkpoint; repeatable.",
-        ),
-    ] = None,
-    protocol: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--protocol",
-            help="knn20, knn5, linear or finetune; for masks linear, upernet or finetune; "
-            "repeatable. By default those that do not train for long.",
-        ),
-    ] = None,
+    baseline: BaselineOption = None,
+    protocol: ProtocolOption = None,
     modality: Annotated[
         list[str] | None,
         typer.Option("--modality", help=f"{SENSORS}; several are fused."),
@@ -127,18 +141,14 @@ def compare_command(
     partition: Annotated[
         str, typer.Option(help="Of a GEO-Bench set: default, or 0.01x_train to 1.00x_train.")
     ] = "default",
-    trust_pickles: Annotated[
-        bool, typer.Option("--trust-pickles", help="GEO-Bench labels are pickles: read them.")
-    ] = False,
+    trust_pickles: PicklesOption = False,
     normalise: NormaliseOption = Normalise.WEIGHTS,
     readout: ReadoutOption = Readout.CLS,
-    features: Annotated[
-        str | None, typer.Option(help="URI of a folder that keeps features as Parquet.")
-    ] = None,
+    features: FeaturesOption = None,
     size: SizeOption = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, help="Of folds and bootstrap.")] = 0,
-    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap draws.")] = 1000,
+    batch: BatchOption = 32,
+    seed: SeedOption = 0,
+    resamples: ResamplesOption = 1000,
     workers: WorkersOption = None,
     epochs: Annotated[
         int, typer.Option(min=1, help="Of UPerNet and, at most, of fine-tuning.")
@@ -168,5 +178,47 @@ def compare_command(
         resamples=resamples,
         workers=workers,
         epochs=epochs,
+    )
+    show(result, as_json)
+
+
+@evaluate_app.command("table")
+def table_command(
+    data: Annotated[list[str], typer.Option("--data", help="URI of a labelled set; repeatable.")],
+    weights: Annotated[
+        list[str], typer.Option("--weights", help="URI of TerraFM weights; repeatable.")
+    ],
+    baseline: BaselineOption = None,
+    protocol: ProtocolOption = None,
+    trust_pickles: PicklesOption = False,
+    normalise: NormaliseOption = Normalise.WEIGHTS,
+    readout: ReadoutOption = Readout.CLS,
+    features: FeaturesOption = None,
+    size: SizeOption = None,
+    batch: BatchOption = 32,
+    seed: SeedOption = 0,
+    resamples: ResamplesOption = 1000,
+    output: Annotated[str | None, typer.Option(help="File for the table, as Markdown.")] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Encoders over several labelled sets in one Markdown table, with 95 % intervals.
+
+    Each set is scored as `compare` scores it.
+    """
+    result = api.evaluate_table(
+        data,
+        weights,
+        baseline=baseline,
+        protocol=protocol,
+        trust_pickles=trust_pickles,
+        normalise=normalise,
+        readout=readout,
+        features=features,
+        size=size,
+        batch=batch,
+        seed=seed,
+        resamples=resamples,
+        output=output,
     )
     show(result, as_json)

@@ -251,7 +251,7 @@ def export(
         int | None, typer.Option(help="Side of a graph's images, pixels; as trained by default.")
     ] = None,
     license_name: Annotated[
-        str | None, typer.Option("--license", help="Of the weights, for hf's model card.")
+        str | None, typer.Option("--license", help="Of the weights: hf's card, torchgeo.")
     ] = None,
     scores: Annotated[
         str | None, typer.Option(help="What evaluate --json printed, for hf's model card.")

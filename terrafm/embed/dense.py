@@ -25,6 +25,7 @@ from terrafm.embed.geotiffs import GeoTiffWindows
 from terrafm.embed.quantisation import Range, Scales
 from terrafm.embed.schema import part_name
 from terrafm.embed.source import Affine, Place
+from terrafm.embed.stac import RasterFacts
 from terrafm.models.patch_embed import PATCH_SIZE
 from terrafm.ray.parts import Part, Work
 from terrafm.storage import join, read_bytes, write_bytes
@@ -67,11 +68,11 @@ def write_tile(output: str, place: Place, patches: NDArray[np.float32], style: D
         patches.shape, place.crs, patch_transform(place, patches.shape[-1]), style.is_int8
     )
     with tempfile.TemporaryDirectory() as folder:
-        plain = str(Path(folder) / "plain.tif")
+        plain = Path(folder) / "plain.tif"
         with rasterio.open(plain, "w", **shape) as file:
             file.write(encoded(patches, scales))
             describe(file, {**style.tags, **tags}, scales)
-        style.finish(plain, Path(folder), style.uri(output, place.tile_id), scales, tags)
+        style.finish(plain, output, place.tile_id, RasterFacts(place.times, scales), tags)
 
 
 def owned_block(
@@ -121,9 +122,9 @@ class OpenMosaicWork:
             uri = self.style.uri(self.output, self.source.files[number].name)
             # Files appear whole: an earlier command made it.
             if not self.style.exists(uri):
-                self._write_one(number, uri)
+                self._write_one(number)
 
-    def _write_one(self, number: int, uri: str) -> None:
+    def _write_one(self, number: int) -> None:
         file, windows = self.source.files[number], self.source.windows
         height, width = (-(-length // windows.step) for length in file.shape)
         transform = _coarser(file.transform, windows.step, windows.step)
@@ -131,7 +132,7 @@ class OpenMosaicWork:
         shape = profile((self.dim, height, width), file.crs, transform, is_int8)
         scales = _scales(block for _, block in self._blocks(number)) if is_int8 else None
         with tempfile.TemporaryDirectory() as folder:
-            plain = str(Path(folder) / "plain.tif")
+            plain = Path(folder) / "plain.tif"
             with rasterio.open(
                 plain, "w", tiled=True, blockxsize=BLOCK, blockysize=BLOCK, SPARSE_OK=True,
                 BIGTIFF="IF_SAFER", **shape,
@@ -139,7 +140,8 @@ class OpenMosaicWork:
                 for window, block in self._blocks(number):
                     mosaic.write(encoded(block, scales), window=window)
                 describe(mosaic, self.style.tags, scales)
-            self.style.finish(plain, Path(folder), uri, scales, {})
+            times = {} if file.time is None else {self.source.modalities[0]: file.time}
+            self.style.finish(plain, self.output, file.name, RasterFacts(times, scales), {})
 
     def _blocks(self, number: int) -> Iterator[tuple[Window, NDArray[np.float32]]]:
         source, shape = self.source, self.source.files[number].shape

@@ -22,7 +22,7 @@ from terrafm.data.shards.crs import raster_crs
 from terrafm.embed.choices import DenseFormat
 from terrafm.embed.quantisation import NO_NUMBER, Scales
 from terrafm.embed.schema import DENSE
-from terrafm.embed.stac import as_uri
+from terrafm.embed.stac import RasterFacts, RasterItems, as_uri
 from terrafm.storage import exists, is_local, join, resolve, upload
 
 # All bands of a pixel lie together: a block of 128 x 128 is 50 MB of terrafm_base already.
@@ -54,6 +54,7 @@ class DenseStyle:
         model: URI of the weights.
         data: URI of what was embedded.
         tags: what else is said.
+        items: writes the STAC item of each; None writes none.
     """
 
     form: DenseFormat
@@ -61,6 +62,7 @@ class DenseStyle:
     model: str
     data: str
     tags: dict[str, str]
+    items: RasterItems | None = None
 
     def uri(self, output: str, name: str) -> str:
         """Where the patch embeddings of a tile or file lie."""
@@ -72,24 +74,29 @@ class DenseStyle:
         return exists(join(uri, _ROOT) if self.form is DenseFormat.ZARR else uri)
 
     def finish(
-        self, plain: str, folder: Path, uri: str, scales: Scales | None, more: Mapping[str, str]
+        self, plain: Path, output: str, name: str, found: RasterFacts, more: Mapping[str, str]
     ) -> None:
-        """Makes of a plain GeoTIFF the raster that is wanted.
+        """Makes of a plain GeoTIFF the raster that is wanted, and its STAC item.
 
         Args:
-            plain: its path.
-            folder: for what is made on the way.
-            uri: where it is put.
-            scales: of its numbers, where they are int8.
+            plain: its path; beside it lies what is made on the way.
+            output: URI of the folder of embeddings.
+            name: of the tile or file.
+            found: what the raster does not say of itself.
             more: tags of this file alone.
         """
+        folder, uri = plain.parent, self.uri(output, name)
+        if self.items is not None:
+            # Before the raster: one that is there is not made again by an interrupted command.
+            with rasterio.open(plain) as raster:
+                self.items.write(output, name, uri, raster, found)
         if self.form is DenseFormat.GEOTIFF:
             rasterio.shutil.copy(plain, folder / "made.tif", **_COG)
             _put(folder / "made.tif", uri)
             return
         with rasterio.open(plain) as raster:
             attributes = self._attributes(raster, {**self.tags, **more})
-            _write_zarr(raster, folder / "made.zarr", attributes, scales)
+            _write_zarr(raster, folder / "made.zarr", attributes, found.scales)
         _put_folder(folder / "made.zarr", uri)
 
     def _attributes(self, raster: Any, tags: Mapping[str, str]) -> dict[str, Any]:

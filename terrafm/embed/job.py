@@ -31,7 +31,7 @@ from terrafm.embed.packing import (
 from terrafm.embed.quantisation import LEAST_COSINE, Scales
 from terrafm.embed.request import EmbedOptions, Request, begin, make_request
 from terrafm.embed.schema import DENSE, MANIFEST, PARTS, TILES, EmbeddingManifest, part_name
-from terrafm.embed.stac import write_catalogue
+from terrafm.embed.stac import Extent, write_catalogue, write_dense_collection
 from terrafm.embed.work import ENTRIES, Entry, OpenPartWork, dense_style
 from terrafm.errors import TerraFMError
 from terrafm.eval.features.readouts import Readout
@@ -198,7 +198,8 @@ def _make_mosaics(output: str, request: Request, options: EmbedOptions) -> None:
     source = request.source
     if not request.dense or not isinstance(source, GeoTiffWindows):
         return
-    work = OpenMosaicWork(source, output, request.dim, request.rows_per_part, dense_style(request))
+    style = dense_style(request, output)
+    work = OpenMosaicWork(source, output, request.dim, request.rows_per_part, style)
     files = divide(len(source.files), 1)
     # No model, no GPU.
     for _ in run_parts(work, files, workers=options.workers, device="cpu"):
@@ -242,6 +243,9 @@ def _finish(
     packed = _pack(output, request, options, entries, scales)
     files = [found.file for found in packed]
     write_catalogue(output, request, scales, [(found.file, found.extent) for found in packed])
+    if request.dense:
+        whole = Extent.joined([found.extent for found in packed])
+        write_dense_collection(output, request, whole)
     manifest = EmbeddingManifest(
         rows=sum(file.rows for file in files),
         skipped=skipped,

@@ -22,7 +22,12 @@ from terrafm.eval.datasets.compatibility import (
 )
 from terrafm.eval.features.extraction import input_side
 from terrafm.eval.features.readouts import Readout
-from terrafm.models.weights import infer_model_name, load_encoder, state_fingerprint
+from terrafm.models.weights import (
+    infer_model_name,
+    load_encoder,
+    stac_item_of,
+    state_fingerprint,
+)
 from terrafm.ray.parts import rows_per_part
 from terrafm.storage import (
     absolute,
@@ -94,6 +99,7 @@ class Request:
 
     Attributes:
         weights: URI.
+        model_item: URI of the STAC item beside the weights, where one lies there.
         model: name of its architecture.
         dim: length of an embedding.
         readout: which numbers of the encoder an embedding is.
@@ -110,6 +116,7 @@ class Request:
     """
 
     weights: str
+    model_item: str | None
     model: str
     dim: int
     readout: Readout
@@ -189,6 +196,7 @@ def make_request(
         check_normalisation(stated, _measured(source), data)
     return Request(
         weights=uri,
+        model_item=stac_item_of(uri),
         model=infer_model_name(encoder.state_dict(), uri),
         dim=options.readout.width(encoder),
         readout=options.readout,

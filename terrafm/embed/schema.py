@@ -2,6 +2,7 @@
 
 OUTPUT/tiles/part-00000.parquet, ...   GeoParquet 1.1, each file whole by itself
 OUTPUT/dense/TILE_ID.tif               with --dense: patch embeddings, or .zarr
+OUTPUT/dense/collection.json           their STAC collection; items in dense/items/
 OUTPUT/collection.json                 the STAC collection
 OUTPUT/items/part-00000.json, ...      its items, one for each Parquet file
 OUTPUT/embedding.json                  the manifest, written last

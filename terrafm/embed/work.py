@@ -20,6 +20,7 @@ from terrafm.embed.quantisation import Range
 from terrafm.embed.request import Request
 from terrafm.embed.rows import part_bytes
 from terrafm.embed.schema import PARTS, PartFile, part_name
+from terrafm.embed.stac import RasterItems
 from terrafm.errors import UsageError
 from terrafm.eval.features.extraction import batches
 from terrafm.models.encoder import Encoder
@@ -86,7 +87,7 @@ class OpenPartWork:
     @property
     def style(self) -> DenseStyle:
         """How patch embeddings are written."""
-        return dense_style(self.request)
+        return dense_style(self.request, self.output)
 
     def __call__(self, device: str) -> Work:
         """Loads the encoder.
@@ -177,14 +178,15 @@ class PartWork:
             write_tile(self.job.output, place, patches, self.job.style)
 
 
-def dense_style(request: Request) -> DenseStyle:
-    """How the patch embeddings of a request are written."""
+def dense_style(request: Request, output: str) -> DenseStyle:
+    """How the patch embeddings of a request are written to a folder."""
     return DenseStyle(
         request.dense_format,
         request.quantise is not None,
         request.weights,
         request.source.uri,
         request.tags(),
+        RasterItems.of(output, request),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from terrafm.config.yaml_text import dump_yaml
 from terrafm.errors import UsageError
 from terrafm.export.request import Export, ExportFormat, chosen_modality, file_name
+from terrafm.export.torchgeo_weights import torchgeo_module
 from terrafm.modalities import OPTICAL
 from terrafm.models.encoder import ARCHITECTURES, dense_blocks
 from terrafm.models.weights import TRAINING_ONLY, save_safetensors
@@ -29,10 +30,10 @@ _PANGAEA_HEAD = """\
 
 
 def write_torchgeo_bench_folder(export: Export) -> list[str]:
-    """Writes `model/<model>.yaml` and the weights, the weights last.
+    """Writes `model/<model>.yaml`, `<model>_weights.py` and the weights, the weights last.
 
     Returns:
-        URIs of the weights and the configuration.
+        URIs of the weights, the configuration and torchgeo's metadata.
     """
     weights, model = _weights(export), export.contract.model
     chosen = export.options.modality and [chosen_modality(export.contract, export.options)]
@@ -48,7 +49,10 @@ def write_torchgeo_bench_folder(export: Export) -> list[str]:
         "eval": {"segmentation": {"layers": [f"blocks.{block}" for block in reversed(blocks)]}},
     }
     head = _TORCHGEO_BENCH_HEAD.format(folder=absolute(export.uri), model=model)
-    return _write(export, weights, {join(export.uri, "model", f"{model}.yaml"): (head, tree)})
+    described = join(export.uri, f"{model}_weights.py")
+    write_bytes(described, torchgeo_module(export, absolute(weights)).encode())
+    configuration = join(export.uri, "model", f"{model}.yaml")
+    return [*_write(export, weights, {configuration: (head, tree)}), described]
 
 
 def write_pangaea_folder(export: Export) -> list[str]:

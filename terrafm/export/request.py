@@ -58,7 +58,7 @@ _TAKEN_BY = {
         ExportFormat.RELEASED,
     ),
     "image_size": GRAPHS,
-    "license": (ExportFormat.HF,),
+    "license": (ExportFormat.HF, ExportFormat.TORCHGEO_BENCH),
     "scores": (ExportFormat.HF,),
 }
 _OTHER_SUFFIXES = (".json", ".yaml", ".md")
@@ -73,7 +73,8 @@ class ExportOptions:
             where the weights know it. The only one that torchgeo-bench is to see; what PANGAEA's
             optical bands are. Of "released" only "s2_l2a": see `save_released`.
         image_size: side of the graph's images, pixels; by default that of a global crop.
-        license: identifier of the weights' licence for the model card, such as "apache-2.0".
+        license: identifier of the weights' licence, such as "apache-2.0", for the model card and
+            for torchgeo's metadata.
         scores: URI of what `terrafm evaluate ... --json` printed, for the model card.
     """
 

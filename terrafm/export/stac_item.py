@@ -17,9 +17,9 @@ from terrafm.export.request import GRAPHS, Export, ExportFormat, chosen_modality
 from terrafm.modalities import MODALITIES
 from terrafm.models.contract import ModalityContract
 from terrafm.models.hub import PAPER
+from terrafm.models.weights import STAC_SUFFIX
 from terrafm.storage import to_json, write_bytes
 
-SUFFIX = ".stac.json"
 _MLM = "https://stac-extensions.github.io/mlm/v1.5.2/schema.json"
 _ARTIFACTS = {
     ExportFormat.RELEASED: "torch.save",
@@ -44,7 +44,7 @@ def write_stac_item(export: Export, format: ExportFormat, written: Sequence[str]
     Returns:
         The item's URI: that of the weights with `.stac.json` after it.
     """
-    uri = written[0] + SUFFIX
+    uri = written[0] + STAC_SUFFIX
     item = stac_item(export, format, written)
     write_bytes(uri, (to_json(item, indent=2) + "\n").encode())
     return uri
@@ -89,7 +89,7 @@ def stac_item(export: Export, format: ExportFormat, written: Sequence[str]) -> d
         "mlm:total_parameters": sum(tensor.numel() for tensor in tensors),
         "mlm:memory_size": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         "mlm:pretrained": True,
-        "mlm:pretrained_source": _source(export),
+        "mlm:pretrained_source": dataset_of(export),
         "mlm:input": [_input(name, contract.modalities[name], size, is_graph) for name in names],
         "mlm:output": _outputs(export, size),
         "mlm:hyperparameters": _hyperparameters(export),
@@ -109,7 +109,8 @@ def stac_item(export: Export, format: ExportFormat, written: Sequence[str]) -> d
     }
 
 
-def _source(export: Export) -> str:
+def dataset_of(export: Export) -> str:
+    """What the weights were trained on, as far as they say."""
     fingerprint = export.contract.dataset_fingerprint
     return f"TerraFM dataset {fingerprint}" if fingerprint else "not stated by the weights"
 

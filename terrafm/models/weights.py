@@ -46,6 +46,8 @@ from terrafm.storage.limits import DOCUMENT_BYTES, WHOLE_FILE_BYTES
 logger = logging.getLogger(__name__)
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
+STAC_SUFFIX = ".stac.json"
+"""Of the STAC item beside weights, after the name of their file."""
 TRAINING_ONLY = "patch_embed.fusion."
 _QUERIES = TRAINING_ONLY + "queries"
 _METADATA_KEY = "terrafm_contract"
@@ -325,6 +327,16 @@ def state_fingerprint(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def stac_item_of(uri: str | os.PathLike[str]) -> str | None:
+    """URI of the STAC item that `terrafm export` writes beside weights; None where none lies there.
+
+    Raises:
+        UsageError: there are no weights.
+    """
+    item = _find(os.fspath(uri)) + STAC_SUFFIX
+    return item if exists(item) else None
 
 
 def _find(uri: str) -> str:

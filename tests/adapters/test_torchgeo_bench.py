@@ -5,9 +5,12 @@ interpreter that has it, beside fsspec, pyarrow, pydantic, safetensors and tenac
 """
 
 import csv
+import json
 import os
+import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +18,15 @@ import pytest
 import torch
 import yaml
 from band_specs import EUROSAT, BandSpec, optical, radar
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from terrafm.errors import UsageError
 from terrafm.eval.datasets.registry import open_labelled
 from terrafm.eval.features.extraction import encoder_features
+from terrafm.eval.tables.common import CompareOptions
+from terrafm.eval.tables.compare import compare_opened
 from terrafm.export import ExportOptions, export_weights, loading_snippet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +77,7 @@ def folder(tmp_path_factory, encoder, contract):
     assert [Path(uri).relative_to(output).as_posix() for uri in written] == [
         "terrafm_tiny.safetensors",
         "model/terrafm_tiny.yaml",
+        "terrafm_tiny_weights.py",
         "terrafm_tiny.safetensors.stac.json",
     ]
     return output
@@ -142,12 +149,82 @@ def test_the_modality_asked_for(tmp_path, encoder, contract):
     assert tree["modalities"] == ["s2_l1c"]
 
 
-def run_its_python(*arguments, folder=None):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def test_torchgeos_metadata_say_what_the_contract_says(folder, encoder, contract):
+    """The module is imported as a torchgeo user does; torchvision has the classes it is made of."""
+    found = runpy.run_path(str(folder / "terrafm_tiny_weights.py"))
+    entries = {str(one).rpartition(".")[2]: one for one in found["TerraFMTiny_Weights"]}
+    assert set(entries) == {"SENTINEL1", "SENTINEL2_L1C", "SENTINEL2_L2A"}
+    for entry in entries.values():
+        expected = contract.modalities[entry.meta["sensor"]]
+        assert entry.meta["bands"] == list(expected.bands)
+        assert entry.meta["in_chans"] == len(expected.bands)
+        assert entry.meta["license"] == "unknown"
+        # Sentinel-2 as digital numbers, radar in dB, as torchgeo's sets give them.
+        scale = 1e-4 if expected.unit == "reflectance" else 1.0
+        raw = torch.rand(2, len(expected.bands), 32, 32) * (0.5 / scale)
+        pixels = contract.normalise(raw * scale, entry.meta["sensor"])
+        normalised = entry.transforms(raw.clone())
+        torch.testing.assert_close(normalised, pixels, rtol=1e-4, atol=1e-4)
+        model = found["terrafm_tiny"](entry)
+        with torch.inference_mode():
+            embedding = model(normalised)
+            wanted = encoder(pixels, modality=entry.meta["sensor"])
+        torch.testing.assert_close(embedding, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_torchgeos_metadata_of_one_sensor_and_a_licence(tmp_path, encoder, contract):
+    options = ExportOptions(modality="s2_l1c", license="cc-by-4.0")
+    export_weights(encoder.state_dict(), contract, str(tmp_path), "torchgeo-bench", options)
+    found = runpy.run_path(str(tmp_path / "terrafm_tiny_weights.py"))
+    (entry,) = found["TerraFMTiny_Weights"]
+    assert (entry.meta["sensor"], entry.meta["license"]) == ("s2_l1c", "cc-by-4.0")
+    entry.meta["sensor"] = "landsat"
+    with pytest.raises(UsageError, match="not landsat"):
+        found["terrafm_tiny"](entry)
+
+
+_IN_TORCHGEO = """
+import torch
+from torchgeo.datasets import EuroSAT
+from torchvision.models._api import WeightsEnum
+from terrafm_tiny_weights import TerraFMTiny_Weights, terrafm_tiny
+
+entry = TerraFMTiny_Weights.SENTINEL2_L1C
+assert isinstance(entry, WeightsEnum)
+set_ = EuroSAT("data/eurosat", "train", bands=entry.meta["bands"], transforms=entry.transforms)
+images = torch.stack([set_[i]["image"] for i in range(4)])
+with torch.inference_mode():
+    print(terrafm_tiny(entry)(images).flatten().tolist())
+"""
+
+
+@OF_ITS_OWN
+def test_torchgeos_sets_take_the_transforms_and_the_model_the_images(
+    folder, encoder, contract, tmp_path, shared_folder
+):
+    labelled, splits = torchgeos_eurosat(tmp_path, shared_folder / "realdata" / "eurosat_ms", 2)
+    train = splits == "train"
+    where = {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+    printed = run_its_python("-c", _IN_TORCHGEO, folder=tmp_path, more=where)
+    found = torch.tensor(json.loads(printed.splitlines()[-1])).reshape(4, -1)
+    statistics = {name: {"mean": m.mean, "std": m.std} for name, m in contract.modalities.items()}
+    [[features]] = encoder_features(
+        [encoder], labelled, [("s2_l1c",)], statistics, size=64, batch=50,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    # Its set lists the images in an order of its own.
+    distances = torch.cdist(found, torch.from_numpy(features[train]))
+    nearest, which = distances.min(1)
+    assert nearest.max() < 1e-3 < distances.median()
+    assert len(set(which.tolist())) == 4
+
+
+def run_its_python(*arguments, folder=None, more=()):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **dict(more)}
     environment.pop("PYTEST_CURRENT_TEST", None)
     done = subprocess.run(
         [PYTHON, *arguments], cwd=folder, env=environment, capture_output=True, text=True,
-        timeout=280, check=False,
+        timeout=800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -159,20 +236,33 @@ def test_the_printed_lines_work_there(folder, contract, tmp_path):
     assert run_its_python("-c", lines, folder=tmp_path).splitlines()[-1] == "(1, 96)"
 
 
+def torchgeos_eurosat(folder, eurosat, parts):
+    """EuroSAT's images where torchgeo looks for them; ours, and the split of each.
+
+    Args:
+        folder: where torchgeo runs.
+        eurosat: the images, a folder a class.
+        parts: 3 for three splits of a third each; 2 where the training images validate too.
+    """
+    labelled = open_labelled(str(eurosat))
+    images = folder / "data/eurosat/ds/images/remote_sensing/otherDatasets/sentinel_2/tif"
+    shutil.copytree(eurosat, images)
+    names = [Path(name) for name in labelled.names]
+    splits = np.array(["train", "test", "valid"])[np.arange(len(names)) % parts]
+    for file, split in {"train": "train", "val": "valid", "test": "test"}.items():
+        chosen = splits == (split if split in splits else "train")
+        listed = "".join(f"{p.stem}.jpg\n" for p, keep in zip(names, chosen, strict=True) if keep)
+        (folder / f"data/eurosat/eurosat-{file}.txt").write_text(listed)
+    return labelled, splits
+
+
 @OF_ITS_OWN
 def test_its_command_scores_the_weights_as_ours_would(
     folder, encoder, contract, tmp_path, shared_folder
 ):
     """k = 5 on EuroSAT's images, split in halves: the same answer as of our own features."""
-    eurosat = shared_folder / "realdata" / "eurosat_ms"
-    labelled = open_labelled(str(eurosat))
-    images = tmp_path / "data/eurosat/ds/images/remote_sensing/otherDatasets/sentinel_2/tif"
-    shutil.copytree(eurosat, images)
-    names = [Path(name) for name in labelled.names]
-    train = np.arange(len(names)) % 2 == 0
-    for split, chosen in {"train": train, "val": train, "test": ~train}.items():
-        listed = "".join(f"{p.stem}.jpg\n" for p, keep in zip(names, chosen, strict=True) if keep)
-        (tmp_path / f"data/eurosat/eurosat-{split}.txt").write_text(listed)
+    labelled, splits = torchgeos_eurosat(tmp_path, shared_folder / "realdata" / "eurosat_ms", 2)
+    train = splits == "train"
     run_its_python(
         "-m", "torchgeo_bench", f"hydra.searchpath=[file://{folder}]", "model=terrafm_tiny",
         "dataset.names=[eurosat]", "dataset.bands=all", "dataset.normalization=model_native",
@@ -190,3 +280,84 @@ def test_its_command_scores_the_weights_as_ours_would(
     score = ours.score(features[~train], labelled.labels[~train])
     # The two break ties of a vote differently: one image of fifty is 0.02.
     assert float(row["metric_value"]) == pytest.approx(score, abs=0.021)
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory, shared_folder):
+    """600 images as EuroSAT's: ten classes with a spectrum and a texture, much alike."""
+    import rasterio
+
+    folder = tmp_path_factory.mktemp("generated") / "eurosat"
+    names = sorted(p.name for p in (shared_folder / "realdata" / "eurosat_ms").iterdir())
+    generator = np.random.default_rng(11)
+    for number, name in enumerate(name for name in names if "." not in name):
+        spectrum = 1400 + 500 * np.random.default_rng(number).random((13, 1, 1))
+        for i in range(60):
+            coarse = generator.normal(size=(1, 8 + 2 * (number % 4), 8 + 2 * (number % 4)))
+            texture = torch.nn.functional.interpolate(
+                torch.from_numpy(coarse)[None], size=(64, 64), mode="bicubic"
+            )[0].numpy()
+            level = 1 + 0.15 * generator.normal(size=(13, 1, 1))
+            pixels = spectrum * level * (1 + 0.2 * texture) + 40 * generator.normal(
+                size=(13, 64, 64)
+            )
+            pixels[9] = 12  # The cirrus band.
+            path = folder / name / f"{name}_{i + 1}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with rasterio.open(
+                path, "w", driver="GTiff", count=13, height=64, width=64, dtype="uint16",
+                crs="EPSG:32633", transform=rasterio.Affine(10, 0, 5e5, 0, -10, 5e6),
+            ) as file:  # fmt: skip
+                file.write(pixels.clip(1, 20000).astype(np.uint16))
+    return folder
+
+
+@OF_ITS_OWN
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["generated", "eurosat_ms"])
+def test_both_packages_score_the_same_weights_alike(
+    request, folder, encoder, contract, tmp_path, shared_folder, name
+):
+    """The same features: their protocols on ours give their scores; what is left is protocol."""
+    real = shared_folder / "realdata" / "eurosat_ms"
+    eurosat = request.getfixturevalue("generated") if name == "generated" else real
+    labelled, splits = torchgeos_eurosat(tmp_path, eurosat, 3)
+    run_its_python(
+        "-m", "torchgeo_bench", f"hydra.searchpath=[file://{folder}]", "model=terrafm_tiny",
+        "dataset.names=[eurosat]", "dataset.bands=all", "dataset.normalization=model_native",
+        "dataset.image_size=null", "dataset.num_workers=0", "eval.bootstrap=10",
+        "eval.c_range=[-2,4,7]", "eval.merge_val=false", "device=cpu", "output=scores.csv",
+        folder=tmp_path,
+    )  # fmt: skip
+    with (tmp_path / "scores.csv").open() as file:
+        theirs = {row["method"]: row for row in csv.DictReader(file)}
+    # Ours, by the function behind `terrafm evaluate compare`, on a set with those splits.
+    labelled.splits, labelled.groups = splits, np.arange(len(splits))
+    options = CompareOptions(protocols=["knn5", "linear"], resamples=10, device="cpu")
+    found = compare_opened(labelled, [str(folder / "terrafm_tiny.safetensors")], (), options)
+    ours = {
+        protocol: scored["scores"]["accuracy"]["value"]
+        for protocol, scored in found["rows"][-1]["protocols"].items()
+    }
+    # Theirs once more: their protocols, written down with scikit-learn, on our features.
+    statistics = {key: {"mean": m.mean, "std": m.std} for key, m in contract.modalities.items()}
+    [[features]] = encoder_features(
+        [encoder], labelled, [("s2_l1c",)], statistics, size=64, batch=50,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    train, test = splits == "train", splits == "test"
+    labels = labelled.labels
+    again = {
+        "knn5": KNeighborsClassifier(5, algorithm="brute"),
+        "linear": LogisticRegression(C=float(theirs["linear"]["best_c"]), max_iter=4000, tol=1e-8),
+    }
+    images = int(test.sum())
+    for protocol, classifier in again.items():
+        score = classifier.fit(features[train], labels[train]).score(features[test], labels[test])
+        their = float(theirs[protocol]["metric_value"])
+        sys.stdout.write(
+            f"{name}, {images} scored, {protocol}: torchgeo-bench {100 * their:.1f}, its protocol "
+            f"on our features {100 * score:.1f}, terrafm evaluate {100 * ours[protocol]:.1f}\n"
+        )
+        # Half a point, or the one image on which neighbours at equal distance decide.
+        assert abs(their - score) <= max(0.005, 1.01 / images), protocol

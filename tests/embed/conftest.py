@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from jsonschema import Draft7Validator
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT7
 
 from terrafm.modalities import MODALITIES
 from terrafm.models.encoder import build_encoder
 from terrafm.models.weights import WeightsContract, save_safetensors
+
+_CONVENTIONS = Path(__file__).parents[1] / "data" / "conventions"
 
 
 def statistics():
@@ -82,7 +87,7 @@ def write_scene():
 
 
 def _checker(name):
-    schema = json.loads((Path(__file__).parents[1] / "data" / "conventions" / name).read_text())
+    schema = json.loads((_CONVENTIONS / name).read_text())
     checks = jsonschema.FormatChecker()
 
     def check(document):
@@ -93,8 +98,29 @@ def _checker(name):
 
 @pytest.fixture(scope="session")
 def stac_embeddings():
-    """Holds a STAC item or collection against the rules of the extension Embedding."""
-    return _checker("stac-embeddings.json")
+    """Holds a STAC item or collection against the extension Embedding: our rules and its schema."""
+    rules = _checker("stac-embeddings.json")
+    schema = json.loads((_CONVENTIONS / "stac-embeddings-0.0.1.json").read_text())
+    # What it points into: STAC's core is checked by pystac; links and expressions by our rules.
+    others = (
+        (uri, Resource(content, DRAFT7))
+        for uri, content in {
+            "https://schemas.stacspec.org/v1.0.0/item-spec/json-schema/item.json": {
+                "definitions": {"link": {"required": ["rel", "href"]}}
+            },
+            "https://schemas.stacspec.org/v1.0.0/collection-spec/json-schema/collection.json": {},
+            "https://stac-extensions.github.io/processing/v1.2.0/schema.json": {
+                "definitions": {"fields": {"properties": {"processing:expression": {}}}}
+            },
+        }.items()
+    )
+    official = Draft7Validator(schema, registry=Registry().with_resources(others))
+
+    def check(document):
+        rules(document)
+        official.validate(document)
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,7 @@ def test_tiles_of_a_dataset(small_dataset, tiny_weights, tmp_path):
     plain = EmbedOptions(modalities=["s2_l2a"], workers=0)
     embed(tiny_weights, small_dataset, tmp_path / "plain", plain)
     dataset, images = Dataset.open(small_dataset), ShardTiles(small_dataset)
-    written = sorted(path.name for path in (tmp_path / "out" / "dense").iterdir())
+    written = sorted(path.name for path in (tmp_path / "out" / "dense").glob("*.tif"))
     assert written == [f"{tile}.tif" for tile in dataset.tile_ids]
     with rasterio.open(tmp_path / "out" / "dense" / "tile_04.tif") as file:
         assert structure(file)["LAYOUT"] == "COG"

@@ -2,18 +2,23 @@
 
 import json
 from copy import deepcopy
+from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pyarrow.parquet as pq
 import pystac
 import pytest
+import rasterio
+from rasterio.warp import transform_bounds
 
 from terrafm.embed import packing
-from terrafm.embed.choices import Quantise
+from terrafm.embed.choices import DenseFormat, Quantise
 from terrafm.embed.job import embed
 from terrafm.embed.request import EmbedOptions
 from terrafm.embed.schema import read_manifest
+from terrafm.export import export_weights
+from terrafm.models.weights import load_encoder
 from terrafm.ray import parts
 
 
@@ -128,3 +133,83 @@ def test_without_times_the_embedding_has_one(write_scene, tiny_weights, tmp_path
     opened = pystac.Item.from_file(str(tmp_path / "out" / "items" / "part-00000.json"))
     opened.stac_extensions = []
     assert opened.validate()
+
+
+@pytest.mark.parametrize("form", DenseFormat)
+def test_rasters_of_tiles_are_a_collection_of_their_own(
+    small_dataset, tiny_weights, tmp_path, stac_embeddings, form
+):
+    options = EmbedOptions(
+        modalities=["s2_l2a"], workers=0, dense=True, dense_format=form, quantise=Quantise.INT8
+    )
+    embed(tiny_weights, small_dataset, tmp_path / "out", options)
+    whole = pystac.Collection.from_file(str(tmp_path / "out/collection.json"))
+    (related,) = [link for link in whole.links if link.rel == "related"]
+    assert related.get_absolute_href() == str(tmp_path / "out/dense/collection.json")
+    check_rasters(tmp_path / "out", 11, stac_embeddings, form)
+    collection = json.loads((tmp_path / "out/dense/collection.json").read_text())
+    assert (collection["emb:type"], collection["data_type"]) == ("pixel", "int8")
+    assert collection["extent"] == json.loads(json.dumps(whole.extent.to_dict()))
+    item = json.loads((tmp_path / "out/dense/items/tile_04.json").read_text())
+    assert item["properties"]["start_datetime"] == "2021-01-01T00:00:00Z"
+    if form is DenseFormat.GEOTIFF:
+        with rasterio.open(tmp_path / "out/dense/tile_04.tif") as file:
+            stated = item["properties"]["emb:quantization"]
+            np.testing.assert_allclose(stated["scale"], file.scales)
+            np.testing.assert_allclose(stated["offset"], file.offsets)
+
+
+def test_mosaics_in_subfolders_have_items_too(write_scene, tiny_weights, tmp_path, stac_embeddings):
+    write_scene(tmp_path / "scenes/north/a.tif", (64, 96))
+    write_scene(tmp_path / "scenes/b.tif", (64, 64), seed=1, corner=(6e5, 5e6))
+    options = EmbedOptions(modalities=["s2_l2a"], workers=0, dense=True)
+    embed(tiny_weights, tmp_path / "scenes", tmp_path / "out", options)
+    items = check_rasters(tmp_path / "out", 2, stac_embeddings, DenseFormat.GEOTIFF)
+    assert sorted(item.id for item in items) == ["b", "north_a"]
+    assert items[0].properties["start_datetime"] == "2021-06-01T10:00:00Z"
+
+
+def check_rasters(folder, count, check, form):
+    """Items lead to rasters that lie where they say; valid by core and extension."""
+    collection = pystac.Collection.from_file(str(folder / "dense/collection.json"))
+    check(json.loads((folder / "dense/collection.json").read_text()))
+    items = list(collection.get_items())
+    assert len(items) == count
+    for item in items:
+        check(json.loads(Path(item.self_href).read_text()))
+        assert item.get_collection().id == collection.id == "out-dense"
+        where = item.assets["embeddings"].get_absolute_href()
+        if form is DenseFormat.GEOTIFF:
+            with rasterio.open(where) as raster:
+                assert list(raster.transform)[:6] == item.properties["proj:transform"]
+                assert list(raster.shape) == item.properties["proj:shape"]
+                assert str(raster.crs) == item.properties["proj:code"]
+                corners = transform_bounds(raster.crs, "OGC:CRS84", *raster.bounds)
+            np.testing.assert_allclose(item.bbox, corners, atol=1e-3)
+        else:
+            assert (Path(where) / "zarr.json").is_file()
+    for document in (collection, *items):
+        document.stac_extensions = []
+        assert document.validate()
+    return items
+
+
+def test_the_model_is_a_link_to_its_item_where_it_has_one(
+    small_dataset, tiny_weights, tmp_path, stac_embeddings
+):
+    encoder = load_encoder(tiny_weights)
+    item = export_weights(
+        encoder.state_dict(), encoder.contract, str(tmp_path / "weights"), "safetensors"
+    )[-1]
+    options = EmbedOptions(modalities=["s2_l2a"], workers=0)
+    # The folder that holds the weights stands for them.
+    embed(tmp_path / "weights", small_dataset, tmp_path / "out", options)
+    for document in documents(tmp_path / "out"):
+        stac_embeddings(document)
+        (link,) = [link for link in document["links"] if link["rel"] == "emb:model"]
+        assert link == {
+            "rel": "emb:model", "href": f"file://{item}", "type": "application/geo+json",
+            "title": "terrafm_tiny",
+        }  # fmt: skip
+    model = pystac.Item.from_file(link["href"].removeprefix("file://"))
+    assert model.properties["mlm:name"] == "terrafm_tiny"

@@ -74,6 +74,21 @@ def test_the_command_of_masks_runs(fields, weights, run, monkeypatch, tmp_path):
     assert "UPerNet: learning rate" in words
 
 
+def test_the_command_of_the_table_runs(small_dataset, weights, run, monkeypatch, tmp_path):
+    weights = str(Path(weights).resolve())
+    monkeypatch.chdir(tmp_path)
+    (command,) = block_with("evaluate table").splitlines()
+    program, *arguments = shlex.split(command)
+    assert program == "terrafm"
+    where = {"weights": weights, "$EUROSAT": str(Path(small_dataset).resolve())}
+    given = [where.get(argument, argument) for argument in arguments]
+    given[given.index("untrained:resnet50")] = "untrained:test_resnet"
+    code, printed, errors = run(*given, "--size", "32", "--resamples", "20")
+    assert code == 0, errors
+    assert (tmp_path / "table.md").read_text().strip() in printed
+    assert "untrained test_resnet, 5 seeds" in printed
+
+
 def test_the_command_of_retrieval_runs(small_dataset, weights, run):
     (command,) = block_with("evaluate retrieval").splitlines()
     program, *arguments = shlex.split(command)

@@ -103,7 +103,7 @@ def test_wrong_use_is_one_clear_line(tmp_path, teacher):
         ("safetensors", {"modality": "s1"}, "--modality is for the formats torch-export, onnx"),
         ("released", {"modality": "s1"}, "--modality s1: the format released holds all sensors"),
         ("terratorch", {"image_size": 64}, "--image-size is for the formats torch-export, onnx"),
-        ("onnx", {"license": "mit"}, "--license is for the formats hf, not for onnx"),
+        ("onnx", {"license": "mit"}, "--license is for the formats hf, torchgeo-bench, not for"),
         ("torch-export", {"modality": "s3"}, "--modality s3: these weights were trained on s1,"),
         ("torch-export", {"image_size": 100}, "--image-size 100: a side must be a multiple of 16"),
         ("torch-export", {"image_size": 0}, "--image-size 0: a side must be a multiple of 16"),

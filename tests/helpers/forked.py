@@ -16,7 +16,7 @@ from pathlib import Path
 
 _IMPORTED = (
     "torch", "ray", "rasterio", "h5py", "zarr", "timm", "safetensors.torch", "pyarrow.parquet",
-    "terrafm.cli", "terrafm.data.ingest.job", "terrafm.eval.features.timm_encoders",
+    "terrafm.cli", "terrafm.data.ingest.job", "terrafm.eval.features.peers",
 )  # fmt: skip
 
 

@@ -142,8 +142,8 @@ def test_timm_weights_are_looked_at_first(tmp_path, bounded):
     paths = [tmp_path / "deflated.pth", tmp_path / "number.pth"]
     deflated(paths[0])
     from_number(paths[1])
-    imports = "from terrafm.eval.features.timm_encoders import _read_state"
-    for ended in bounded(imports, "_read_state(path)", *paths):
+    imports = "from terrafm.eval.features.peer_models import read_state"
+    for ended in bounded(imports, "read_state(path)", *paths):
         assert ended.code == 2, ended
         assert ended.grown < 400
 

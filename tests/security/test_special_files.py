@@ -35,7 +35,7 @@ READERS = {
         "terrafm.storage.ranges",
         "open_ranges(os.path.dirname(path)).read(os.path.basename(path), 0, 9)",
     ),
-    "timm": ("terrafm.eval.features.timm_encoders", "_read_state(path)"),
+    "timm": ("terrafm.eval.features.peer_models", "read_state(path)"),
     "token": ("terrafm.clusters.token", "read_token(Path(path))"),
     "submit": ("terrafm.jobs.package", "_without_secrets(Path(path))"),
     "upload": ("terrafm.storage", "upload(path, path + '.copy')"),

@@ -29,10 +29,9 @@ from terrafm.models.weights import infer_model_name, load_encoder, state_fingerp
 from terrafm.storage import absolute
 
 MEAN_SPECTRUM = "mean spectrum"
-
-
-TIMM = "timm:"
-"""How the rows of timm's models are called."""
+TIMM, TORCHGEO, UNTRAINED = "timm:", "torchgeo:", "untrained:"
+PEERS = (TIMM, TORCHGEO, UNTRAINED)
+"""How the rows of other encoders are called: by who has their architecture and weights."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,16 @@ from rich.table import Table
 from terrafm.errors import UsageError
 from terrafm.eval.datasets.labelled import ImageSet
 from terrafm.eval.datasets.registry import OpenOptions
-from terrafm.eval.features.encoders import TIMM, InputOptions, Row, mean_spectrum_row, weights_rows
+from terrafm.eval.features.encoders import (
+    PEERS,
+    TIMM,
+    TORCHGEO,
+    UNTRAINED,
+    InputOptions,
+    Row,
+    mean_spectrum_row,
+    weights_rows,
+)
 from terrafm.eval.features.extraction import UNTRAINED_SEEDS
 from terrafm.eval.features.job import FeatureWorkers
 from terrafm.eval.features.readouts import Readout
@@ -22,7 +31,7 @@ from terrafm.modalities import FIRST_CHOICE, MODALITIES
 from terrafm.models.patch_embed import IMAGE_SIZE
 
 EPOCHS = 30
-_NAMES = {
+NAMES = {
     "knn20": "kNN k=20",
     "knn5": "kNN k=5",
     "linear": "linear probe",
@@ -37,6 +46,7 @@ _NAMES = {
     "miou": "mIoU",
     "pixel_accuracy": "pixel accuracy",
 }
+"""Of protocols and metrics, for readers."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,20 @@ def check_protocols(options: CompareOptions) -> None:
             raise UsageError(f"unknown protocol {protocol!r}: one of {', '.join(known)}")
 
 
+def check_baselines(baselines: Sequence[str]) -> None:
+    """Refuses what is no other encoder, before anything is read.
+
+    Raises:
+        UsageError: it names it.
+    """
+    for name in baselines:
+        if not name.startswith(PEERS):
+            raise UsageError(
+                f"baseline {name!r} is not known: {TIMM}NAME[@URI], {TORCHGEO}WEIGHTS[@URI] or "
+                f"{UNTRAINED}NAME; TerraFM weights are named with --weights"
+            )
+
+
 def table_rows(
     images: ImageSet,
     inputs: InputOptions,
@@ -139,19 +163,14 @@ def table_rows(
     Raises:
         UsageError: an encoder that cannot be read or does not fit the set.
     """
-    for name in baselines:
-        if not name.startswith(TIMM):
-            raise UsageError(
-                f"baseline {name!r} is not known: {TIMM}NAME or {TIMM}NAME@URI; TerraFM "
-                "weights are named with --weights"
-            )
+    check_baselines(baselines)
     ours = weights_rows(weights, images, inputs, notes, seeds)
     others = []
     if baselines:
         # timm loads its whole zoo: only for those who ask for one of its models.
-        from terrafm.eval.features.timm_encoders import timm_row
+        from terrafm.eval.features.peers import peer_rows
 
-        others = [timm_row(name, images, inputs) for name in baselines]
+        others = [row for name in baselines for row in peer_rows(name, images, inputs)]
     return [
         mean_spectrum_row(images, ours[0].inputs if ours else inputs),
         *others,
@@ -275,11 +294,11 @@ def render(result: dict[str, Any]) -> Table:
     table.add_column("encoder", overflow="fold")
     table.add_column("protocol")
     for name in first["scores"]:
-        table.add_column(_NAMES[name], justify="right")
+        table.add_column(NAMES[name], justify="right")
     for row in result["rows"]:
         for at, (protocol, scored) in enumerate(row["protocols"].items()):
             cells = [_cell(score) for score in scored["scores"].values()]
-            table.add_row("" if at else row["title"], _NAMES.get(protocol, protocol), *cells)
+            table.add_row("" if at else row["title"], NAMES.get(protocol, protocol), *cells)
         table.add_section()
     return table
 
@@ -298,7 +317,7 @@ def _chosen(row: dict[str, Any]) -> list[str]:
             best = ", ".join(str(epoch) for epoch in np.atleast_1d(scored.get("epoch", [])))
             epochs = f"{scored['epochs']} epochs"
             spent = f"best after epoch {best} of {epochs}" if best else epochs
-            lines.append(f"{row['title']}, {_NAMES[protocol]}: learning rate {rates}, {spent}")
+            lines.append(f"{row['title']}, {NAMES[protocol]}: learning rate {rates}, {spent}")
     return lines
 
 

@@ -60,7 +60,17 @@ def compare(
     """
     options = options or CompareOptions()
     check_protocols(options)
-    opened = open_set(data, options.open)
+    return compare_opened(open_set(data, options.open), weights, baselines, options, tell)
+
+
+def compare_opened(
+    opened: Any,
+    weights: Sequence[str | os.PathLike[str]],
+    baselines: Sequence[str],
+    options: CompareOptions,
+    tell: Tell = lambda _: None,
+) -> dict[str, Any]:
+    """As `compare`, of a set that `open_set` has opened."""
     if hasattr(opened, "mask"):
         if options.workers is not None:
             raise UsageError(f"{opened.uri} has masks: it is scored in one process, not --workers")
