@@ -161,12 +161,14 @@ def _model_index(model: str, scores: Mapping[str, Any]) -> dict[str, Any]:
             dataset_type=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
             dataset_name=name,
             metric_type="accuracy",
-            metric_value=round(float(values[key]), 4),
+            metric_value=round(float(value), 4),
             metric_name=f"{title}, {modality}, {scores.get('readout', 'cls')}",
         )
         for modality, values in by_modality.items()
+        if isinstance(values, Mapping)
         for key, title in _ACCURACIES.items()
-        if key in values
+        # Whoever wrote the file: the hub refuses a card whose accuracy is no number.
+        if isinstance(value := values.get(key), float) and 0 <= value <= 1
     ]
     return {"model-index": eval_results_to_model_index(model, results)} if results else {}
 

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 
 from terrafm.errors import UsageError
 from terrafm.export import ExportOptions, export_checkpoint, export_weights
+from terrafm.export.model_card import _model_index
 from terrafm.models.encoder import build_encoder
 from terrafm.models.hub import HubEncoder
 from terrafm.models.weights import load_encoder
@@ -134,6 +135,14 @@ def test_another_readme_is_not_overwritten(tmp_path, teacher):
     with pytest.raises(UsageError, match="not a model card of terrafm export"):
         export_weights(encoder.state_dict(), contract, str(tmp_path), "hf")
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize("accuracy", ["0.5", None, {}, [0.5], True, float("inf"), -0.5])
+def test_the_card_s_index_has_accuracies_alone(accuracy):
+    by_modality = {"s1": {"knn20": accuracy, "knn5": 0.25}, "s2_l2a": accuracy}
+    index = _model_index("terrafm_tiny", {"data": "eurosat", "by_modality": by_modality})
+    (result,) = index["model-index"][0]["results"]
+    assert [metric["value"] for metric in result["metrics"]] == [0.25]
 
 
 @pytest.mark.parametrize("content", [None, "not json", "[1]", "{}"])

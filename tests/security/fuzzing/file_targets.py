@@ -374,7 +374,10 @@ class SmallRecords(Target):
             "scratch": "/tmp/x",
             "processes": [[99999999, 1.5]],
         }
-        scores = {"knn20": 0.5, "untrained": {"knn20": 0.25, "seeds": [1, 2]}, "data": "a/b"}
+        scores = {
+            "knn20": 0.5, "untrained": {"knn20": 0.25, "seeds": [1, 2]}, "data": "a/b",
+            "by_modality": {"s1": {"knn20": 0.5, "knn5": 0.25}},
+        }  # fmt: skip
         for name, value in (("lease", holder), ("cluster.json", cluster), ("scores.json", scores)):
             (self.folder / name).write_text(json.dumps(value))
         flat = pa.array(np.arange(12, dtype=np.float32))

@@ -182,7 +182,7 @@ def read_small(folder):
     from terrafm.clusters import state
     from terrafm.eval.features.cache import read_features
     from terrafm.eval.features.job import _read_parts
-    from terrafm.export.model_card import _scores
+    from terrafm.export.model_card import _model_index, _read_scores, _scores
     from terrafm.ray.parts import Part
     from terrafm.storage.lease_record import Holder
 
@@ -195,7 +195,10 @@ def read_small(folder):
     if cluster is not None:
         cluster.keeper, cluster.family()
         state.runs_at("127.0.0.1:6379")
-    use(_scores, str(folder / "scores.json"))
+    scores = str(folder / "scores.json")
+    found = use(_read_scores, scores) or {}
+    _model_index("terrafm_tiny", found)
+    use(_scores, scores, found)
     use(read_features, str(folder / "features.parquet"))
     _read_parts(str(folder), [Part(0, 0, 3)])
     use.end()
