@@ -52,6 +52,11 @@ AGAINST = (
     ("ours", "contrastive"),
     ("ours, l1c, paper's", "lightly, l1c"),
     ("ours, l1c", "lightly, l1c"),
+    # Each part of the method less what it was added to.
+    ("l1c, radar", "l1c"),
+    ("l1c, radar, fusion", "l1c, radar"),
+    ("ours", "l1c, radar, fusion"),
+    ("l1c, radar, fusion, alpha 0.4", "l1c, radar, fusion"),
 )
 _ONE_SENSOR = ("data.modalities=[s2_l1c]",)
 _PAPER = ("loss.centering=ema", "loss.koleo_weight=0", "data.other_date=0")
