@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from common import Figure, note, parse, parser, report
 from harness import cities, eurosat, transfer
-from harness.found_again import FoundAgain
+from harness.found_again import FoundAgain, normalisation_of
 from harness.plain_training import Training
 from harness.trainings import train_all
 
@@ -211,7 +211,7 @@ def _table(
             held_out,
             contract.model,
             tuple(contract.modalities),
-            _normalisation(contract),
+            normalisation_of(contract),
             size=contract.image_size,
             readout=arguments.readout,
         )
@@ -294,7 +294,7 @@ def _bars(
 
 def _eurosat(folder: str, encoders: Sequence[Encoder], contract: WeightsContract) -> list[Figure]:
     gains = eurosat.gains(
-        folder, encoders, contract.model, _normalisation(contract), size=contract.image_size
+        folder, encoders, contract.model, normalisation_of(contract), size=contract.image_size
     )
     figures = []
     for protocol in eurosat.PROTOCOLS:
@@ -340,10 +340,6 @@ def _differences(
 
 def _mean(several: Sequence[Ranks], metric: str) -> float:
     return float(np.mean([ranks.hits(DEPTHS[metric]).mean() for ranks in several]))
-
-
-def _normalisation(contract: WeightsContract) -> dict[str, Any]:
-    return {m: {"mean": c.mean, "std": c.std} for m, c in contract.modalities.items()}
 
 
 if __name__ == "__main__":

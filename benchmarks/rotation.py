@@ -17,13 +17,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from common import Figure, note, parse, parser, report
 from harness import cities
-from harness.found_again import SAME, FoundAgain
-from harness.oscd import DATES as BOTH
+from harness.found_again import SAME, FoundAgain, normalisation_of
 from harness.oscd import OscdCities
 from harness.plain_training import Training
 from harness.trainings import train_all
@@ -98,7 +96,7 @@ def _folds(archive: Path, count: int) -> list[list[str]]:
     for cell in OscdCities(str(archive), ("s1", "s2_l1c")).cells():
         name = cell.cell_id.rpartition("_")[0]
         dates[name] = dates.get(name, 0) + ("s1" in cell.modalities)
-    complete = [name for name, with_radar in sorted(dates.items()) if with_radar == len(BOTH)]
+    complete = [name for name, with_radar in sorted(dates.items()) if with_radar == 2]
     grounds = sorted({name.partition("_")[0] for name in complete})
     return [
         [name for name in complete if name.partition("_")[0] in grounds[start::count]]
@@ -142,16 +140,12 @@ def _fold(
     }
     contract = next(iter(encoders.values())).contract
     assert contract is not None
-    sensors = contract.modalities
-    # Trained on the same tiles, so that all are fed the same numbers.
-    normalisation: dict[str, Any] = {
-        name: {"mean": sensor.mean, "std": sensor.std} for name, sensor in sensors.items()
-    }
     table = FoundAgain(
         uri,
         contract.model,
-        tuple(sensors),
-        normalisation,
+        tuple(contract.modalities),
+        # All of a group were trained on the same tiles.
+        normalisation_of(contract),
         size=contract.image_size,
         readout=readout,
     )

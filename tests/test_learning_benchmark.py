@@ -140,30 +140,29 @@ def test_the_same_date_asks_for_the_query_itself():
     assert same.partners.tolist() == [0, 1]
 
 
-@pytest.mark.slow
-def test_the_rotation_runs_to_its_end(shared_folder, tmp_path):
-    command = [
-        *(sys.executable, str(ROOT / "benchmarks" / "rotation.py"), "--json", "--quick"),
-        *("--seeds", "0", "--folds", "2", "--only", "ours", "--work", str(tmp_path)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def names_of_figures(script, work, *options):
+    """Of a benchmark's quick run, each once."""
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--json", "--quick"]
+    done = subprocess.run(
+        [*command, "--work", str(work), *options], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     names = [json.loads(line)["name"] for line in done.stdout.splitlines()]
     assert len(set(names)) == len(names)
+    return names
+
+
+@pytest.mark.slow
+def test_the_rotation_runs_to_its_end(shared_folder, tmp_path):
+    options = ("--seeds", "0", "--folds", "2", "--only", "ours")
+    names = names_of_figures("rotation.py", tmp_path, *options)
     for part in ("ours: s2_l1c>later, recall10, gain over", "ours: s1>s2_l1c, recall10", "milano"):
         assert any(name.startswith(part) for name in names), part
 
 
 @pytest.mark.slow
 def test_the_question_of_transfer_runs_to_its_end(shared_folder, tmp_path):
-    command = [
-        *(sys.executable, str(ROOT / "benchmarks" / "learning.py"), "--json", "--quick"),
-        *("--transfer", "--seeds", "0", "--work", str(tmp_path)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    names = [json.loads(line)["name"] for line in done.stdout.splitlines()]
-    assert len(set(names)) == len(names)
+    names = names_of_figures("learning.py", tmp_path, "--transfer", "--seeds", "0")
     for one in ("adapted", "adapted, frozen", "distilled"):
         for other in ("scratch", "source"):
             assert f"{one} less {other}: s2_l1c>later, recall10, lower end" in names

@@ -25,6 +25,7 @@ from terrafm.eval.retrieval.scores import (
 )
 from terrafm.eval.retrieval.tasks import LATER, Task, draw_places
 from terrafm.eval.retrieval.views import SensorViews, sensor_views
+from terrafm.models.contract import WeightsContract
 from terrafm.models.encoder import Encoder
 
 HOW = (SHIFTED, ALIGNED)
@@ -136,3 +137,8 @@ def same_date(task: Task) -> Task:
         task.query_rows,
         np.arange(len(task.query_rows)),
     )
+
+
+def normalisation_of(contract: WeightsContract) -> dict[str, Any]:
+    """Mean and std of each sensor that weights were trained with, as `FoundAgain` takes them."""
+    return {m: {"mean": c.mean, "std": c.std} for m, c in contract.modalities.items()}
